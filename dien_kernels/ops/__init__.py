@@ -1,0 +1,14 @@
+"""Ops: a grid of one folder an op and one file a backend.
+
+Room card. Lives here: contracts, mathematics, backends. May import: torch, ``_native``. Must not be here:
+``nn.Module``s, models, data. Importing this package defines the raw ops and then loads native code for them.
+"""
+
+from dien_kernels import _native
+from dien_kernels.ops._dispatch import use_backend
+from dien_kernels.ops._gates import use_gates
+from dien_kernels.ops.recurrence.op import agru, aigru, augru, gru
+
+_native.load()
+
+__all__ = ["agru", "aigru", "augru", "gru", "use_backend", "use_gates"]

@@ -1,0 +1,73 @@
+"""Argument checks shared by the public ops: every message names the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def compute_dtype(storage: torch.dtype) -> torch.dtype:
+    """The dtype of state, accumulation, attention, biases and h0: float32, or float64 for float64 storage."""
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_storage(name: str, value: Any) -> None:
+    """A floating tensor that sets the dtype and device of the call (x, states)."""
+    check_tensor(name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16, got {value.dtype}")
+
+
+def check_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> None:
+    """A floating tensor of exactly ``shape`` with the dtype and device of ``like``."""
+    check_tensor(name, value)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+
+
+def check_scalar_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> Tensor:
+    """As ``check_like``, but float32 is welcome beside 16-bit storage; returns the value in the compute dtype."""
+    check_tensor(name, value)
+    compute = compute_dtype(like.dtype)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
+    if value.dtype != compute:
+        if value.dtype != like.dtype:
+            raise TypeError(f"{name} must have dtype {like.dtype} (as {like_name}) or {compute}, got {value.dtype}")
+        value = value.to(compute)
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+    return value
+
+
+def check_index(name: str, value: Any, shape: tuple[int | None, ...], meaning: str, like: Tensor, like_name: str) -> Tensor:
+    """An int32 or int64 tensor of ``shape`` (None: any size) on the device of ``like``; returns it as int64."""
+    check_tensor(name, value)
+    if value.dtype != torch.int64:
+        if value.dtype != torch.int32:
+            raise TypeError(f"{name} must have dtype int64 or int32, got {value.dtype}")
+        value = value.long()
+    sizes = tuple(value.shape)
+    if len(sizes) != len(shape) or any(want is not None and got != want for got, want in zip(sizes, shape, strict=True)):
+        raise ValueError(f"{name} must have shape {meaning}, got {sizes}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+    return value
+
+
+def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

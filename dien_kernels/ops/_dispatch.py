@@ -1,0 +1,103 @@
+"""Which backend runs a call: a pure function of facts, and the two ways to overrule it.
+
+Room card. Lives here: ``Call`` (the facts), ``select`` (the choice, with every refusal's reason),
+``use_backend``. May import: nothing of ours. Must not be here: tensors, launches, mathematics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+class Call(NamedTuple):
+    """What a backend may look at to accept or refuse a call; no tensors."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    input_size: int
+    hidden_size: int
+    option: str = ""
+
+
+Refuses = Callable[[Call], "str | None"]
+_refusals: dict[str, dict[str, Refuses]] = {}
+
+
+def _checked(name: str, where: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{where} must be one of {('auto', *BACKENDS)}, got {name!r}")
+    return name
+
+
+# One process-wide word, not a ContextVar: Dynamo guards a plain global and recompiles when it changes.
+_forced = _checked(os.environ.get("DIEN_KERNELS_BACKEND", "auto"), "environment variable DIEN_KERNELS_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on backend ``name`` unless the call names another one itself.
+
+    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``. As with the ``backend``
+    argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The setting is
+    process-wide, not per thread. Raises ``ValueError`` for an unknown name.
+
+    >>> with use_backend("reference"):
+    ...     pass
+    """
+    global _forced
+    before, _forced = _forced, _checked(name, "use_backend(name)")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def register_backend(op: str, backend: str, refuses: Refuses) -> None:
+    """Tell the dispatcher that ``backend`` has a cell for ``op`` and how it refuses calls."""
+    _refusals.setdefault(op, {})[backend] = refuses
+
+
+def select(call: Call, backend: str) -> str:
+    """The backend that runs ``call``; ``backend`` is the caller's argument.
+
+    Raises ``ValueError`` for an unknown name and ``RuntimeError`` with the reason when a named backend refuses.
+    """
+    if backend == "auto":
+        backend = _forced
+    if backend == "auto":
+        cells = _refusals[call.op]
+        for name in AUTO_ORDER.get(call.device, ("reference",)):
+            if name in cells and cells[name](call) is None:
+                return name
+        return "reference"
+    reason = refusal(call, _checked(backend, "backend"))
+    if reason is not None:
+        raise RuntimeError(f"{call.op}: backend {backend!r} refuses this call: {reason}")
+    return backend
+
+
+def refusal(call: Call, backend: str) -> str | None:
+    """Why ``backend`` cannot run ``call``, or None if it can."""
+    refuses = _refusals[call.op].get(backend)
+    if refuses is None:
+        return f"there is no {backend} implementation of {call.op} yet"
+    return refuses(call)
+
+
+def table() -> list[tuple[str, str, str | None]]:
+    """(op, backend, reason it is absent or None) for a typical float32 call, for ``python -m dien_kernels info``."""
+    rows = []
+    for op in _refusals:
+        for backend in BACKENDS:
+            device = "cuda" if backend in ("cuda", "triton") else "cpu"
+            rows.append((op, backend, refusal(Call(op, device, torch.float32, 64, 64), backend)))
+    return rows
