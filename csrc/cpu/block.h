@@ -1,0 +1,209 @@
+// What forward and backward share: packed weights, a block of rows in lockstep, its chunks of time, gathers and scatters.
+// Included inside an instruction set's namespace.
+//
+// A block is up to `block_rows` rows, longest first, so that the rows alive at step s are a prefix `active(s)`. A chunk is a
+// run of steps whose (row, step) pairs, the tokens, fit the second-level cache; token numbers are dense: step s of row i
+// is token `base(s) + i`. Scratch arrays hold one token a row, units padded to whole vectors.
+
+template <class L>
+struct Shape {
+  using T = typename L::Scalar;
+  int64_t I, H, Ip, Hp, G;  // sizes, padded sizes, stride of a token's gates
+
+  explicit Shape(const Job& job)
+      : I(job.input), H(job.hidden), Ip(round_up(I, L::N)), Hp(round_up(H, L::N)), G(token_stride(4 * Hp)) {}
+
+  // An odd number of cache lines: tokens at a power-of-two stride would share a few cache sets.
+  static int64_t token_stride(int64_t n) {
+    const int64_t line = 64 / int64_t(sizeof(T)), lines = round_up(n, line) / line;
+    return (lines | 1) * line;
+  }
+  int64_t units() const { return Hp / L::N; }
+};
+
+// Hands out aligned pieces of one buffer; with a null buffer it only counts.
+struct Arena {
+  char* at;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t n) {
+    T* p = reinterpret_cast<T*>(at + used);
+    used += round_up(n * int64_t(sizeof(T)), 64);
+    return p;
+  }
+};
+
+// Weights in the compute dtype, update gate on the candidate side, in every order the loops read them.
+template <class L>
+struct Weights {
+  using T = typename L::Scalar;
+  T *bias_x, *bias_n;              // [3][Hp] added to the projection; [Hp] added to W_hn h
+  T *ih, *hh, *hh_n;               // by gates: W_ih [3]; W_hh [3], or [2] and n alone where the reset comes first
+  T *columns_ih, *columns_hh, *columns_hn;  // for the backward
+  T* plain;                        // [3 H][max(I, H)]
+
+  Weights(const Job& job, const Shape<L>& s, Arena& arena, bool backward) {
+    const bool before = job.reset_before;
+    bias_x = arena.take<T>(3 * s.Hp);
+    bias_n = arena.take<T>(s.Hp);
+    ih = arena.take<T>(s.I * 3 * s.Hp);
+    hh = arena.take<T>(s.H * 3 * s.Hp);
+    hh_n = before ? hh + s.H * 2 * s.Hp : nullptr;
+    columns_ih = arena.take<T>(backward ? 3 * s.H * s.Ip : 0);
+    columns_hh = arena.take<T>(backward ? 3 * s.H * s.Hp : 0);
+    columns_hn = before ? columns_hh + 2 * s.H * s.Hp : nullptr;
+    plain = arena.take<T>(3 * s.H * (s.I > s.H ? s.I : s.H));
+  }
+
+  void fill(const Job& job, const Shape<L>& s, bool backward) const {
+    const bool before = job.reset_before;
+    read_biases(job, s);
+    read_weights(job.w_ih, s.H, s.I, job.keep_side, plain);
+    pack_gates<L>(plain, s.H, s.I, 0, 3, ih);
+    static constexpr int n_r_u[3] = {2, 0, 1}, r_u_n[3] = {0, 1, 2}, n_only[1] = {2};
+    if (backward) pack_columns<L>(plain, s.H, s.I, n_r_u, 3, columns_ih);
+    read_weights(job.w_hh, s.H, s.H, job.keep_side, plain);
+    pack_gates<L>(plain, s.H, s.H, 0, before ? 2 : 3, hh);
+    if (before) pack_gates<L>(plain, s.H, s.H, 2, 1, hh_n);
+    if (backward) pack_columns<L>(plain, s.H, s.H, r_u_n, before ? 2 : 3, columns_hh);
+    if (backward && before) pack_columns<L>(plain, s.H, s.H, n_only, 1, columns_hn);
+  }
+
+ private:
+  // b_hh joins b_ih except for n after the product, where it stays inside r's reach.
+  void read_biases(const Job& job, const Shape<L>& s) const {
+    for (int64_t i = 0; i < 3 * s.Hp; ++i) bias_x[i] = 0;
+    for (int64_t i = 0; i < s.Hp; ++i) bias_n[i] = 0;
+    for (int64_t gate = 0; gate < 3; ++gate)
+      for (int64_t i = 0; i < s.H; ++i) {
+        const int64_t at = gate * s.H + i;
+        T x = job.b_ih.data ? read_one<T>(job.b_ih, at * job.b_ih.s0) : T(0);
+        const T h = job.b_hh.data ? read_one<T>(job.b_hh, at * job.b_hh.s0) : T(0);
+        const bool apart = gate == 2 && !job.reset_before;
+        if (apart) bias_n[i] = h;
+        else x += h;
+        bias_x[gate * s.Hp + i] = gate == 1 && job.keep_side ? -x : x;
+      }
+  }
+};
+
+// A block's rows and the chunk of time being worked on.
+struct Chunk {
+  int64_t first, last;  // steps [first, last)
+  int64_t tokens;
+};
+
+struct Block {
+  const Job& job;
+  const Row* rows;
+  int64_t count;
+
+  Block(const Job& j, int64_t index)
+      : job(j), rows(j.rows + index * j.block_rows),
+        count(j.batch - index * j.block_rows < j.block_rows ? j.batch - index * j.block_rows : j.block_rows) {}
+
+  int64_t longest() const { return count ? rows[0].length : 0; }
+
+  // How many rows are alive at step s, given how many were at an earlier one.
+  int64_t active(int64_t s, int64_t at_most) const {
+    while (at_most > 0 && rows[at_most - 1].length <= s) --at_most;
+    return at_most;
+  }
+
+  // The chunk that begins at step s.
+  Chunk chunk_from(int64_t s) const {
+    Chunk c{s, s, 0};
+    int64_t alive = active(s, count);
+    while (alive > 0 && (c.last == s || c.tokens + alive <= job.chunk_tokens)) {
+      c.tokens += alive;
+      ++c.last;
+      alive = active(c.last, alive);
+    }
+    return c;
+  }
+
+  // f(step, alive rows, first token) for each step of a chunk, in order.
+  template <class F>
+  DIEN_INLINE void for_steps(const Chunk& c, F&& f) const {
+    int64_t alive = count, base = 0;
+    for (int64_t s = c.first; s < c.last; ++s) {
+      alive = active(s, alive);
+      f(s, alive, base);
+      base += alive;
+    }
+  }
+
+  // f(row, step, token) for each token of a chunk.
+  template <class F>
+  DIEN_INLINE void for_tokens(const Chunk& c, F&& f) const {
+    for_steps(c, [&](int64_t s, int64_t alive, int64_t base) {
+      for (int64_t i = 0; i < alive; ++i) f(rows[i], i, s, base + i);
+    });
+  }
+};
+
+inline int64_t block_count(const Job& job) { return (job.batch + job.block_rows - 1) / job.block_rows; }
+
+template <class L, class T = typename L::Scalar>
+DIEN_INLINE void gather_padded(const Array& a, int64_t offset, int64_t stride, int64_t n, int64_t padded, T* out) {
+  read_row(a, offset, stride, n, out);
+  for (int64_t i = n; i < padded; ++i) out[i] = 0;
+}
+
+// alpha, beta, gamma of a token: equation (9).
+template <class T>
+struct Scalars {
+  T a, alpha, beta, gamma;
+  Scalars() = default;
+  DIEN_INLINE Scalars(const Job& job, const Row& row, int64_t s)
+      : a(job.attention.data ? read_one<T>(job.attention, row.attention + s * job.attention_step) : T(0)),
+        alpha(T(job.alpha0) + T(job.alpha1) * a),
+        beta(T(job.beta0) + T(job.beta1) * a),
+        gamma(job.scale_input ? a : T(1)) {}
+};
+
+// Shared histories: W_ih x of every step of one history, once for all its rows, without bias: [history step][3][Hp].
+template <class L, class T = typename L::Scalar>
+void project_history(const Job& job, const Shape<L>& s, const Weights<L>& w, const Row& row, T* xs, T* projection) {
+  for (int64_t from = 0; from < row.length; from += job.chunk_tokens) {
+    const int64_t n = row.length - from < job.chunk_tokens ? row.length - from : job.chunk_tokens;
+    for (int64_t t = 0; t < n; ++t)
+      gather_padded<L>(job.x, row.x + (from + t) * job.x_step, job.x.s2, s.I, s.Ip, xs + t * s.Ip);
+    for (int64_t block = 0; block < s.units(); ++block)
+      for_row_tiles(n, [&]<int M>(int64_t i) {
+        typename L::V acc[M][3] = {};
+        multiply<L>(xs + i * s.Ip, s.Ip, w.ih + block * s.I * 3 * L::N, s.I, acc);
+        store_gates<L>(projection + (row.dx + (from + i) * job.dx_step) * 3 * s.Hp + block * L::N,
+                       job.dx_step * 3 * s.Hp, s.Hp, acc);
+      });
+  }
+}
+
+// Zeros past a row's length in a contiguous padded array of `rows` rows; jagged arrays have no such place.
+DIEN_INLINE void zero_padding(const Job& job, void* p, int64_t row, int64_t length, int64_t rows, int64_t width) {
+  if (job.jagged) return;
+  if (job.time_major)
+    for (int64_t t = length; t < job.steps; ++t) zero_rows(p, job.x.store, t * rows + row, 1, width);
+  else
+    zero_rows(p, job.x.store, row * job.steps + length, job.steps - length, width);
+}
+
+// Runs task(thread's scratch, index) for index < n over the job's threads, in order of index, from one counter.
+template <class F>
+void run_tasks(const Job& job, int64_t n, const F& task) {
+  struct Context {
+    const Job* job;
+    int64_t n, next;
+    const F* task;
+  } context{&job, n, 0, &task};
+  const int64_t threads = job.threads.count < n ? job.threads.count : n;
+  auto worker = [](void* p, int64_t thread) {
+    Context& c = *static_cast<Context*>(p);
+    char* scratch = c.job->scratch + thread * c.job->scratch_bytes;
+    for (int64_t i; (i = __atomic_fetch_add(&c.next, int64_t(1), __ATOMIC_RELAXED)) < c.n;) (*c.task)(scratch, i);
+  };
+  if (threads <= 1)
+    worker(&context, 0);
+  else
+    job.threads.run(threads, &context, worker);
+}

@@ -1,0 +1,221 @@
+// Small matrix products on register tiles. Included inside an instruction set's namespace.
+//
+// Every product sums over k in ascending order in one chain per element, whatever the tile, so that a row's result
+// never depends on which rows it was computed beside.
+
+// Rows a tile holds at most: MR * 3 accumulators, 3 operands and a broadcast must fit the register file.
+#ifndef DIEN_TILE_ROWS
+#error "the instruction set's file defines DIEN_TILE_ROWS"
+#endif
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Calls f<rows>(first) for tiles that cover rows 0..n.
+template <int MR, class F>
+DIEN_INLINE void for_row_tiles(int64_t n, int64_t first, F&& f) {
+  for (; first + MR <= n; first += MR) f.template operator()<MR>(first);
+  if constexpr (MR > 1) {
+    if (first < n) for_row_tiles<MR / 2>(n, first, f);
+  }
+}
+
+template <class F>
+DIEN_INLINE void for_row_tiles(int64_t n, F&& f) {
+  for_row_tiles<DIEN_TILE_ROWS>(n, 0, f);
+}
+
+// acc[i][v] += sum_k a[i * lda + k] * b[(k * NV + v) * N ..]
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void multiply(const T* a, int64_t lda, const T* b, int64_t depth, typename L::V (&acc)[M][NV]) {
+  for (int64_t k = 0; k < depth; ++k, b += NV * L::N) {
+    typename L::V w[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) w[v] = L::load(b + v * L::N);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const T s = a[i * lda + k];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += s * w[v];
+    }
+  }
+}
+
+// acc[i][v] += sum_k a[k * lda + i] * b[k * ldb + v * N ..]: the transposed product of weight gradients.
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void multiply_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t depth,
+                                     typename L::V (&acc)[M][NV]) {
+  for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
+    typename L::V w[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) w[v] = L::load(b + v * L::N);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const T s = a[i];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += s * w[v];
+    }
+  }
+}
+
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void load_tile(const T* p, int64_t row, typename L::V (&acc)[M][NV]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = L::load(p + i * row + v * L::N);
+}
+
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void store_tile(T* p, int64_t row, const typename L::V (&acc)[M][NV]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) L::store(p + i * row + v * L::N, acc[i][v]);
+}
+
+// As store_tile, but each vector of a row goes to its own gate segment.
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void store_gates(T* p, int64_t row, int64_t segment, const typename L::V (&acc)[M][NV]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) L::store(p + i * row + v * segment, acc[i][v]);
+}
+
+// Calls f<vectors>(first) for column tiles of at most three vectors that cover `vectors` of them.
+template <class F>
+DIEN_INLINE void for_column_tiles(int64_t vectors, F&& f) {
+  int64_t v = 0;
+  for (; v + 3 <= vectors; v += 3) f.template operator()<3>(v);
+  if (vectors - v == 2) f.template operator()<2>(v);
+  if (vectors - v == 1) f.template operator()<1>(v);
+}
+
+// c[i][..] (+)= sum over segments g and k < depth of a[i][g * segment + k] b[g * depth + k][..], b by `pack_columns`.
+template <class L, bool kAccumulate, class T = typename L::Scalar>
+DIEN_INLINE void product(const T* a, int64_t lda, int segments, int64_t segment, const T* packed, int64_t depth,
+                         int64_t vectors, int64_t rows, T* c, int64_t ldc) {
+  for_column_tiles(vectors, [&]<int NV>(int64_t v) {
+    const T* b = packed + v * L::N * depth * segments;
+    for_row_tiles(rows, [&]<int M>(int64_t i) {
+      typename L::V acc[M][NV] = {};
+      if constexpr (kAccumulate) load_tile<L>(c + i * ldc + v * L::N, ldc, acc);
+      for (int g = 0; g < segments; ++g)
+        multiply<L>(a + i * lda + g * segment, lda, b + g * depth * NV * L::N, depth, acc);
+      store_tile<L>(c + i * ldc + v * L::N, ldc, acc);
+    });
+  });
+}
+
+// c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k.
+template <class L, class T = typename L::Scalar>
+DIEN_INLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
+                                    int64_t vectors, T* c, int64_t ldc) {
+  for_column_tiles(vectors, [&]<int NV>(int64_t v) {
+    for_row_tiles(rows, [&]<int M>(int64_t m) {
+      typename L::V acc[M][NV];
+      load_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+      multiply_transposed<L>(a + m, lda, b + v * L::N, ldb, tokens, acc);
+      store_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+    });
+  });
+}
+
+// --- reading and writing tensors of any storage dtype and stride ---
+
+DIEN_INLINE float from_bf16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &wide, 4);
+  return f;
+}
+
+DIEN_INLINE uint16_t to_bf16(float f) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;  // NaN stays NaN
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);               // to nearest, ties to even
+}
+
+template <class T>
+DIEN_INLINE void read_row(const Array& a, int64_t offset, int64_t stride, int64_t n, T* out) {
+  if (a.store == Store::bf16) {
+    const uint16_t* p = static_cast<const uint16_t*>(a.data) + offset;
+    for (int64_t i = 0; i < n; ++i) out[i] = T(from_bf16(p[i * stride]));
+  } else {
+    const T* p = static_cast<const T*>(a.data) + offset;
+    if (stride == 1)
+      __builtin_memcpy(out, p, n * sizeof(T));
+    else
+      for (int64_t i = 0; i < n; ++i) out[i] = p[i * stride];
+  }
+}
+
+template <class T>
+DIEN_INLINE T read_one(const Array& a, int64_t offset) {
+  T value;
+  read_row(a, offset, 1, 1, &value);
+  return value;
+}
+
+// `p` is contiguous storage of dtype `store`.
+template <class T>
+DIEN_INLINE void write_row(void* p, Store store, int64_t offset, int64_t n, const T* in) {
+  if (store == Store::bf16) {
+    uint16_t* q = static_cast<uint16_t*>(p) + offset;
+    for (int64_t i = 0; i < n; ++i) q[i] = to_bf16(float(in[i]));
+  } else {
+    __builtin_memcpy(static_cast<T*>(p) + offset, in, n * sizeof(T));
+  }
+}
+
+DIEN_INLINE int64_t size_of(Store store) { return store == Store::bf16 ? 2 : store == Store::f32 ? 4 : 8; }
+
+DIEN_INLINE void zero_rows(void* p, Store store, int64_t row, int64_t count, int64_t width) {
+  const int64_t bytes = width * size_of(store);
+  __builtin_memset(static_cast<char*>(p) + row * bytes, 0, count * bytes);
+}
+
+// --- packing weights ---
+// Logical weight rows are gates r, u, n; the sign brings a keep-side update gate to the candidate side.
+
+// `plain` is a contiguous copy [3 H][columns] made by `read_weights`.
+
+template <class T>
+void read_weights(const Array& w, int64_t hidden, int64_t columns, bool keep_side, T* plain) {
+  for (int64_t row = 0; row < 3 * hidden; ++row) {
+    T* out = plain + row * columns;
+    read_row(w, row * w.s0, w.s1, columns, out);
+    if (keep_side && row / hidden == 1)
+      for (int64_t k = 0; k < columns; ++k) out[k] = -out[k];
+  }
+}
+
+// For units in lanes: [unit block][column][gates first..first+count][N], zeros past the last unit.
+template <class L, class T = typename L::Scalar>
+void pack_gates(const T* plain, int64_t hidden, int64_t columns, int first, int count, T* out) {
+  for (int64_t block = 0; block * L::N < hidden; ++block) {
+    const int64_t units = hidden - block * L::N < L::N ? hidden - block * L::N : L::N;
+    for (int64_t k = 0; k < columns; ++k)
+      for (int gate = first; gate < first + count; ++gate, out += L::N) {
+        const T* in = plain + (gate * hidden + block * L::N) * columns + k;
+        for (int64_t lane = 0; lane < units; ++lane) out[lane] = in[lane * columns];
+        for (int64_t lane = units; lane < L::N; ++lane) out[lane] = 0;
+      }
+  }
+}
+
+// For columns in lanes, as `product` reads them: tiles of up to three vectors, each [gate in order][unit][vectors][N].
+template <class L, class T = typename L::Scalar>
+void pack_columns(const T* plain, int64_t hidden, int64_t columns, const int* gates, int count, T* out) {
+  for_column_tiles(round_up(columns, L::N) / L::N, [&]<int NV>(int64_t v) {
+    const int64_t from = v * L::N, width = NV * L::N;
+    const int64_t live = columns - from < width ? columns - from : width;
+    for (int g = 0; g < count; ++g)
+      for (int64_t unit = 0; unit < hidden; ++unit, out += width) {
+        const T* in = plain + (gates[g] * hidden + unit) * columns + from;
+        for (int64_t lane = 0; lane < live; ++lane) out[lane] = in[lane];
+        for (int64_t lane = live; lane < width; ++lane) out[lane] = 0;
+      }
+  });
+}

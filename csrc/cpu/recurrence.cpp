@@ -1,0 +1,193 @@
+// Plans a recurrence: checks index values, orders rows, sizes blocks, chunks and groups, finds memory, picks kernels.
+#include "recurrence.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "isa.h"
+
+namespace dien {
+namespace {
+
+[[noreturn]] void reject(const std::string& message) { throw std::invalid_argument(message); }
+
+int64_t history_length(const Job& job, const Layout& layout, int64_t u) {
+  if (layout.offsets) return layout.offsets[u + 1] - layout.offsets[u];
+  return layout.lengths ? layout.lengths[u] : job.steps;
+}
+
+void check(const Job& job, const Layout& layout) {
+  const auto range = [](const int64_t* p, int64_t n) {
+    const auto [low, high] = std::minmax_element(p, p + n);
+    return std::pair(*low, *high);
+  };
+  if (layout.lengths && job.histories > 0) {
+    const auto [low, high] = range(layout.lengths, job.histories);
+    if (low < 0 || high > job.steps)
+      reject("lengths must lie between 0 and T = " + std::to_string(job.steps) + ", got values from " +
+             std::to_string(low) + " to " + std::to_string(high));
+  }
+  if (layout.offsets) {
+    const int64_t* o = layout.offsets;
+    if (o[0] != 0) reject("offsets must start with 0, got " + std::to_string(o[0]));
+    for (int64_t u = 0; u < job.histories; ++u)
+      if (o[u + 1] < o[u])
+        reject("offsets must be ascending, got " + std::to_string(o[u]) + " before " + std::to_string(o[u + 1]));
+    if (o[job.histories] != layout.x_rows)
+      reject("offsets must end with N = " + std::to_string(layout.x_rows) + ", the rows of the jagged input, got " +
+             std::to_string(o[job.histories]));
+  }
+  if (layout.history && job.batch > 0) {
+    const auto [low, high] = range(layout.history, job.batch);
+    if (low < 0 || high >= job.histories)
+      reject("history must lie between 0 and U - 1 = " + std::to_string(job.histories - 1) + ", got values from " +
+             std::to_string(low) + " to " + std::to_string(high));
+  }
+}
+
+// The layout rule (docs/design.md, "One layout") for one row, at its first step.
+Row make_row(const Job& job, const Layout& layout, int64_t b, int64_t u, int64_t jagged_y) {
+  Row r{};
+  r.b = b;
+  r.u = u;
+  r.length = history_length(job, layout, u);
+  if (job.jagged) {
+    r.x = layout.offsets[u] * job.x.s1;
+    r.dx = layout.offsets[u];
+    r.y = r.da = jagged_y;
+    r.dy = jagged_y * job.dy.s1;
+    r.attention = jagged_y * job.attention.s1;
+  } else {
+    r.x = u * job.x.s0;
+    r.dx = job.time_major ? u : u * job.steps;
+    r.y = job.time_major ? b : b * job.steps;
+    r.da = b * job.steps;
+    r.dy = b * job.dy.s0;
+    r.attention = b * job.attention.s0;
+  }
+  if (layout.reverse && r.length > 0) {
+    const int64_t last = r.length - 1;
+    r.x += last * job.x.s1;
+    r.dx += last * std::abs(job.dx_step);
+    r.y += last * std::abs(job.y_step);
+    r.da += last;
+    r.dy += last * job.dy.s1;
+    r.attention += last * job.attention.s1;
+  }
+  return r;
+}
+
+struct Plan {
+  std::vector<Row> by_index, sorted, history_rows;
+  std::vector<int64_t> readers, first_reader;
+  std::unique_ptr<char, decltype(&std::free)> memory{nullptr, &std::free};
+};
+
+void plan_rows(Job& job, const Layout& layout, Plan& plan) {
+  const int64_t sign = layout.reverse ? -1 : 1;
+  job.x_step = sign * job.x.s1;
+  job.dx_step = sign * (job.time_major ? job.histories : 1);
+  job.y_step = sign * (job.time_major ? job.batch : 1);
+  job.dy_step = sign * job.dy.s1;
+  job.attention_step = sign * job.attention.s1;
+  job.da_step = sign;
+
+  plan.by_index.reserve(job.batch);
+  int64_t jagged_y = 0;
+  for (int64_t b = 0; b < job.batch; ++b) {
+    plan.by_index.push_back(make_row(job, layout, b, layout.history ? layout.history[b] : b, jagged_y));
+    jagged_y += plan.by_index.back().length;
+  }
+  if (job.jagged && job.shared && layout.attention_rows != jagged_y)
+    reject("attention must have one value for each of the " + std::to_string(jagged_y) +
+           " steps of the histories named, got " + std::to_string(layout.attention_rows));
+
+  plan.sorted = plan.by_index;
+  std::stable_sort(plan.sorted.begin(), plan.sorted.end(), [](const Row& a, const Row& b) { return a.length > b.length; });
+  job.by_index = plan.by_index.data();
+  job.rows = plan.sorted.data();
+  job.longest = plan.sorted.empty() ? 0 : plan.sorted[0].length;
+
+  if (!job.shared) return;
+  for (int64_t u = 0; u < job.histories; ++u) plan.history_rows.push_back(make_row(job, layout, u, u, 0));
+  plan.first_reader.assign(job.histories + 1, 0);
+  for (const Row& r : plan.by_index) ++plan.first_reader[r.u + 1];
+  std::partial_sum(plan.first_reader.begin(), plan.first_reader.end(), plan.first_reader.begin());
+  plan.readers.resize(job.batch);
+  std::vector<int64_t> next = plan.first_reader;
+  for (const Row& r : plan.by_index) plan.readers[next[r.u]++] = r.b;
+  job.history_rows = plan.history_rows.data();
+  job.first_reader = plan.first_reader.data();
+  job.readers = plan.readers.data();
+}
+
+const Kernels& pick_kernels(const Job& job) {
+  const IsaKernels& isa = isa_kernels();
+  if (job.x.store == Store::f64) return isa.f64;
+  if (isa.narrow.lanes == 0) return isa.wide;
+  const auto idle = [&](int64_t lanes) { return (job.hidden + lanes - 1) / lanes * lanes - job.hidden; };
+  // Half the lanes cost half as much on machines that split wide registers, and never less than that elsewhere.
+  return 8 * (idle(isa.wide.lanes) - idle(isa.narrow.lanes)) > job.hidden ? isa.narrow : isa.wide;
+}
+
+// None of these sizes depends on the number of threads, nor therefore do the sums.
+void plan_blocks(Job& job) {
+  job.block_rows = job.batch >= 512 ? 32 : job.batch >= 64 ? 16 : 8;
+  const int64_t width = job.x.store == Store::f64 ? 8 : 4;
+  const int64_t token = width * (2 * job.input + 6 * job.hidden);
+  job.chunk_tokens = std::clamp<int64_t>((512 << 10) / token, 64, 512);
+}
+
+void run(Job job, const Layout& layout, bool backward) {
+  Plan plan;
+  check(job, layout);
+  plan_rows(job, layout, plan);
+  plan_blocks(job);
+  const Kernels& kernels = pick_kernels(job);
+  const Sizes sizes = kernels.sizes(job, backward);
+  const int64_t blocks = (job.batch + job.block_rows - 1) / job.block_rows;
+  const int64_t most_groups = std::clamp<int64_t>((16 << 20) / sizes.partial, 4, 64);
+  job.groups = std::max<int64_t>(1, std::min(blocks, most_groups));
+
+  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
+  int64_t tokens = 0;
+  for (const Row& r : plan.by_index) tokens += r.length;
+  if (tokens * 3 * job.hidden * (job.input + job.hidden) < 200000) job.threads.count = 1;
+  job.threads.count = int(std::clamp<int64_t>(job.threads.count, 1, std::max<int64_t>(blocks, 1)));
+
+  const auto rounded = [](int64_t n) { return (n + 63) / 64 * 64; };
+  job.scratch_bytes = rounded(sizes.scratch);
+  const int64_t x_rows = job.jagged ? layout.x_rows : job.histories * job.steps;
+  const int64_t y_rows = job.jagged ? layout.attention_rows : job.batch * job.steps;
+  const std::pair<char**, int64_t> pieces[] = {
+      {&job.packed, sizes.packed},
+      {&job.partial, backward ? job.groups * sizes.partial : 0},
+      {&job.projection, job.shared ? x_rows * sizes.projection_row : 0},
+      {&job.shared_gradient, job.shared && backward ? y_rows * sizes.projection_row : 0},
+      {&job.scratch, job.threads.count * job.scratch_bytes},
+  };
+  int64_t total = 64;
+  for (const auto& [piece, bytes] : pieces) total += rounded(bytes);
+  plan.memory.reset(static_cast<char*>(std::aligned_alloc(64, total)));
+  if (!plan.memory) throw std::bad_alloc();
+  char* at = plan.memory.get();
+  for (const auto& [piece, bytes] : pieces) {
+    *piece = at;
+    at += rounded(bytes);
+  }
+  (backward ? kernels.backward : kernels.forward)(job);
+}
+
+}  // namespace
+
+void recurrence_forward(Job job, const Layout& layout) { run(job, layout, false); }
+void recurrence_backward(Job job, const Layout& layout) { run(job, layout, true); }
+
+}  // namespace dien

@@ -1,0 +1,172 @@
+// The recurrence's raw ops for CPU tensors: torch's stable ABI on one side, raw pointers on the other.
+// Sizes and dtypes were checked by dien_kernels/ops/recurrence/op.py; values are checked by cpu/recurrence.cpp.
+#include "../cpu/recurrence.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+
+dien::Store store_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return dien::Store::f32;
+    case ScalarType::Double: return dien::Store::f64;
+    case ScalarType::BFloat16: return dien::Store::bf16;
+    default: throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
+  }
+}
+
+ScalarType compute_type(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
+
+// The innermost strides go to the places named by the layout in cpu/recurrence.h: `from` is the first stride's place.
+dien::Array array_of(const Tensor& t, int from, bool swap) {
+  int64_t s[3] = {0, 0, 0};
+  for (int64_t i = 0; i < t.dim(); ++i) s[from + i] = t.stride(i);
+  if (swap) std::swap(s[0], s[1]);
+  return {const_cast<void*>(t.const_data_ptr()), s[0], s[1], s[2], store_of(t.scalar_type())};
+}
+
+dien::Array array_of(const Maybe& t, int from, bool swap = false) { return t ? array_of(*t, from, swap) : dien::Array{}; }
+
+Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(int64_t(i));
+  return sizes;
+}
+
+Tensor new_like(const Tensor& t, ScalarType type) { return torch::stable::empty(sizes_of(t), type); }
+
+// Index tensors may be slices of others; the kernels read them as contiguous.
+class Indices {
+ public:
+  const int64_t* read(const Maybe& t) {
+    if (!t) return nullptr;
+    const auto* p = static_cast<const int64_t*>(t->const_data_ptr());
+    const int64_t n = t->size(0), step = t->stride(0);
+    if (step == 1) return p;
+    auto& copy = copies_.emplace_back(n);
+    for (int64_t i = 0; i < n; ++i) copy[i] = p[i * step];
+    return copy.data();
+  }
+
+ private:
+  std::vector<std::vector<int64_t>> copies_;
+};
+
+dien::Threads threads() {
+  return {int(torch::stable::get_num_threads()), [](int64_t tasks, void* context, void (*task)(void*, int64_t)) {
+            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(context, i);
+            });
+          }};
+}
+
+struct Cell {
+  double alpha0, alpha1, beta0, beta1;
+  bool scale_input, keep_side, reset_before, reverse, time_major;
+};
+
+dien::Job make_job(const Tensor& x, const Maybe& attention, const Tensor& w_ih, const Tensor& w_hh, const Maybe& b_ih,
+                   const Maybe& b_hh, const Maybe& h0, const Maybe& offsets, const Maybe& history, const Cell& cell) {
+  dien::Job job{};
+  job.jagged = offsets.has_value();
+  job.shared = history.has_value();
+  job.time_major = cell.time_major;
+  const int64_t lead = x.size(0), next = x.size(1);
+  job.histories = job.jagged ? offsets->size(0) - 1 : cell.time_major ? next : lead;
+  job.batch = job.shared ? history->size(0) : job.histories;
+  job.steps = job.jagged ? 0 : cell.time_major ? lead : next;
+  job.input = w_ih.size(1);
+  job.hidden = w_hh.size(1);
+  job.alpha0 = cell.alpha0, job.alpha1 = cell.alpha1, job.beta0 = cell.beta0, job.beta1 = cell.beta1;
+  job.scale_input = cell.scale_input, job.keep_side = cell.keep_side, job.reset_before = cell.reset_before;
+  job.x = array_of(x, job.jagged ? 1 : 0, cell.time_major);
+  job.attention = array_of(attention, job.jagged ? 1 : 0);
+  job.w_ih = array_of(w_ih, 0, false);
+  job.w_hh = array_of(w_hh, 0, false);
+  job.b_ih = array_of(b_ih, 0);
+  job.b_hh = array_of(b_hh, 0);
+  job.h0 = array_of(h0, 0);
+  job.threads = threads();
+  return job;
+}
+
+dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& lengths, const Maybe& offsets,
+                         const Maybe& history, bool reverse, Indices& indices) {
+  return {indices.read(lengths), indices.read(offsets), indices.read(history), x.size(0),
+          attention ? attention->size(0) : x.size(0), reverse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,
+                                           Maybe h0, Maybe lengths, Maybe offsets, Maybe history, double alpha0,
+                                           double alpha1, double beta0, double beta1, bool scale_input, bool keep_side,
+                                           bool reset_before, bool reverse, bool time_major, bool keep_gates) {
+  const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
+  dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
+  Indices indices;
+  const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
+  const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
+  const int64_t hidden = job.hidden, rows = layout.attention_rows;
+  const int64_t first = time_major ? job.steps : job.batch, second = time_major ? job.batch : job.steps;
+  Tensor y = job.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage);
+  Tensor h_n = new_tensor({job.batch, hidden}, storage);
+  Tensor gates = !keep_gates  ? new_tensor({0}, compute)
+                 : job.jagged ? new_tensor({rows, 4 * hidden}, compute)
+                              : new_tensor({first, second, 4 * hidden}, compute);
+  job.y = y.mutable_data_ptr();
+  job.h_n = h_n.mutable_data_ptr();
+  job.gates = keep_gates ? gates.mutable_data_ptr() : nullptr;
+  dien::recurrence_forward(job, layout);
+  return {y, h_n, gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    Maybe dy, Maybe dh_n, Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0,
+    Maybe lengths, Maybe offsets, Maybe history, Tensor y, Tensor gates, bool need_dx, double alpha0, double alpha1,
+    double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, bool reverse, bool time_major,
+    bool /* keep_gates: gates say it */) {
+  const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
+  dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
+  Indices indices;
+  const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
+  const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
+  Tensor dx = need_dx ? new_like(x, storage) : new_tensor({0}, storage);
+  Tensor da = attention ? new_like(*attention, compute) : new_tensor({0}, storage);
+  Tensor dw_ih = new_like(w_ih, w_ih.scalar_type()), dw_hh = new_like(w_hh, w_hh.scalar_type());
+  Tensor db_ih = new_tensor({3 * job.hidden}, compute), db_hh = new_tensor({3 * job.hidden}, compute);
+  Tensor dh0 = new_tensor({job.batch, job.hidden}, compute);
+  job.dy = array_of(dy, job.jagged ? 1 : 0, time_major);
+  job.dh_n = array_of(dh_n, 0);
+  job.y = const_cast<void*>(y.const_data_ptr());
+  job.gates = gates.numel() > 0 ? const_cast<void*>(gates.const_data_ptr()) : nullptr;
+  job.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
+  job.da = attention ? da.mutable_data_ptr() : nullptr;
+  job.dw_ih = dw_ih.mutable_data_ptr();
+  job.dw_hh = dw_hh.mutable_data_ptr();
+  job.db_ih = db_ih.mutable_data_ptr();
+  job.db_hh = db_hh.mutable_data_ptr();
+  job.dh0 = dh0.mutable_data_ptr();
+  dien::recurrence_backward(job, layout);
+  return {dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dien_kernels, CPU, m) {
+  m.impl("_recurrence_native_fwd", TORCH_BOX(&forward));
+  m.impl("_recurrence_native_bwd", TORCH_BOX(&backward));
+}

@@ -1,0 +1,97 @@
+"""Finds and loads the shared library, or keeps the reason why there is none.
+
+Room card. Lives here: the path of ``_C.so``, the facts of its build, why it is absent. May import: torch.
+Must not be here: schemas, building, anything that touches a GPU. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Instruction sets on which the whole test-suite has run; any other one is reported as unverified.
+VERIFIED_ISAS = ("portable", "avx2", "avx2x2", "avx512")
+
+_HERE = Path(__file__).resolve().parent
+_reason: str | None = "load() was not called"
+_facts: dict[str, Any] = {}
+
+
+def load() -> None:
+    """Load the library once; the ops it implements must be defined before. On failure keep the reason."""
+    global _reason, _facts
+    if _reason is None:
+        return
+    override = os.environ.get("DIEN_KERNELS_LIB")
+    library = Path(override) if override else _HERE / "_C.so"
+    _facts = _read_facts(library.with_name("_build.json"))
+    _reason = _try_load(library, f"DIEN_KERNELS_LIB={override}" if override else None)
+
+
+def available() -> bool:
+    """Whether the library is loaded."""
+    return _reason is None
+
+
+def reason() -> str | None:
+    """Why the library is not loaded, in one line; None if it is."""
+    return _reason
+
+
+def build_facts() -> dict[str, Any]:
+    """What the build wrote beside the library (compiler, flags, backends ...); empty without a build."""
+    return dict(_facts)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set the CPU kernels use in this process; None without the library."""
+    if _reason is not None:
+        return None
+    try:
+        return str(torch.ops.dien_kernels._cpu_isa())
+    except (AttributeError, RuntimeError, NotImplementedError):  # a library without the CPU backend
+        return None
+
+
+def cpu_isa_verified() -> bool:
+    """Whether the test-suite has run on the instruction set in use."""
+    return cpu_isa() in VERIFIED_ISAS
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _try_load(library: Path, asked: str | None) -> str | None:
+    if not library.is_file():
+        if asked is not None:
+            return f"{asked}: there is no such file"
+        return _facts.get("absent") or (
+            "no _C.so beside the package: run `make build` or `pip install . --no-build-isolation`"
+        )
+    target, built = _facts.get("abi_target", "unknown"), _facts.get("torch", "unknown")
+    if _release(torch.__version__) < _release(target):
+        return f"built for the ABI of torch {target} and newer, this is torch {torch.__version__}"
+    try:
+        torch.ops.load_library(str(library.resolve()))
+    except (OSError, RuntimeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        return (
+            f"{asked or '_C.so'} does not load in torch {torch.__version__} "
+            f"(built against {built}, ABI target {target}): {first_line}"
+        )
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(major, minor) of a version; () where there is none, which is below every other."""
+    numbers = version.split(".")[:2]
+    return tuple(map(int, numbers)) if all(n.isdigit() for n in numbers) else ()

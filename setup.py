@@ -1,0 +1,150 @@
+"""Builds ``dien_kernels/_C.so``: one shared library without Python symbols, on torch's stable ABI.
+
+Variables: docs/env.md. Objects in ``build/native`` serve until their command or a file they include changes.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+MODE = os.environ.get("DIEN_KERNELS_BUILD") or "auto"
+JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
+SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
+CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 90 100").split()
+X86 = platform.machine() in ("x86_64", "AMD64")
+ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
+
+# No -march=native: the instruction set is chosen at run time. No -ffast-math: NaN must stay NaN.
+CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]  # wide lanes never cross a call
+CXXFLAGS += [] if X86 else ["-DDIEN_NO_X86"]
+if SANITIZE:
+    CXXFLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"]
+ISA_FLAGS = {  # by the suffix of a file's name; any other file is compiled for the baseline
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [*(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl")), "-mfma", "-mprefer-vector-width=512"],
+}
+TORCH_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+LINK = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def fail(what):
+    """End with one line and no traceback."""
+    sys.exit(f"dien_kernels: {what}; set DIEN_KERNELS_BUILD=none to install without native code")
+
+
+def compiler():
+    """The C++ compiler as a command: CXX if set, else the first usual name found, else None."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    return next((command for command in map(shlex.split, names) if shutil.which(command[0])), None)
+
+
+def plan():
+    """The backends to build, and why there is none when there is none."""
+    if MODE not in ("auto", "cpu", "cuda", "none"):
+        fail(f"DIEN_KERNELS_BUILD must be auto, cpu, cuda or none, not {MODE!r}")
+    if MODE == "none":
+        return [], "built with DIEN_KERNELS_BUILD=none"
+    if compiler() is None:
+        if MODE == "auto":
+            return [], "built with DIEN_KERNELS_BUILD=auto where no C++ compiler was found"
+        fail("no C++ compiler was found (tried CXX, or g++, c++, clang++)")
+    sources, nvcc = any(ROOT.glob("csrc/cuda/*.cu")), shutil.which("nvcc")
+    if MODE == "cuda" and not (sources and nvcc):
+        fail("cannot build for CUDA: " + ("nvcc is not on PATH" if sources else "no sources in csrc/cuda"))
+    return ["cpu", "cuda"] if MODE != "cpu" and sources and nvcc else ["cpu"], None
+
+
+def run(command, what):
+    """Run a command and show its output in one piece, as several run in parallel."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
+    if done.returncode:
+        fail(f"{what} failed")
+
+
+def compile_object(source, command, salt):
+    """The object of one source, compiled unless it is newer than every file it was made of."""
+    key = hashlib.sha256(repr((command, salt)).encode()).hexdigest()[:12]
+    target = ROOT / "build/native" / key / f"{source.stem}.o"
+    depfile, fresh = target.with_suffix(".d"), target.with_suffix(f".{os.getpid()}.o")
+    if target.exists() and depfile.exists():
+        made_of = [ROOT / name for name in shlex.split(depfile.read_text().split(":", 1)[1])]
+        if all(path.exists() and path.stat().st_mtime_ns < target.stat().st_mtime_ns for path in made_of):
+            return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name, started = source.relative_to(ROOT), time.time_ns()
+    run([*command, "-MMD", "-MF", depfile, "-c", name, "-o", fresh], f"compiling {name}")
+    os.utime(fresh, ns=(started, started))  # so that an edit made meanwhile counts as newer
+    return fresh.replace(target)
+
+
+def build_native(out, backends):
+    """Compile and link ``_C.so`` into the folder ``out``; returns the facts about it."""
+    spec = importlib.util.find_spec("torch") or fail("torch, whose headers the build needs, is not installed")
+    torch, torch_version, cxx = Path(spec.origin).parent, importlib.metadata.version("torch"), compiler()
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    # Paths of this machine stay out of the library, so that equal sources give equal bytes.
+    common = [*cxx, *CXXFLAGS, f"-ffile-prefix-map={torch}=torch", f"-ffile-prefix-map={ROOT}=."]
+    torch_flags = [*TORCH_FLAGS, f"-isystem{torch}/include"]
+    linker, libraries, jobs, isas = cxx, [*LINK, *SANITIZE, f"-L{torch}/lib"], [], {"portable": []}
+    if "cuda" in backends:
+        linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
+        libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
+        archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *archs]
+        jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+        torch_flags += ["-DDIEN_WITH_CUDA"]
+    for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+        isa = source.stem.rpartition("_")[2]
+        if isa not in ISA_FLAGS or X86:
+            isas |= {isa: ISA_FLAGS[isa]} if isa in ISA_FLAGS else {}
+            jobs.append((source, common + ISA_FLAGS.get(isa, [])))
+    jobs += [(source, common + torch_flags) for source in sorted(ROOT.glob("csrc/torch/*.cpp"))]
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda job: compile_object(*job, (version, torch_version)), jobs))
+    fresh = out / f"_C.{os.getpid()}.so"  # moved into place, as a process may be running the old one
+    run([*linker, *objects, *libraries, "-o", fresh], "linking _C.so")
+    fresh.replace(out / "_C.so")
+    facts = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS}
+    return facts | {"torch": torch_version, "cuda_archs": CUDA_ARCHS if "cuda" in backends else []}
+
+
+class BuildNative(build_ext):
+    """Leaves ``_build.json`` and, if there is anything to build, ``_C.so`` in the package's folder."""
+
+    def run(self):
+        out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "dien_kernels"
+        out.mkdir(parents=True, exist_ok=True)
+        backends, absent = plan()
+        facts = {"mode": MODE, "backends": backends, "absent": absent, "abi_target": ABI_TARGET}
+        facts |= build_native(out, backends) if backends else {}
+        if absent:
+            (out / "_C.so").unlink(missing_ok=True)
+        (out / "_build.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel for every Python: py3-none-PLATFORM, or py3-none-any without native code."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2] if plan()[0] else "any")
+
+
+commands = {"build_ext": BuildNative, "bdist_wheel": PlatformWheel}
+setup(ext_modules=[Extension("dien_kernels._C", sources=[])], cmdclass=commands)
