@@ -8,10 +8,12 @@
 template <class L>
 struct Shape {
   using T = typename L::Scalar;
-  int64_t I, H, Ip, Hp, G;  // sizes, padded sizes, stride of a token's gates
+  int64_t I, H, Ip, Hp, G;  // sizes, padded sizes, stride of a token's gates in scratch
+  int64_t Hk;               // units of a kept gate, whole vectors for every instruction set
 
   explicit Shape(const Job& job)
-      : I(job.input), H(job.hidden), Ip(round_up(I, L::N)), Hp(round_up(H, L::N)), G(token_stride(4 * Hp)) {}
+      : I(job.input), H(job.hidden), Ip(round_up(I, L::N)), Hp(round_up(H, L::N)), G(token_stride(4 * Hp)),
+        Hk(round_up(H, kKeptUnits)) {}
 
   // An odd number of cache lines: tokens at a power-of-two stride would share a few cache sets.
   static int64_t token_stride(int64_t n) {
@@ -161,6 +163,12 @@ struct Scalars {
         beta(T(job.beta0) + T(job.beta1) * a),
         gamma(job.scale_input ? a : T(1)) {}
 };
+
+// Where the kept gates [r | u | n | hn] of a step stand: [kept row][4][Hk] in the compute dtype.
+template <class T>
+DIEN_INLINE T* kept_gates(const Job& job, int64_t units, const Row& row, int64_t step) {
+  return static_cast<T*>(job.gates) + (row.kept + step) * 4 * units;
+}
 
 // Shared histories: W_ih x of every step of one history, once for all its rows, without bias: [history step][3][Hp].
 template <class L, class T = typename L::Scalar>

@@ -137,6 +137,17 @@ DIEN_INLINE uint16_t to_bf16(float f) {
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);               // to nearest, ties to even
 }
 
+// Rows are short, and a call of the C library's memcpy costs as much as copying one.
+template <class T>
+DIEN_INLINE void copy_row(const T* in, int64_t n, T* out) {
+  constexpr int64_t kWide = 32 / int64_t(sizeof(T));
+  int64_t i = 0;
+  for (; i + kWide <= n; i += kWide) __builtin_memcpy(out + i, in + i, 32);
+  if (n - i >= kWide / 2) __builtin_memcpy(out + i, in + i, 16), i += kWide / 2;
+#pragma GCC unroll 1
+  for (; i < n; ++i) __builtin_memcpy(out + i, in + i, sizeof(T));
+}
+
 template <class T>
 DIEN_INLINE void read_row(const Array& a, int64_t offset, int64_t stride, int64_t n, T* out) {
   if (a.store == Store::bf16) {
@@ -145,7 +156,7 @@ DIEN_INLINE void read_row(const Array& a, int64_t offset, int64_t stride, int64_
   } else {
     const T* p = static_cast<const T*>(a.data) + offset;
     if (stride == 1)
-      __builtin_memcpy(out, p, n * sizeof(T));
+      copy_row(p, n, out);
     else
       for (int64_t i = 0; i < n; ++i) out[i] = p[i * stride];
   }
@@ -165,7 +176,7 @@ DIEN_INLINE void write_row(void* p, Store store, int64_t offset, int64_t n, cons
     uint16_t* q = static_cast<uint16_t*>(p) + offset;
     for (int64_t i = 0; i < n; ++i) q[i] = to_bf16(float(in[i]));
   } else {
-    __builtin_memcpy(static_cast<T*>(p) + offset, in, n * sizeof(T));
+    copy_row(in, n, static_cast<T*>(p) + offset);
   }
 }
 

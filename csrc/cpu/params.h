@@ -20,11 +20,15 @@ struct Row {
   int64_t u;         // the history it reads
   int64_t x;         // element offset in x
   int64_t dx;        // row in the contiguous dx, and in the shared projection
-  int64_t y;         // row in the contiguous y, in kept gates
+  int64_t y;         // row in the contiguous y
+  int64_t kept;      // row of the first step in the kept gates, which are dense: no place for padding
   int64_t dy;        // element offset in dy
   int64_t attention; // element offset
   int64_t da;        // element of the contiguous gradient of attention
 };
+
+// Kept gates are padded to this many units, so that any instruction set stores whole vectors.
+constexpr int64_t kKeptUnits = 16;
 
 struct Threads {
   int count;

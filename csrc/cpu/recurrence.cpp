@@ -52,18 +52,19 @@ void check(const Job& job, const Layout& layout) {
   }
 }
 
-// The layout rule (docs/design.md, "One layout") for one row, at its first step.
-Row make_row(const Job& job, const Layout& layout, int64_t b, int64_t u, int64_t jagged_y) {
+// The layout rule (docs/design.md, "One layout") for one row, at its first step; `steps_before`: of the rows before it.
+Row make_row(const Job& job, const Layout& layout, int64_t b, int64_t u, int64_t steps_before) {
   Row r{};
   r.b = b;
   r.u = u;
   r.length = history_length(job, layout, u);
+  r.kept = steps_before;
   if (job.jagged) {
     r.x = layout.offsets[u] * job.x.s1;
     r.dx = layout.offsets[u];
-    r.y = r.da = jagged_y;
-    r.dy = jagged_y * job.dy.s1;
-    r.attention = jagged_y * job.attention.s1;
+    r.y = r.da = steps_before;
+    r.dy = steps_before * job.dy.s1;
+    r.attention = steps_before * job.attention.s1;
   } else {
     r.x = u * job.x.s0;
     r.dx = job.time_major ? u : u * job.steps;
@@ -100,13 +101,13 @@ void plan_rows(Job& job, const Layout& layout, Plan& plan) {
   job.da_step = sign;
 
   plan.by_index.reserve(job.batch);
-  int64_t jagged_y = 0;
+  int64_t steps_before = 0;
   for (int64_t b = 0; b < job.batch; ++b) {
-    plan.by_index.push_back(make_row(job, layout, b, layout.history ? layout.history[b] : b, jagged_y));
-    jagged_y += plan.by_index.back().length;
+    plan.by_index.push_back(make_row(job, layout, b, layout.history ? layout.history[b] : b, steps_before));
+    steps_before += plan.by_index.back().length;
   }
-  if (job.jagged && job.shared && layout.attention_rows != jagged_y)
-    reject("attention must have one value for each of the " + std::to_string(jagged_y) +
+  if (job.jagged && job.shared && layout.attention_rows != steps_before)
+    reject("attention must have one value for each of the " + std::to_string(steps_before) +
            " steps of the histories named, got " + std::to_string(layout.attention_rows));
 
   plan.sorted = plan.by_index;

@@ -159,7 +159,7 @@ struct Backward {
     });
   }
 
-  // x, h of the step before, the scalars and, where kept, the gates of a chunk's tokens.
+  // x, h of the step before and the scalars of a chunk's tokens.
   void gather(const Block& block, const Chunk& chunk, const Scratch& c) const {
     const Array y{job.y, s.H, 1, 1, job.x.store};
     block.for_tokens(chunk, [&](const Row& row, int64_t, int64_t step, int64_t token) {
@@ -174,14 +174,8 @@ struct Backward {
         for (int64_t j = 0; j < s.Hp; ++j) h[j] = 0;
       if (!job.shared)
         gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
-      T* gates = c.gates + token * s.G;
-      if (job.gates) {
-        const Array kept{job.gates, 0, 0, 0, sizeof(T) == 8 ? Store::f64 : Store::f32};
-        for (int gate = 0; gate < 4; ++gate)
-          gather_padded<L>(kept, ((row.y + step * job.y_step) * 4 + gate) * s.H, 1, s.H, s.Hp, gates + gate * s.Hp);
-      } else if (job.shared) {  // the projection waits where the gates will stand
-        __builtin_memcpy(gates, projected(row, step), 3 * s.Hp * sizeof(T));
-      }
+      if (job.shared && !job.gates)  // the projection waits where the gates will stand
+        copy_row(projected(row, step), 3 * s.Hp, c.gates + token * s.G);
     });
   }
 
@@ -261,15 +255,17 @@ struct Backward {
 
   // (10) to (17) for the rows alive at one step, reset after the product.
   void step_after(const Block& block, int64_t step, int64_t alive, int64_t base, const Scratch& c) const {
+    const int64_t segment = job.gates ? s.Hk : s.Hp;
     for (int64_t i = 0; i < alive; ++i) {
       const Scalars<T>& k = c.scalars[base + i];
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
+      const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
-        const V r = L::load(gates + j), u = L::load(gates + s.Hp + j), n = L::load(gates + 2 * s.Hp + j);
-        const V hn = L::load(gates + 3 * s.Hp + j);
+        const V r = L::load(in + j), u = L::load(in + segment + j), n = L::load(in + 2 * segment + j);
+        const V hn = L::load(in + 3 * segment + j);
         V dh_j = L::load(dh + j);
         if (job.dy.data) dh_j += L::load(c.line + j);
         const auto d = step_gradient(dh_j, L::load(h + j), u, n, k.alpha, k.beta);
@@ -288,14 +284,16 @@ struct Backward {
 
   // The same with the reset before the product: dq = W_hn^T an comes between. r moves to the unused place of hn.
   void step_before(const Block& block, int64_t step, int64_t alive, int64_t base, const Scratch& c) const {
+    const int64_t segment = job.gates ? s.Hk : s.Hp;
     for (int64_t i = 0; i < alive; ++i) {
       const Scalars<T>& k = c.scalars[base + i];
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp, *q = c.q + (base + i) * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
+      const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
-        const V r = L::load(gates + j), u = L::load(gates + s.Hp + j), n = L::load(gates + 2 * s.Hp + j);
+        const V r = L::load(in + j), u = L::load(in + segment + j), n = L::load(in + 2 * segment + j);
         V dh_j = L::load(dh + j);
         if (job.dy.data) dh_j += L::load(c.line + j);
         const auto d = step_gradient(dh_j, L::load(h + j), u, n, k.alpha, k.beta);

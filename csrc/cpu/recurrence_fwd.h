@@ -15,7 +15,8 @@ struct Forward {
   const Weights<L>& w;
 
   struct Scratch {
-    T *xs, *gx, *hs, *state, *q, *u, *kept;
+    T *xs, *gx, *hs, *state, *q, *u;
+    T** kept;  // each token's place in the kept gates
     Scalars<T>* scalars;
     Scratch(const Job& job, const Shape<L>& s, Arena& arena) {
       const int64_t tokens = job.chunk_tokens, rows = job.block_rows;
@@ -25,7 +26,7 @@ struct Forward {
       state = arena.take<T>(rows * s.Hp);
       q = arena.take<T>(job.reset_before ? rows * s.Hp : 0);
       u = arena.take<T>(job.reset_before ? rows * s.Hp : 0);
-      kept = arena.take<T>(job.gates ? tokens * 4 * s.Hp : 0);
+      kept = arena.take<T*>(job.gates ? tokens : 0);
       scalars = arena.take<Scalars<T>>(tokens);
     }
   };
@@ -65,6 +66,7 @@ struct Forward {
   void project(const Block& block, const Chunk& chunk, const Scratch& c) const {
     block.for_tokens(chunk, [&](const Row& row, int64_t, int64_t step, int64_t token) {
       c.scalars[token] = Scalars<T>(job, row, step);
+      if (job.gates) c.kept[token] = kept_gates<T>(job, s.Hk, row, step);
       if (!job.shared)
         gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
     });
@@ -168,17 +170,13 @@ struct Forward {
   }
 
   DIEN_INLINE void keep(const Scratch& c, int64_t token, int64_t j, int gate, V value) const {
-    L::store(c.kept + token * 4 * s.Hp + gate * s.Hp + j * L::N, value);
+    L::store(c.kept[token] + gate * s.Hk + j * L::N, value);
   }
 
   void scatter(const Block& block, const Chunk& chunk, const Scratch& c) const {
     block.for_tokens(chunk, [&](const Row& row, int64_t i, int64_t step, int64_t token) {
       const T* h = c.hs + token * s.Hp;
       write_row(job.y, job.x.store, (row.y + step * job.y_step) * s.H, s.H, h);
-      if (job.gates)
-        for (int gate = 0; gate < 4; ++gate)
-          __builtin_memcpy(static_cast<T*>(job.gates) + ((row.y + step * job.y_step) * 4 + gate) * s.H,
-                           c.kept + token * 4 * s.Hp + gate * s.Hp, s.H * sizeof(T));
       if (step == row.length - 1) write_row(job.h_n, job.x.store, row.b * s.H, s.H, h);
       if (step == chunk.last - 1) __builtin_memcpy(c.state + i * s.Hp, h, s.Hp * sizeof(T));
     });

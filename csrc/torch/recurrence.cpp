@@ -1,5 +1,6 @@
 // The recurrence's raw ops for CPU tensors: torch's stable ABI on one side, raw pointers on the other.
 // Sizes and dtypes were checked by dien_kernels/ops/recurrence/op.py; values are checked by cpu/recurrence.cpp.
+#include "../cpu/memory.h"
 #include "../cpu/recurrence.h"
 
 #include <torch/csrc/stable/library.h>
@@ -40,6 +41,12 @@ dien::Array array_of(const Maybe& t, int from, bool swap = false) { return t ? a
 
 Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+// A result whose size grows with the batch.
+Tensor large(Tensor t) {
+  dien::prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
+  return t;
 }
 
 std::vector<int64_t> sizes_of(const Tensor& t) {
@@ -122,11 +129,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
   const int64_t hidden = job.hidden, rows = layout.attention_rows;
   const int64_t first = time_major ? job.steps : job.batch, second = time_major ? job.batch : job.steps;
-  Tensor y = job.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage);
+  Tensor y = large(job.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage));
   Tensor h_n = new_tensor({job.batch, hidden}, storage);
+  const int64_t kept = 4 * ((hidden + dien::kKeptUnits - 1) / dien::kKeptUnits) * dien::kKeptUnits;
   Tensor gates = !keep_gates  ? new_tensor({0}, compute)
-                 : job.jagged ? new_tensor({rows, 4 * hidden}, compute)
-                              : new_tensor({first, second, 4 * hidden}, compute);
+                 : job.jagged ? large(new_tensor({rows, kept}, compute))
+                              : large(new_tensor({first, second, kept}, compute));
   job.y = y.mutable_data_ptr();
   job.h_n = h_n.mutable_data_ptr();
   job.gates = keep_gates ? gates.mutable_data_ptr() : nullptr;
@@ -144,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Indices indices;
   const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
-  Tensor dx = need_dx ? new_like(x, storage) : new_tensor({0}, storage);
+  Tensor dx = need_dx ? large(new_like(x, storage)) : new_tensor({0}, storage);
   Tensor da = attention ? new_like(*attention, compute) : new_tensor({0}, storage);
   Tensor dw_ih = new_like(w_ih, w_ih.scalar_type()), dw_hh = new_like(w_hh, w_hh.scalar_type());
   Tensor db_ih = new_tensor({3 * job.hidden}, compute), db_hh = new_tensor({3 * job.hidden}, compute);

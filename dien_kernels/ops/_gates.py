@@ -15,7 +15,7 @@ def _checked(choice: str, where: str) -> str:
     return choice
 
 
-_choice = _checked(os.environ.get("DIEN_KERNELS_GATES", "recompute"), "environment variable DIEN_KERNELS_GATES")
+_choice = _checked(os.environ.get("DIEN_KERNELS_GATES", "keep"), "environment variable DIEN_KERNELS_GATES")
 
 
 @contextmanager
