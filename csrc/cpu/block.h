@@ -42,7 +42,7 @@ struct Weights {
   T *bias_x, *bias_n;              // [3][Hp] added to the projection; [Hp] added to W_hn h
   T *ih, *hh, *hh_n;               // by gates: W_ih [3]; W_hh [3], or [2] and n alone where the reset comes first
   T *columns_ih, *columns_hh, *columns_hn;  // for the backward
-  T* plain;                        // [3 H][max(I, H)]
+  T* plain;                        // [3 H][max(I, H)]: room for a copy in the compute dtype
 
   Weights(const Job& job, const Shape<L>& s, Arena& arena, bool backward) {
     const bool before = job.reset_before;
@@ -60,15 +60,17 @@ struct Weights {
   void fill(const Job& job, const Shape<L>& s, bool backward) const {
     const bool before = job.reset_before;
     read_biases(job, s);
-    read_weights(job.w_ih, s.H, s.I, job.keep_side, plain);
-    pack_gates<L>(plain, s.H, s.I, 0, 3, ih);
     static constexpr int n_r_u[3] = {2, 0, 1}, r_u_n[3] = {0, 1, 2}, n_only[1] = {2};
-    if (backward) pack_columns<L>(plain, s.H, s.I, n_r_u, 3, columns_ih);
-    read_weights(job.w_hh, s.H, s.H, job.keep_side, plain);
-    pack_gates<L>(plain, s.H, s.H, 0, before ? 2 : 3, hh);
-    if (before) pack_gates<L>(plain, s.H, s.H, 2, 1, hh_n);
-    if (backward) pack_columns<L>(plain, s.H, s.H, r_u_n, before ? 2 : 3, columns_hh);
-    if (backward && before) pack_columns<L>(plain, s.H, s.H, n_only, 1, columns_hn);
+    Matrix<T> m = read_matrix(job.w_ih, s.H, s.I, job.keep_side, plain);
+    if (!(backward && job.gates)) pack_gates<L>(m, 0, 3, ih);
+    if (backward) pack_columns<L>(m, n_r_u, 3, columns_ih);
+    m = read_matrix(job.w_hh, s.H, s.H, job.keep_side, plain);
+    if (!(backward && job.gates)) {
+      pack_gates<L>(m, 0, before ? 2 : 3, hh);
+      if (before) pack_gates<L>(m, 2, 1, hh_n);
+    }
+    if (backward) pack_columns<L>(m, r_u_n, before ? 2 : 3, columns_hh);
+    if (backward && before) pack_columns<L>(m, n_only, 1, columns_hn);
   }
 
  private:

@@ -154,12 +154,12 @@ void run(Job job, const Layout& layout, bool backward) {
   const Kernels& kernels = pick_kernels(job);
   const Sizes sizes = kernels.sizes(job, backward);
   const int64_t blocks = (job.batch + job.block_rows - 1) / job.block_rows;
-  const int64_t most_groups = std::clamp<int64_t>((16 << 20) / sizes.partial, 4, 64);
-  job.groups = std::max<int64_t>(1, std::min(blocks, most_groups));
-
-  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
   int64_t tokens = 0;
   for (const Row& r : plan.by_index) tokens += r.length;
+  // A group's sums are cleared and added up once: worth it from some tokens on, and within 16 MiB for all groups.
+  const int64_t most_groups = std::min(std::clamp<int64_t>((16 << 20) / sizes.partial, 4, 64), tokens / 64);
+  job.groups = std::clamp<int64_t>(most_groups, 1, std::max<int64_t>(blocks, 1));
+  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
   if (tokens * 3 * job.hidden * (job.input + job.hidden) < 200000) job.threads.count = 1;
   job.threads.count = int(std::clamp<int64_t>(job.threads.count, 1, std::max<int64_t>(blocks, 1)));
 
