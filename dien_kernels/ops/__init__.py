@@ -8,6 +8,8 @@ from dien_kernels import _native
 from dien_kernels.ops._dispatch import use_backend
 from dien_kernels.ops._gates import use_gates
 from dien_kernels.ops._register import define_raw
+from dien_kernels.ops.attention.op import attention_scores
+from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 from dien_kernels.ops.recurrence.op import agru, aigru, augru, gru
 
 # The library's words about itself; "" as the argument asks for the best instruction set the machine has.
@@ -15,4 +17,4 @@ define_raw("_cpu_isa", "() -> str")
 define_raw("_set_cpu_isa", "(str name) -> str")
 _native.load()
 
-__all__ = ["agru", "aigru", "augru", "gru", "use_backend", "use_gates"]
+__all__ = ["agru", "aigru", "attention_scores", "augru", "auxiliary_loss", "gru", "use_backend", "use_gates"]

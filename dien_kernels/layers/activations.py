@@ -1,0 +1,54 @@
+"""Activations with state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dien_kernels.layers._checks import check_size
+
+
+class Dice(nn.Module):
+    """The data-adaptive PReLU of arXiv 1706.06978, equation 3, over the last dimension.
+
+    ::
+
+        f(s) = p(s) * s + (1 - p(s)) * alpha * s,   p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps))
+
+    E and Var are each channel's statistics over the batch in training, moving averages in evaluation, as in
+    ``torch.nn.BatchNorm1d`` (the buffers live in ``bn``). A batch of fewer than two rows has no variance: the
+    moving averages are used and left alone, so that nothing is ever NaN.
+
+    Args:
+        size: channels, M.
+        eps: added to the variance.
+        momentum: of the moving averages.
+        device, dtype: of ``alpha`` [M], which starts at 0, and of the buffers.
+
+    Inputs: ``s`` [P, M], valid rows only: padding would enter the statistics. Returns [P, M]. Raises
+    ``ValueError`` for another shape.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        eps: float = 1e-8,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("size", size)
+        self.bn = nn.BatchNorm1d(size, eps=eps, momentum=momentum, affine=False, device=device, dtype=dtype)
+        self.alpha = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+
+    def forward(self, s: Tensor) -> Tensor:
+        if s.dim() != 2 or s.shape[1] != self.alpha.shape[0]:
+            raise ValueError(f"s must have shape [P, {self.alpha.shape[0]}], got {tuple(s.shape)}")
+        if self.training and s.shape[0] < 2:
+            bn = self.bn
+            normal = nn.functional.batch_norm(s, bn.running_mean, bn.running_var, eps=bn.eps)
+        else:
+            normal = self.bn(s)
+        p = torch.sigmoid(normal)
+        return (p + (1 - p) * self.alpha) * s

@@ -1,0 +1,284 @@
+"""Attention units: the scores that steer AUGRU, AGRU and AIGRU, as layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from dien_kernels.layers._checks import check_features, check_size
+from dien_kernels.layers.activations import Dice
+from dien_kernels.ops._checks import check_option, compute_dtype
+from dien_kernels.ops._layout import check_ragged, check_values
+from dien_kernels.ops.attention.op import attention_scores
+
+_ACTIVATIONS = ("sigmoid", "relu", "prelu", "dice", None)
+
+
+def _check_common(scale: float | None, normalize: str | None) -> None:
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    check_option("normalize", normalize, ("softmax", None))
+
+
+class BilinearAttention(nn.Module):
+    """The paper's attention, ``dien_kernels.attention_scores`` with kind "bilinear" and its weight.
+
+    With q the target of a row, k_t the states of its history and c = ``scale`` (None: 1), over the valid
+    steps of the row (arXiv 1809.03672, equation 8)::
+
+        e_t = c * k_t^T W q,   a_t = exp(e_t) / sum_s exp(e_s)   or e_t with normalize=None
+
+    Args:
+        target_size: features of the target, D.
+        hidden_size: features of the states, H.
+        scale: a number, or None for 1.
+        normalize: ``"softmax"`` or None.
+        backend: as in the op.
+        device, dtype: of the parameter ``weight`` [H, D], which starts as U(-1/sqrt(D), 1/sqrt(D)), as a
+            ``torch.nn.Linear`` would; the paper gives no rule.
+
+    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None)``:
+        target: [B, D], the dtype of the parameter (float32, float64, bfloat16, float16).
+        states: [U, T, H], or [N, H] with ``offsets``; U = B unless ``history`` is given.
+        lengths [U], offsets [U + 1], mask [U, T] (at most one), history [B], rows_total: as in the op.
+
+    Returns scores [B, T]; [N] with ``offsets``; [rows_total] with ``offsets`` and ``history``; float64 for
+    float64, else float32. Exactly 0 past a row's length, at masked steps and in rows without a valid step;
+    NaN there reaches nothing.
+
+    Differentiable once in ``target``, ``states`` and ``weight``; under autocast all three are cast.
+    Raises ``TypeError`` or ``ValueError`` naming the argument.
+
+    >>> BilinearAttention(3, 4)(torch.randn(2, 3), torch.randn(2, 5, 4)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        target_size: int,
+        hidden_size: int,
+        *,
+        scale: float | None = None,
+        normalize: str | None = "softmax",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("target_size", target_size)
+        check_size("hidden_size", hidden_size)
+        _check_common(scale, normalize)
+        self.target_size = target_size
+        self.hidden_size = hidden_size
+        self.scale = scale
+        self.normalize = normalize
+        self.backend = backend
+        self.weight = nn.Parameter(torch.empty((hidden_size, target_size), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """U(-1/sqrt(D), 1/sqrt(D))."""
+        bound = 1 / math.sqrt(self.target_size)
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"{self.target_size}, {self.hidden_size}, scale={self.scale}, normalize={self.normalize!r}"
+
+    def forward(
+        self,
+        target: Tensor,
+        states: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history: Tensor | None = None,
+        rows_total: int | None = None,
+    ) -> Tensor:
+        check_features("target", target, self.target_size, "target_size", self.weight)
+        check_features("states", states, self.hidden_size, "hidden_size", self.weight)
+        return attention_scores(
+            target,
+            states,
+            self.weight,
+            lengths=lengths,
+            offsets=offsets,
+            mask=mask,
+            history=history,
+            rows_total=rows_total,
+            kind="bilinear",
+            scale=self.scale,
+            normalize=self.normalize,
+            backend=self.backend,
+        )
+
+
+class DINAttention(nn.Module):
+    """The attention of DIN and of the authors' DIEN, ``dien_kernels.attention_scores`` with kind "din".
+
+    With q the target of a row, k_t the states of its history and c = ``scale`` (None: 1), over the valid
+    steps of the row (arXiv 1706.06978)::
+
+        z_0 = [q, k_t, q - k_t, q * k_t],  z_i = act(W_i z_{i-1} + b_i),  e_t = c * (W_L z_{L-1} + b_L)
+        a_t = exp(e_t) / sum_s exp(e_s)   or e_t with normalize=None
+
+    With ``activation="dice"`` all is plain torch on the valid steps alone, gathered first, because Dice takes
+    statistics over them; z_0 is built, and the number of steps is read on the host unless ``offsets`` are
+    given. So full-graph compilation of Dice needs ``offsets``.
+
+    Args:
+        hidden_size: features of target and states, H.
+        units: widths of the hidden layers; those of the authors' code by default.
+        activation: ``"sigmoid"`` (theirs), ``"relu"``, ``"prelu"`` (one slope a channel, starting at 0.25),
+            ``"dice"`` or None.
+        bias: False leaves the layers' biases out.
+        scale, normalize, backend: as in the op.
+        device, dtype: of the parameters: ``linears.i.weight`` and ``.bias``, and ``activations.i.weight``
+            (PReLU) or ``activations.i.alpha`` (Dice), initialised as ``torch.nn.Linear`` and ``PReLU`` do.
+
+    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None)``,
+    result, treatment of padding, derivatives and errors: as in ``BilinearAttention``, with D = H.
+
+    >>> DINAttention(4)(torch.randn(2, 4), torch.randn(2, 5, 4), lengths=torch.tensor([5, 0])).sum(1)
+    tensor([1., 0.], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        units: Sequence[int] = (80, 40),
+        *,
+        activation: str | None = "sigmoid",
+        bias: bool = True,
+        scale: float | None = None,
+        normalize: str | None = "softmax",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("hidden_size", hidden_size)
+        for i, unit in enumerate(units):
+            check_size(f"units[{i}]", unit)
+        check_option("activation", activation, _ACTIVATIONS)
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
+        _check_common(scale, normalize)
+        self.hidden_size = hidden_size
+        self.activation = activation
+        self.scale = scale
+        self.normalize = normalize
+        self.backend = backend
+        sizes = (4 * hidden_size, *units, 1)
+        self.linears = nn.ModuleList(
+            nn.Linear(i, o, bias, device=device, dtype=dtype) for i, o in zip(sizes, sizes[1:], strict=False)
+        )
+        self.activations = nn.ModuleList()
+        for unit in units:
+            if activation == "prelu":
+                self.activations.append(nn.PReLU(unit, device=device, dtype=dtype))
+            elif activation == "dice":
+                self.activations.append(Dice(unit, device=device, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.hidden_size}, activation={self.activation!r}, scale={self.scale}, normalize={self.normalize!r}"
+
+    def forward(
+        self,
+        target: Tensor,
+        states: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history: Tensor | None = None,
+        rows_total: int | None = None,
+    ) -> Tensor:
+        weight = self.linears[0].weight
+        assert isinstance(weight, Tensor)
+        check_features("target", target, self.hidden_size, "hidden_size", weight)
+        check_features("states", states, self.hidden_size, "hidden_size", weight)
+        if self.activation == "dice":
+            return self._dice(target, states, lengths, offsets, mask, history, rows_total)
+        biases = [linear.bias for linear in self.linears]
+        return attention_scores(
+            target,
+            states,
+            [linear.weight for linear in self.linears],  # type: ignore[misc]
+            biases if biases[0] is not None else (),  # type: ignore[arg-type]
+            slopes=[prelu.weight for prelu in self.activations],  # type: ignore[misc]
+            lengths=lengths,
+            offsets=offsets,
+            mask=mask,
+            history=history,
+            rows_total=rows_total,
+            kind="din",
+            activation=self.activation,
+            scale=self.scale,
+            normalize=self.normalize,
+            backend=self.backend,
+        )
+
+    def _dice(
+        self,
+        target: Tensor,
+        states: Tensor,
+        lengths: Tensor | None,
+        offsets: Tensor | None,
+        mask: Tensor | None,
+        history: Tensor | None,
+        rows_total: int | None,
+    ) -> Tensor:
+        ragged, _ = check_ragged(states, "states", lengths, offsets, mask, history)
+        steps, rows = (states.shape[1], None) if offsets is None else (None, states.shape[0])
+        check_values(ragged, steps, rows if offsets is not None else states.shape[0], rows_total)
+        histories = states.shape[0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
+        batch = histories if ragged.history is None else ragged.history.shape[0]
+        if tuple(target.shape) != (batch, self.hidden_size):
+            raise ValueError(
+                f"target must have shape [B, H] = {(batch, self.hidden_size)}, got {tuple(target.shape)}"
+            )
+        if (rows_total is None) == (offsets is not None and history is not None):
+            raise ValueError(
+                f"rows_total must be given with offsets and history, and only there, got {rows_total}"
+            )
+        of_row = torch.arange(batch, device=states.device) if ragged.history is None else ragged.history
+        if ragged.offsets is None:
+            steps = states.shape[1]
+            if mask is None:
+                step = torch.arange(steps, device=states.device)
+                mask = step < (
+                    states.new_full((histories, 1), steps, dtype=torch.int64)
+                    if ragged.lengths is None
+                    else ragged.lengths.unsqueeze(1)
+                )
+            row, column = mask[of_row].nonzero(as_tuple=True)
+            scores = self._valid_scores(target[row], states[of_row[row], column], row, batch)
+            return scores.new_zeros(batch, steps).index_put((row, column), scores)
+        length = ragged.offsets.diff()[of_row]
+        size = states.shape[0] if rows_total is None else rows_total
+        row = torch.repeat_interleave(torch.arange(batch, device=states.device), length, output_size=size)
+        keys = states
+        if ragged.history is not None:
+            first = ragged.offsets[of_row] - (length.cumsum(0) - length)
+            keys = states[first[row] + torch.arange(size, device=states.device)]
+        return self._valid_scores(target[row], keys, row, batch)
+
+    def _valid_scores(self, q: Tensor, k: Tensor, row: Tensor, batch: int) -> Tensor:
+        """Scores [P] of pairs of targets and states; ``row`` [P] says whose softmax each belongs to."""
+        z = torch.cat((q, k, q - k, q * k), 1)
+        for linear, dice in zip(self.linears, self.activations, strict=False):
+            z = dice(linear(z))
+        e = self.linears[-1](z).squeeze(1).to(compute_dtype(q.dtype))
+        if self.scale is not None:
+            e = e * self.scale
+        if self.normalize is None:
+            return e
+        # The largest score of a row drops out of the quotient: no gradient goes through it.
+        top = e.new_full((batch,), -math.inf).scatter_reduce(0, row, e.detach(), "amax")
+        weight = torch.exp(e - top[row])
+        return weight / weight.new_zeros(batch).index_add(0, row, weight)[row]

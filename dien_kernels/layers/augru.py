@@ -1,0 +1,276 @@
+"""The recurrences that attention steers, as layers: AUGRU, AGRU and AIGRU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dien_kernels.layers._checks import check_features, check_size
+from dien_kernels.layers.convert import Weights
+from dien_kernels.ops._checks import check_option
+from dien_kernels.ops.recurrence.op import agru, aigru, augru
+
+_Layer = TypeVar("_Layer", bound="_AttentionGRU")
+_BIASES = (True, False, "single", "tied")
+
+_SHARED = """
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
+            alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
+            vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
+        reset: ``"after"`` or ``"before"`` the product with W_hn.
+        update: ``"keep"`` or ``"candidate"``, the side the stored update gate multiplies; None as in the op.
+        padded: what ``y`` holds past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
+            state.
+        backend: as in the op.
+        device, dtype: of the parameters.
+
+    Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
+    They start as U(-1/sqrt(H), 1/sqrt(H)), as those of ``torch.nn.GRU`` do; the paper gives no rule.
+
+    Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None)``:
+        x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
+            float16). U = B unless ``history`` is given.
+        attention: [B, T], or one value a step with ``offsets``; any values, they are not clamped. In the
+            dtype of x or the compute dtype (float64 for float64, else float32).
+        lengths: [U] int64 or int32, between 0 and T.
+        offsets: [U + 1] int64 or int32, ascending from 0 to N.
+        mask: [U, T] bool, True at valid steps; left padding and holes are welcome. At most one of the three.
+        history: [B] int64 or int32, which of the U histories each row reads; the projection runs once a
+            history.
+        h0: [B, H], zeros if None; dtypes as ``attention``.
+
+    Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
+    with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
+    each row's last valid step, ``h0`` where there is none.
+
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
+    value or option.
+"""
+
+
+class _AttentionGRU(nn.Module):
+    """Weights, checks and conversion; a subclass names its op."""
+
+    _op: Callable[..., tuple[Tensor, Tensor]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool | str = True,
+        *,
+        reset: str = "after",
+        update: str | None = None,
+        padded: str = "zero",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("input_size", input_size)
+        check_size("hidden_size", hidden_size)
+        if not isinstance(bias, (bool, str)):
+            raise TypeError(f"bias must be one of {_BIASES}, got {type(bias).__name__}")
+        check_option("bias", bias, _BIASES)
+        check_option("reset", reset, ("after", "before"))
+        check_option("update", update, (None, "keep", "candidate"))
+        check_option("padded", padded, ("zero", "carry"))
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.reset = reset
+        self.update = update
+        self.padded = padded
+        self.backend = backend
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        rows = 3 * hidden_size
+        self.weight_ih = parameter(rows, input_size)
+        self.weight_hh = parameter(rows, hidden_size)
+        self.bias_ih = parameter(rows) if bias else None
+        self.bias_hh = parameter(rows) if bias is True else self.bias_ih if bias == "tied" else None
+        self.reset_parameters()
+
+    @classmethod
+    def from_weights(cls: type[_Layer], weights: Weights, **options: Any) -> _Layer:
+        """A layer with a copy of ``weights`` and their conventions (see ``dien_kernels.layers.convert``).
+
+        ``options`` are the constructor's; ``update`` converts the weights to that side. Raises ``ValueError``
+        for a ``reset`` other than that of the weights: no conversion exists.
+        """
+        weights, options = weights.settle(options)
+        w_ih, w_hh, b_ih, b_hh = weights.tensors
+        bias = (
+            "tied" if weights.tied else True if b_hh is not None else "single" if b_ih is not None else False
+        )
+        options = {"bias": bias, "device": w_ih.device, "dtype": w_ih.dtype, **options}
+        layer = cls(w_ih.shape[1], w_hh.shape[1], **options)
+        with torch.no_grad():
+            for name, value in zip(
+                ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights.tensors, strict=True
+            ):
+                parameter = getattr(layer, name)
+                if parameter is not None:
+                    parameter.copy_(0 if value is None else value)
+        return layer
+
+    def reset_parameters(self) -> None:
+        """U(-1/sqrt(H), 1/sqrt(H)) for every parameter."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
+        super()._apply(fn, recurse)
+        if self.bias == "tied":  # a move that makes new parameters (from the meta device) makes two
+            self.bias_hh = self.bias_ih
+        return self
+
+    def extra_repr(self) -> str:
+        words = [f"{self.input_size}, {self.hidden_size}"]
+        for name, default in (
+            ("bias", True),
+            ("form", "paper"),
+            ("reset", "after"),
+            ("update", None),
+            ("padded", "zero"),
+            ("backend", "auto"),
+        ):
+            if (value := getattr(self, name, default)) != default:
+                words.append(f"{name}={value}")
+        return ", ".join(words)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history: Tensor | None = None,
+        h0: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._run(x, attention, lengths=lengths, offsets=offsets, mask=mask, history=history, h0=h0)
+
+    def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        check_features("x", x, self.input_size, "input_size", self.weight_ih)
+        return type(self)._op(
+            x,
+            attention,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            reset=self.reset,
+            update=self.update,
+            padded=self.padded,
+            backend=self.backend,
+            **options,
+        )
+
+
+class AUGRU(_AttentionGRU):
+    __doc__ = (
+        """The GRU whose update gate attention scales: ``dien_kernels.augru`` with its weights.
+
+    With r and n as in ``dien_kernels.layers.GRU``, a the attention of the row and step, and u the update gate
+    seen from the candidate's side (1 - the stored gate where ``update="keep"``)::
+
+        g = a * u                form="paper", arXiv 1809.03672, equations 11 and 12
+        g = a + (1 - a) * u      form="authors", the code its authors released (also oneDNN, OpenVINO)
+        g = (1 - a) + a * u      form="prediction_flow"
+        h = (1 - g) * h + g * n
+
+    ``update=None`` is ``"candidate"`` for the paper's form and ``"keep"`` for the others, as their users
+    store it.
+"""
+        + _SHARED
+        + """
+    >>> layer = AUGRU(3, 4)
+    >>> y, h_n = layer(torch.randn(2, 5, 3), torch.rand(2, 5), lengths=torch.tensor([5, 0]))
+    >>> y.shape, h_n.shape
+    (torch.Size([2, 5, 4]), torch.Size([2, 4]))
+    """
+    )
+    _op = staticmethod(augru)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool | str = True,
+        *,
+        form: str = "paper",
+        reset: str = "after",
+        update: str | None = None,
+        padded: str = "zero",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_option("form", form, ("paper", "authors", "prediction_flow"))
+        super().__init__(
+            input_size,
+            hidden_size,
+            bias,
+            reset=reset,
+            update=update,
+            padded=padded,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+        self.form = form
+
+    @classmethod
+    def from_weights(cls: type[_Layer], weights: Weights, **options: Any) -> _Layer:
+        """As in AGRU and AIGRU; ``form`` is needed in ``options`` where the source of the weights has
+        none."""
+        form = options.pop("form", weights.form)
+        if form is None:
+            raise ValueError("form must be given: a source without attention does not say it, got None")
+        return super().from_weights(weights, form=form, **options)  # type: ignore[misc, no-any-return]
+
+    def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        return super()._run(x, attention, form=self.form, **options)
+
+
+class AGRU(_AttentionGRU):
+    __doc__ = (
+        """The GRU whose update gate attention replaces: ``dien_kernels.agru`` with its weights.
+
+    With r and n as in ``dien_kernels.layers.GRU`` and a the attention of the row and step (arXiv 1809.03672,
+    equation 10)::
+
+        h = (1 - a) * h + a * n
+
+    The update rows of the weights are kept, as every implementation keeps them; their gradient is zero.
+"""
+        + _SHARED
+    )
+    _op = staticmethod(agru)
+
+
+class AIGRU(_AttentionGRU):
+    __doc__ = (
+        """The GRU whose input attention scales: ``dien_kernels.aigru`` with its weights.
+
+    The GRU of ``dien_kernels.layers.GRU`` on a * x, with a the attention of the row and step (arXiv
+    1809.03672, equation 9). ``update=None`` is ``"keep"``.
+"""
+        + _SHARED
+    )
+    _op = staticmethod(aigru)

@@ -1,0 +1,277 @@
+"""The contract of the auxiliary loss: public op, checks, fakes, autograd.
+
+``auxiliary_loss`` checks its arguments, folds the affine map, the two-class output and masks into plain
+torch, picks a backend and calls its raw op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dien_kernels.ops._checks import (
+    check_like,
+    check_option,
+    check_scalar_like,
+    check_storage,
+    check_tensor,
+    compute_dtype,
+)
+from dien_kernels.ops._dispatch import Call, register_backend, select
+from dien_kernels.ops._layout import check_ragged, compact
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, autocast, check_layers
+from dien_kernels.ops._register import define_raw, implement_raw, raw
+from dien_kernels.ops.auxiliary_loss import reference
+from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
+
+_TENSORS = (
+    "Tensor states, Tensor positive, Tensor negative, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
+    "Tensor? lengths, Tensor? offsets"
+)
+_OPTIONS = "bool inner, int activation, int normalizer, float eps, int ahead"
+FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor"
+BWD_SCHEMA = f"(Tensor dloss, {_TENSORS}, {_OPTIONS}) -> Tensor[]"
+
+
+def _fake_fwd(states, *rest):  # type: ignore[no-untyped-def]
+    return states.new_empty((), dtype=compute_dtype(states.dtype))
+
+
+def _fake_bwd(dloss, states, positive, negative, weights, biases, slopes, *rest):  # type: ignore[no-untyped-def]
+    return [t.new_empty(t.shape) for t in (states, positive, negative, *weights, *biases, *slopes)]
+
+
+define_raw("_auxiliary_loss_reference_fwd", FWD_SCHEMA, _fake_fwd)
+define_raw("_auxiliary_loss_reference_bwd", BWD_SCHEMA, _fake_bwd)
+implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
+implement_raw("_auxiliary_loss_reference_bwd", reference.bwd)
+register_backend("auxiliary_loss", "reference", reference.refuses)
+
+_FWD = {"reference": raw("_auxiliary_loss_reference_fwd")}
+_BWD = {"reference": raw("_auxiliary_loss_reference_bwd")}
+
+
+def _split(
+    counts: tuple[int, int, int], tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    w, b, _ = counts
+    return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
+
+
+class _AuxiliaryLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
+        return _FWD[backend](states, positive, negative, *_split(counts, layers), lengths, offsets, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.backend, ctx.counts, ctx.options, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):  # type: ignore[no-untyped-def]
+        states, positive, negative, lengths, offsets, *layers = ctx.saved_tensors
+        if dloss is None:
+            return (None,) * (8 + len(layers))
+        dstates, dpos, dneg, *dlayers = _BWD[ctx.backend](
+            dloss, states, positive, negative, *_split(ctx.counts, layers), lengths, offsets, *ctx.options
+        )
+        return (None, None, None, dstates, dpos, dneg, None, None, *dlayers)
+
+
+def auxiliary_loss(
+    states: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    weights: Sequence[Tensor] = (),
+    biases: Sequence[Tensor | None] = (),
+    *,
+    slopes: Sequence[Tensor] = (),
+    affine: tuple[Tensor, Tensor] | None = None,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    mask: Tensor | None = None,
+    kind: str = "inner",
+    activation: str | None = "sigmoid",
+    normalizer: str = "joint",
+    eps: float | str = 0.0,
+    shift: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """The loss by which an interest state tells the next behaviour from negatives (arXiv 1809.03672, eq. 6).
+
+    With h_{b,t} the states and e_{b,t} the behaviours of row b, V_b = max(length_b - 1, 0) pairs in it (with
+    ``shift=False``: length_b), V = sum_b V_b, and K negatives e^k a behaviour; sums run over pairs::
+
+        kind="inner"   x(h, e) = <h, e>                                        the paper
+        kind="mlp"     x(h, e) = W_L a_{L-1} + b_L,  a_i = act(W_i a_{i-1} + b_i),  a_0 = [h, e]
+                       two outputs in the last layer are a softmax: x = x_0 - x_1, class 0 the positive
+        p_{b,t}   = f( x(h_{b,t}, e_{b,t+1}))                 with ``shift=False`` e_{b,t}, as given
+        n_{b,t,k} = f(-x(h_{b,t}, e^k_{b,t+1}))
+        eps=0          f(z) = -log sigmoid(z), exactly
+        eps > 0        f(z) = -log(sigmoid(z) + eps)           1e-8 or 1e-6, on both sides alike
+        eps="clamp"    f(z) = min(-log sigmoid(z), 100)        torch's binary cross entropy, unrounded
+
+        normalizer="joint"      sum_{b,t} (p + sum_k n) / (V (1 + K))
+        normalizer="separate"   sum_{b,t} p / V  +  sum_{b,t,k} n / (V K)      = 2 joint for K = 1
+        normalizer="padded"     sum_{b,t} (p + sum_k n) / (B (T - 1))          the authors: counts padding;
+                                                                               B T with ``shift=False``
+        normalizer="row"        sum_b [sum_t (p + sum_k n) / (V_b (1 + K))] / B     rows without a pair add 0
+
+    The first layer's product with h is made once for the positive and all negatives. The authors' code adds
+    1e-8 to both softmax outputs, and so takes log(1 - y - 1e-8) for negatives, which can be NaN; here eps is
+    added inside either logarithm. torch's binary cross entropy rounds 1 - sigmoid to 0 from x = 17 in float32
+    and then reports 100; here the clamp acts on the exact logarithm.
+
+    Args:
+        states: [B, T, H], all states, or [N, H] with ``offsets``; float32, float64, bfloat16 or float16.
+        positive: [B, T, D] or [N, D]: the behaviours themselves, shifted inside; D = H for "inner".
+        negative: [B, T, D] or [B, T, K, D], jagged [N, D] or [N, K, D]: negatives of the behaviour at the
+            same position, K >= 1; the first behaviour's are not used. The dtype of ``states``, as
+            ``positive``.
+        weights: mlp only: matrices [M1, H + D], [M2, M1], ..., [1 or 2, M]; the authors' are 100, 50 and 1
+            or 2.
+        biases: mlp only: empty, or one for each layer, [M_i] or None; in the dtype of ``states`` or the
+            compute dtype (float64 for float64 ``states``, else float32).
+        slopes: with ``activation="prelu"`` only: one for each hidden layer, a scalar, [1] or [M_i].
+        affine: mlp only: (scale, shift), [H + D] each: a_0 = scale * [h, e] + shift, a batch norm whose
+            statistics are fixed; folded into the first layer. Batch statistics are the caller's.
+        lengths: [B] int64 or int32, between 0 and T.
+        offsets: [B + 1] int64 or int32, ascending from 0 to N.
+        mask: [B, T] bool; the behaviour "after" a step is then the one at the next True.
+        kind: ``"inner"`` or ``"mlp"``.
+        activation: mlp only: ``"sigmoid"``, ``"relu"``, ``"prelu"`` or None, after every layer but the last.
+        normalizer: as above; ``"padded"`` needs padded input.
+        eps: as above: a number of at least 0, or ``"clamp"``.
+        shift: False if positive and negative are already aligned with the states.
+        backend: ``"auto"``, or a backend's name, which then runs or raises.
+
+    Returns:
+        The loss, a scalar in the compute dtype, 0 where there is no pair (rows of length 0 and 1, T of 0 and
+        1). Finite whenever the logits x are. At most one of ``lengths``, ``offsets`` and ``mask`` may be
+        given.
+
+    Past a row's length nothing is read: NaN there changes no loss and no gradient, and gradients there are
+    0. NaN in a pair reaches the loss and the gradient of every weight.
+
+    Differentiable once in ``states``, ``positive``, ``negative``, ``weights``, ``biases``, ``slopes`` and
+    ``affine``; under autocast the first four are cast, the rest and the sums stay float32.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
+    value or option; ``RuntimeError`` for a backend that refuses and for a second derivative.
+
+    >>> h, e, n = torch.zeros(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    >>> auxiliary_loss(h, e, n, lengths=torch.tensor([5, 1]))
+    tensor(0.6931)
+    """
+    check_option("kind", kind, ("inner", "mlp"))
+    check_option("normalizer", normalizer, NORMALIZERS)
+    if not isinstance(shift, bool):
+        raise TypeError(f"shift must be a bool, got {type(shift).__name__}")
+    if isinstance(eps, str):
+        check_option("eps", eps, ("clamp",))
+    elif isinstance(eps, bool) or not isinstance(eps, Real):
+        raise TypeError(f"eps must be a number or 'clamp', got {type(eps).__name__}")
+    elif not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be a finite number of at least 0, or 'clamp', got {eps}")
+    check_storage("states", states)
+    check_tensor("positive", positive)
+    check_tensor("negative", negative)
+    positive, negative, weights, states = (autocast(v, states) for v in (positive, negative, weights, states))
+    ragged, index = check_ragged(states, "states", lengths, offsets, mask)
+    if offsets is not None and normalizer == "padded":
+        raise ValueError("normalizer must not be 'padded' with offsets: jagged input has no T, got 'padded'")
+    hidden = states.shape[-1]
+    if hidden < 1:
+        raise ValueError(f"states must have at least one feature, got shape {tuple(states.shape)}")
+    negative = _check_behaviours(states, positive, negative, kind)
+    layers = _check_weights(states, positive, weights, biases, slopes, affine, kind, activation)
+
+    if index is not None:
+        states, positive, negative = (compact(t, index) for t in (states, positive, negative))
+    name = select(
+        Call("auxiliary_loss", states.device.type, states.dtype, positive.shape[-1], hidden, kind), backend
+    )
+    options = (
+        kind == "inner",
+        ACTIVATIONS.index(activation) if kind == "mlp" else 0,
+        NORMALIZERS.index(normalizer),
+        -1.0 if isinstance(eps, str) else float(eps),
+        int(shift),
+    )
+    tensors = layers.tensors()
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (states, positive, negative, *tensors)):
+        counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
+        loss: Tensor = _AuxiliaryLoss.apply(
+            name, counts, options, states, positive, negative, ragged.lengths, ragged.offsets, *tensors
+        )
+    else:
+        loss = _FWD[name](states, positive, negative, *layers, ragged.lengths, ragged.offsets, *options)
+    return loss
+
+
+def _check_behaviours(states: Tensor, positive: Tensor, negative: Tensor, kind: str) -> Tensor:
+    """Check positive and negative against the states; returns negative with its K."""
+    rows = tuple(states.shape[:-1])
+    layout = "[N, D]" if len(rows) == 1 else "[B, T, D]"
+    if positive.dim() != states.dim() or positive.shape[-1] < 1:
+        raise ValueError(f"positive must have shape {layout} with D >= 1, got {tuple(positive.shape)}")
+    width = positive.shape[-1]
+    check_like("positive", positive, (*rows, width), layout, states, "states")
+    if kind == "inner" and width != states.shape[-1]:
+        raise ValueError(f"positive must have H = {states.shape[-1]} features with kind='inner', got {width}")
+    if negative.dim() == len(rows) + 1:
+        check_like("negative", negative, (*rows, width), layout, states, "states")
+        return negative.unsqueeze(-2)
+    several = layout.replace("D", "K, D")
+    if negative.dim() != len(rows) + 2 or negative.shape[-2] < 1:
+        raise ValueError(
+            f"negative must have shape {layout} or {several} with K >= 1, got {tuple(negative.shape)}"
+        )
+    check_like("negative", negative, (*rows, negative.shape[-2], width), several, states, "states")
+    return negative
+
+
+def _check_weights(
+    states: Tensor,
+    positive: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[Tensor],
+    affine: tuple[Tensor, Tensor] | None,
+    kind: str,
+    activation: str | None,
+) -> Layers:
+    """The checked layers with the affine map and a two-class output folded in."""
+    if kind == "inner":
+        if len(weights) or len(biases) or len(slopes) or affine is not None:
+            raise ValueError("weights, biases, slopes and affine must be empty with kind='inner', got some")
+        return Layers([], [], [])
+    inputs = states.shape[-1] + positive.shape[-1]
+    checked = check_layers(weights, biases, slopes, activation, inputs, "H + D", (1, 2), states, "states")
+    matrices, vectors, slopes = checked
+    if affine is not None:
+        if not isinstance(affine, (list, tuple)) or len(affine) != 2:
+            raise TypeError(f"affine must be a pair (scale, shift) or None, got {type(affine).__name__}")
+        scale, move = (
+            check_scalar_like(f"affine[{i}]", v, (inputs,), "[H + D]", states, "states")
+            for i, v in enumerate(affine)
+        )
+        first = matrices[0].to(scale.dtype)
+        bias = first @ move
+        if vectors:
+            bias = bias + vectors[0] if vectors[0].numel() else bias
+        else:
+            vectors = [bias.new_empty(0)] * len(matrices)
+        matrices, vectors = [(first * scale).to(matrices[0].dtype), *matrices[1:]], [bias, *vectors[1:]]
+    if matrices[-1].shape[0] == 2:  # softmax over two classes is the sigmoid of the difference
+        matrices = [*matrices[:-1], matrices[-1][:1] - matrices[-1][1:]]
+        if vectors and vectors[-1].numel():
+            vectors = [*vectors[:-1], vectors[-1][:1] - vectors[-1][1:]]
+    return Layers(matrices, vectors, list(slopes))
