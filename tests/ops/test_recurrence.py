@@ -1,0 +1,99 @@
+"""Every member of the family on every backend and instruction set: forward and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+
+from dien_kernels import use_gates
+from tests.cases import DTYPES, KINDS, Case, actual, assert_matches, running_on, target_params
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FORMS = [
+    Case(kind, dtype, reset=reset, update=update)
+    for kind, dtype, reset, update in product(KINDS, DTYPES, ("after", "before"), ("keep", "candidate"))
+]
+
+
+def check(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+    record_cell("recurrence", target, case.kind, case.dtype)
+    with running_on(target, case) as backend:
+        assert_matches(case, actual(case, backend))
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("case", FORMS, ids=str)
+def test_matches_reference(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+    check(case, target, record_cell)
+
+
+# Around the widths of the vectors (4, 8, 16), the row blocks (8, 16, 32) and the smallest of everything.
+SIZES = [
+    (1, 1, 1, 1), (1, 1, 3, 2), (2, 1, 5, 8), (1, 7, 2, 3), (3, 2, 1, 7), (7, 3, 4, 1), (8, 5, 8, 9),
+    (9, 4, 7, 15), (4, 3, 17, 16), (17, 3, 16, 17), (5, 20, 36, 36), (3, 4, 33, 31), (6, 3, 5, 33),
+    (33, 3, 64, 64), (5, 4, 1, 100), (4, 3, 100, 3), (11, 3, 130, 130), (70, 6, 6, 20), (520, 3, 3, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for n, (b, t, i, h) in enumerate(SIZES)
+        for case in (
+            Case("aigru", torch.float32, b, t, i, h, reset="before", seed=n),
+            Case("authors", torch.float32, b, t, i, h, seed=n),
+            Case("authors", torch.float64, b, t, i, h, ragged="full", reset="before", seed=n),
+            Case("aigru", torch.bfloat16, b, t, i, h, ragged="mask", seed=n),
+        )
+    ],
+    ids=str,
+)
+def test_matches_reference_at_every_size(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+    check(case, target, record_cell)
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(kind, dtype, 6, 5, 7, 19, ragged, reset=reset, update=update)
+        for kind, dtype, reset, update, ragged in product(
+            ("gru", "aigru", "authors"),
+            DTYPES,
+            ("after", "before"),
+            ("keep", "candidate"),
+            ("lengths", "jagged"),
+        )
+    ],
+    ids=str,
+)
+def test_matches_reference_with_kept_gates(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+    with use_gates("keep"):
+        check(case, target, record_cell)
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("aigru", dtype, H=9, bias=bias, h0=h0, strides=strides, reset=reset, scalars=scalars)
+        for dtype, strides in product(DTYPES, ("contiguous", "sliced", "offset", "transposed", "expanded"))
+        for bias, h0, reset, scalars in (
+            ("both", True, "after", "compute"),
+            ("none", False, "before", "compute"),
+            ("ih", True, "before", "storage"),
+            ("hh", False, "after", "storage"),
+        )
+    ],
+    ids=str,
+)
+def test_matches_reference_on_any_strides_and_without_some_inputs(
+    case: Case, target: str, record_cell: Callable[..., None]
+) -> None:
+    check(case, target, record_cell)

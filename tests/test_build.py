@@ -1,0 +1,106 @@
+"""What the build promises: no Python symbols, a baseline without wide registers, errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dien_kernels import _native
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = Path(os.environ.get("DIEN_KERNELS_LIB") or Path(_native.__file__).with_name("_C.so"))
+WIDE_NAMESPACES = ("dien::avx2", "dien::avx512")
+WIDE_REGISTER = re.compile(r"%[yz]mm\d|%k[0-7]\b")
+
+
+def tool(*command: str) -> str:
+    """The output of a binutils program on the library; skips where one of them is absent."""
+    if not _native.available():
+        pytest.skip(f"native code is absent: {_native.reason()}")
+    if any("-fsanitize" in flag for flag in _native.build_facts().get("flags", [])):
+        pytest.skip("the sanitizers' library is not the one that is shipped")
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([*command, str(LIBRARY)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.native
+def test_library_needs_no_python_symbols() -> None:
+    undefined = tool("nm", "-D", "--undefined-only").split()
+    assert not [symbol for symbol in undefined if re.match(r"_?Py[A-Z_]", symbol)]
+
+
+@pytest.mark.native
+def test_library_needs_only_the_stable_abi() -> None:
+    """No C++ symbol of torch: those change between releases."""
+    undefined = tool("nm", "-D", "-C", "--undefined-only")
+    assert not re.findall(r"\b(?:at|c10|torch)::\S+", undefined)
+
+
+@pytest.mark.native
+def test_baseline_has_no_wide_registers() -> None:
+    """A processor without AVX must be able to run all that is outside the namespaces of AVX2 and AVX-512."""
+    function, wide = "", {}
+    for line in tool("objdump", "-d", "-C", "--no-show-raw-insn").splitlines():
+        if line.endswith(">:"):
+            function = line.partition(" <")[2][:-2]
+        elif WIDE_REGISTER.search(line) and not any(space in function for space in WIDE_NAMESPACES):
+            wide.setdefault(function, line.strip())
+    assert not wide
+
+
+@pytest.mark.native
+def test_disassembly_shows_the_wide_paths() -> None:
+    """The test above sees something: where AVX-512 was compiled, its namespace uses its registers."""
+    if "avx512" not in _native.build_facts().get("isas", {}):
+        pytest.skip("this machine's build has no AVX-512 path")
+    assert re.search(r"%zmm\d", tool("objdump", "-d", "--no-show-raw-insn"))
+
+
+def test_setup_is_short() -> None:
+    assert len((ROOT / "setup.py").read_text().splitlines()) <= 150
+
+
+def build(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the build into a folder of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DIEN_KERNELS_")}
+    environment.pop("LD_PRELOAD", None)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_build_none_leaves_only_the_reason(tmp_path: Path) -> None:
+    done = build(tmp_path, DIEN_KERNELS_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "dien_kernels").iterdir()] == ["_build.json"]
+    assert "DIEN_KERNELS_BUILD=none" in (tmp_path / "dien_kernels" / "_build.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"DIEN_KERNELS_BUILD": "all"}, "must be auto, cpu, cuda or none"),
+        ({"DIEN_KERNELS_BUILD": "cpu", "CXX": "no-such-compiler"}, "no C++ compiler was found"),
+        ({"DIEN_KERNELS_BUILD": "cpu", "CXX": "false"}, "failed"),
+    ],
+)
+def test_failed_build_ends_with_one_clear_line(tmp_path: Path, variables: dict[str, str], words: str) -> None:
+    done = build(tmp_path, **variables)
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dien_kernels: ")
+    assert words in line
+    assert line.endswith("set DIEN_KERNELS_BUILD=none to install without native code")
