@@ -1,0 +1,54 @@
+"""The package itself as a provider, with the gates as by default, kept, or recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from benchmarks.inputs import Inputs, Program, layers_of
+from benchmarks.registry import OURS, Case
+from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
+from dien_kernels.ops import _gates
+
+NAMES = (OURS, "gates_keep", "gates_recompute")
+
+
+def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto") -> Program:
+    forward = _forward(case, inputs, backend)
+    if provider != OURS:
+        gates = provider.removeprefix("gates_")
+        return Program(_with_gates(forward, gates), inputs.leaves, f"gates: {gates}")
+    gates = "keep" if _gates.kept() else "recompute"
+    recurrent = case.op in ("gru", "augru") and case.trains
+    return Program(forward, inputs.leaves, f"gates: {gates}" if recurrent else "")
+
+
+def _with_gates(forward: Callable[[], Tensor], gates: str) -> Callable[[], Tensor]:
+    def switched() -> Tensor:
+        with use_gates(gates):
+            return forward()
+
+    return switched
+
+
+def _forward(case: Case, inputs: Inputs, backend: str) -> Callable[[], Tensor]:
+    leaves, lengths = inputs.leaves, inputs.lengths
+    if case.op in ("gru", "augru"):
+        weights = tuple(leaves[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
+        x = leaves["x"]
+        if case.op == "gru":
+            return lambda: gru(x, *weights, lengths=lengths, backend=backend)[0]
+        attention = leaves["attention"]
+        return lambda: augru(x, attention, *weights, lengths=lengths, backend=backend)[0]
+    matrices, vectors = layers_of(leaves)
+    name, kind = case.op.split("_")
+    if name == "attention":
+        target, states = leaves["target"], leaves["states"]
+        return lambda: attention_scores(
+            target, states, matrices, vectors, lengths=lengths, kind=kind, backend=backend
+        )
+    states, positive, negative = (leaves[name] for name in ("states", "positive", "negative"))
+    return lambda: auxiliary_loss(
+        states, positive, negative, matrices, vectors, lengths=lengths, kind=kind, backend=backend
+    )

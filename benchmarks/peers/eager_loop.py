@@ -1,0 +1,44 @@
+"""A GRU or AUGRU in plain torch, as well as a loop over time can be written.
+
+One product for the whole input, ``unbind`` instead of indexing (whose gradient would be a full-size tensor a
+step), one sigmoid for two gates, ``addcmul`` and ``lerp``; ended rows keep their state through ``where``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.inputs import Inputs, Program
+from benchmarks.registry import Case
+
+
+def absent() -> str | None:
+    return None
+
+
+def build(case: Case, inputs: Inputs) -> Program:
+    leaves, hidden = inputs.leaves, case.hidden
+    x, w_ih, w_hh, b_ih, b_hh = (leaves[name] for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"))
+    attention, lengths = leaves.get("attention"), inputs.lengths
+    widths = [2 * hidden, hidden]
+
+    def forward() -> Tensor:
+        steps = linear(x, w_ih, b_ih).unbind(1)
+        scores = None if attention is None else attention.unsqueeze(2).unbind(1)
+        valid = None if lengths is None else (torch.arange(len(steps)) < lengths[:, None]).unsqueeze(2)
+        still = None if valid is None else valid.unbind(1)
+        h, states = x.new_zeros(x.shape[0], hidden), []
+        for t, gx in enumerate(steps):
+            x_ru, x_n = torch.split(gx, widths, 1)
+            h_ru, h_n = torch.split(linear(h, w_hh, b_hh), widths, 1)
+            r, u = torch.sigmoid(x_ru + h_ru).chunk(2, 1)
+            n = torch.tanh(torch.addcmul(x_n, r, h_n))
+            new = torch.lerp(n, h, u) if scores is None else torch.lerp(h, n, scores[t] * u)
+            h = new if still is None else torch.where(still[t], new, h)
+            states.append(h)
+        y = torch.stack(states, 1)
+        return y if valid is None else torch.where(valid, y, 0)
+
+    return Program(forward, leaves)

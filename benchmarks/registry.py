@@ -1,0 +1,125 @@
+"""What is measured: the cases, the suites they belong to, and the targets they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+# The ops of the package and the names their variants have here and in the results.
+OPS = {
+    "recurrence": ("gru", "augru"),
+    "attention": ("attention_bilinear", "attention_din"),
+    "auxiliary_loss": ("auxiliary_inner", "auxiliary_mlp"),
+}
+OURS = "dien_kernels"
+LAWS = ("full", "ragged")
+THREADS = (1, 2)  # what the targets speak of
+
+# (B, T, I, H)
+SPEED_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64), (1024, 100, 128, 128), (256, 200, 64, 64))
+SHORT_STEPS = (1, 7, 20)
+SHORT_WIDTHS = (36, 64)
+CALL_WIDTHS = (36, 64, 128)
+UNIT_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64))
+
+# The hidden widths of the papers' networks.
+DIN_WIDTHS = (80, 40)
+AUXILIARY_WIDTHS = (100, 50)
+
+RECURRENT_PEERS = {"gru": ("torch_gru_padded", "torch_gru_packed"), "augru": ("eager_loop",)}
+# Shown beside the others, without targets.
+MORE_PEERS = {("gru", "ragged"): ("torch_gru_packed_unpacked",)}
+
+
+class Case(NamedTuple):
+    """One measurement: ``providers`` take turns, and ratios are relative to the first of them."""
+
+    suite: str
+    op: str
+    mode: str  # "fwd", "fwd+bwd", or "call": a forward whose cost is the calling, not the arithmetic
+    batch: int
+    steps: int
+    inputs: int
+    hidden: int
+    law: str  # "full": every row has T steps; "ragged": between 1 and T, T/4 on average
+    dtype: str
+    providers: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int, int, int]:
+        return self.batch, self.steps, self.inputs, self.hidden
+
+    @property
+    def trains(self) -> bool:
+        return self.mode == "fwd+bwd"
+
+    def __str__(self) -> str:
+        return f"{self.suite}: {self.op} {self.mode} {self.law} B,T,I,H={','.join(map(str, self.size))}"
+
+
+def _speed() -> Iterator[Case]:
+    for size, law, op, mode in product(SPEED_SIZES, LAWS, ("gru", "augru"), ("fwd", "fwd+bwd")):
+        providers = (OURS, *RECURRENT_PEERS[op], *MORE_PEERS.get((op, law), ()))
+        yield Case("speed", op, mode, *size, law, "float32", providers)
+
+
+def _short() -> Iterator[Case]:
+    for width, steps, law, mode in product(SHORT_WIDTHS, SHORT_STEPS, LAWS, ("fwd", "fwd+bwd")):
+        if steps > 1 or law == "full":
+            providers = (OURS, *RECURRENT_PEERS["gru"])
+            yield Case("short", "gru", mode, 128, steps, width, width, law, "float32", providers)
+
+
+def _latency() -> Iterator[Case]:
+    for op, width in product(("gru", "augru"), CALL_WIDTHS):
+        providers = (OURS, RECURRENT_PEERS[op][0])
+        yield Case("latency", op, "call", 1, 1, width, width, "full", "float32", providers)
+
+
+def _gates() -> Iterator[Case]:
+    for size, law, op in product(SPEED_SIZES, LAWS, ("gru", "augru")):
+        yield Case("gates", op, "fwd+bwd", *size, law, "float32", ("gates_keep", "gates_recompute"))
+
+
+def _units() -> Iterator[Case]:
+    peers = {"attention": "eager_attention", "auxiliary_loss": "eager_auxiliary"}
+    for size, law, room in product(UNIT_SIZES, LAWS, peers):
+        for op, mode in product(OPS[room], ("fwd", "fwd+bwd")):
+            yield Case("units", op, mode, *size, law, "float32", (OURS, peers[room]))
+
+
+_SUITES = {"speed": _speed, "short": _short, "latency": _latency, "gates": _gates, "units": _units}
+SUITES = tuple(_SUITES)
+
+
+def cases(suite: str) -> list[Case]:
+    """The cases of one suite, or of ``"all"``."""
+    return [case for name in SUITES if suite in (name, "all") for case in _SUITES[name]()]
+
+
+def tiny(case: Case) -> Case:
+    """The case at a size that takes no time: to see that everything runs."""
+    return case._replace(batch=min(case.batch, 4), steps=min(case.steps, 6), inputs=5, hidden=5)
+
+
+# How many times faster than a provider ours must at least be, by width H:
+# (suite, op, mode, law, provider) -> {H: ratio}. What is not here has no target.
+TARGETS: dict[tuple[str, str, str, str, str], dict[int, float]] = {
+    ("speed", "gru", "fwd", "full", "torch_gru_padded"): {36: 1.8, 64: 1.4, 128: 1.4},
+    ("speed", "gru", "fwd", "ragged", "torch_gru_padded"): {36: 6.0, 64: 5.0, 128: 4.0},
+    ("speed", "gru", "fwd", "ragged", "torch_gru_packed"): {36: 3.0, 64: 2.0, 128: 1.4},
+    ("speed", "gru", "fwd+bwd", "full", "torch_gru_padded"): {36: 2.0, 64: 1.6, 128: 1.2},
+    ("speed", "gru", "fwd+bwd", "full", "torch_gru_packed"): {36: 3.0, 64: 3.0, 128: 3.0},
+    ("speed", "gru", "fwd+bwd", "ragged", "torch_gru_packed"): {36: 4.0, 64: 4.0, 128: 4.0},
+    ("speed", "augru", "fwd+bwd", "full", "eager_loop"): {36: 2.5, 64: 1.6, 128: 1.1},
+    ("speed", "augru", "fwd+bwd", "ragged", "eager_loop"): {36: 5.0, 64: 4.0, 128: 3.0},
+} | {
+    ("short", "gru", mode, law, peer): dict.fromkeys(SHORT_WIDTHS, 1.0)
+    for mode, law, peer in product(("fwd", "fwd+bwd"), LAWS, RECURRENT_PEERS["gru"])
+}
+# How long one call of ours may last, in microseconds: (suite, op, mode) -> limit.
+LIMITS_US: dict[tuple[str, str, str], float] = {
+    ("latency", "gru", "call"): 30.0,
+    ("latency", "augru", "call"): 30.0,
+}

@@ -1,0 +1,183 @@
+"""The interleaving clock: providers take turns in one process, visit by visit, after each was found right.
+
+A visit is a few calls in a row, long enough to be timed; a round is one visit to every provider, in an order
+that changes from round to round. A busy moment of the machine so hits all providers alike, and the ratio of
+two of them is taken within a round. Garbage collection is off; untimed visits warm every provider up.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import memory, ours, peers
+from benchmarks.inputs import Inputs, Program, draw
+from benchmarks.registry import Case
+
+VISIT_S = 5e-3
+MIN_ROUNDS, MAX_ROUNDS = 5, 500
+# The error, relative to the largest value of a tensor, above which a result is wrong and gets no number. This
+# is a gate against a provider that computes something else; accuracy is judged by the tests, more strictly.
+WRONG = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
+
+
+class Quantiles(NamedTuple):
+    p20: float
+    p50: float
+    p80: float
+
+
+class Samples(NamedTuple):
+    calls: int  # in one visit
+    seconds: list[float]  # per call, one entry a round
+
+
+def quantiles(values: list[float]) -> Quantiles:
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return Quantiles(tenths[1], tenths[4], tenths[7])
+
+
+def visit(step: Callable[[], object], calls: int) -> float:
+    """Seconds per call."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - started) / calls
+
+
+def interleave(
+    steps: dict[str, Callable[[], object]], inference: bool, budget_s: float
+) -> dict[str, Samples]:
+    """Rounds until the budget is used, but at least ``MIN_ROUNDS``."""
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode(inference):
+            samples = {name: Samples(_calls(step), []) for name, step in steps.items()}
+            names, order, started = list(steps), random.Random(0), time.perf_counter()
+            for done in range(MAX_ROUNDS):
+                if done >= MIN_ROUNDS and time.perf_counter() - started > budget_s:
+                    break
+                order.shuffle(names)
+                for name in names:
+                    samples[name].seconds.append(visit(steps[name], samples[name].calls))
+    finally:
+        gc.enable()
+    return samples
+
+
+def _calls(step: Callable[[], object]) -> int:
+    """How many calls make a visit long enough. The first guess, from a single call, is corrected once."""
+    visit(step, 1)
+    calls = math.ceil(VISIT_S / visit(step, 1))
+    return max(1, math.ceil(VISIT_S / visit(step, calls)))
+
+
+def ratios(theirs: Samples, base: Samples) -> Quantiles:
+    """Their time over the base's within each round: how many times faster the base is."""
+    return quantiles([a / b for a, b in zip(theirs.seconds, base.seconds, strict=True)])
+
+
+Truth = tuple[Inputs, Tensor, dict[str, Tensor]]
+
+
+@lru_cache(maxsize=1)
+def _truth(problem: Case) -> Truth:
+    inputs = draw(problem)
+    exact = inputs.to(torch.float64)
+    program = ours.build(problem, exact, backend="reference")
+    result = program.step(problem, exact)().detach()
+    gradients = {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
+    return inputs, result, gradients
+
+
+def truth(case: Case) -> Truth:
+    """The inputs, and result and gradients by the float64 reference; the last problem's are kept."""
+    return _truth(case._replace(suite="", mode="fwd+bwd", providers=()))
+
+
+def prepare(case: Case, provider: str, inputs: Inputs) -> Program:
+    """The provider's program; ``LookupError`` with the reason if it is absent."""
+    if provider in ours.NAMES:
+        return ours.build(case, inputs, provider)
+    peer = peers.load(provider)
+    reason = peer.absent()
+    if reason is not None:
+        raise LookupError(reason)
+    program: Program = peer.build(case, inputs)
+    return program
+
+
+def fault(program: Program, case: Case) -> str | None:
+    """What is wrong with the program's result or gradients; None if they are those of the reference."""
+    inputs, exact, gradients = truth(case)
+    with torch.inference_mode(not case.trains):
+        result = program.step(case, inputs)()
+        result = program.padded(result.detach())
+    pairs: dict[str, tuple[Tensor | None, Tensor, Tensor | None]] = {"result": (result, exact, inputs.valid)}
+    if case.trains:
+        pairs |= {name: (program.leaves[name].grad, exact, None) for name, exact in gradients.items()}
+    for name, (actual, wanted, valid) in pairs.items():
+        if actual is None or actual.shape != wanted.shape:
+            shape = None if actual is None else tuple(actual.shape)
+            return f"{name} has shape {shape}, not {tuple(wanted.shape)}"
+        difference = actual.double() - wanted
+        difference = difference if valid is None else torch.where(valid, difference, 0)
+        size = float(wanted.abs().max())
+        # Some gradients vanish by mathematics, such as that of a bias under a softmax.
+        error = float(difference.abs().max()) / (size if size > 1e-12 else 1.0)
+        if not error <= WRONG[case.dtype]:
+            return f"{name} is off by {error:.1e} of its largest value"
+    return None
+
+
+def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> list[dict[str, Any]]:
+    """One row of results for each provider; those that are absent or wrong have a note instead of numbers."""
+    torch.set_num_threads(threads)
+    inputs = truth(case)[0]
+    steps: dict[str, Callable[[], object]] = {}
+    notes: dict[str, str] = {}
+    for provider in case.providers:
+        try:
+            program = prepare(case, provider, inputs)
+            wrong = fault(program, case)
+            notes[provider] = program.note if wrong is None else f"wrong: {wrong}"
+            if wrong is None:
+                steps[provider] = program.step(case, inputs)
+        except LookupError as reason:
+            notes[provider] = f"absent: {reason}"
+        except Exception as error:  # a peer may raise whatever it likes: that is a result too
+            first_line = str(error).strip().partition("\n")[0]
+            notes[provider] = f"failed: {type(error).__name__}: {first_line}"
+    samples = interleave(steps, not case.trains, budget_s) if steps else {}
+    rows = []
+    for provider in case.providers:
+        row: dict[str, Any] = {"provider": provider, "note": notes[provider]}
+        if provider in samples:
+            row |= _numbers(samples[provider], samples.get(case.providers[0]))
+            if with_memory:
+                row["peak_mem_mb"] = memory.peak_mb(case, provider, threads)
+        rows.append(row)
+    return rows
+
+
+def _numbers(own: Samples, base: Samples | None) -> dict[str, Any]:
+    times = quantiles(own.seconds)
+    numbers: dict[str, Any] = {f"{name}_us": f"{1e6 * value:.2f}" for name, value in times._asdict().items()}
+    if base is not None:
+        ratio = ratios(own, base)
+        numbers |= {
+            "ratio": f"{ratio.p50:.3f}",
+            "ratio_p20": f"{ratio.p20:.3f}",
+            "ratio_p80": f"{ratio.p80:.3f}",
+        }
+    return numbers | {"rounds": len(own.seconds), "calls": own.calls}
