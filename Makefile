@@ -1,0 +1,85 @@
+# make demo and make test work from a fresh clone with python3, make and g++; the rest builds on the same .venv.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# One torch for everybody, so that a measured tolerance or speed can be repeated; the package itself takes >= 2.10.
+TORCH ?= torch==2.13.0
+# The CPU alone unless a GPU is visible; set the variable to decide yourself.
+ifndef DIEN_KERNELS_BUILD
+DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
+endif
+export DIEN_KERNELS_BUILD
+# The tests' tensors are small: with many threads they would wait for one another.
+TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILT := dien_kernels/_build.json
+READY := $(VENV)/.ready
+
+ASAN_DIR := build/asan
+ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
+# No leak check: Python and torch keep much until the process ends.
+ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+
+.PHONY: demo test test-asan bench lint cuda build info wheel-test clean
+
+test: $(BUILT)
+	$(TEST_ENV) $(PY) -m pytest tests
+
+demo: $(BUILT)
+	$(PY) examples/demo.py
+
+build: $(BUILT)
+
+info: $(BUILT)
+	$(PY) -m dien_kernels info
+
+bench: $(BUILT)
+	$(PY) -m benchmarks
+
+cuda: $(READY)
+	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy dien_kernels
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
+
+# The sanitizers' runtimes come before everything else in the process; libstdc++ too, as they wrap its throw.
+test-asan: $(BUILT) $(ASAN_BUILT)
+	cxx="$${CXX:-g++}"; \
+	preload="$$($$cxx -print-file-name=libasan.so):$$($$cxx -print-file-name=libubsan.so):$$($$cxx -print-file-name=libstdc++.so)"; \
+	$(TEST_ENV) $(ASAN_ENV) DIEN_KERNELS_LIB=$(ASAN_DIR)/dien_kernels/_C.so LD_PRELOAD="$$preload" \
+	    $(PY) -m pytest tests -m native -p no:cacheprovider
+
+# An sdist, the wheel made from it, and the smoke tests of both in clean environments away from the checkout.
+wheel-test: $(READY)
+	rm -rf build/dist
+	$(PY) -m build --no-isolation --outdir build/dist .
+	set -e; room="$$(mktemp -d)"; trap 'rm -rf "$$room"' EXIT; cp tests/smoke.py "$$room"; \
+	for package in $(CURDIR)/build/dist/*; do \
+	    (cd "$$room" && python3 -m venv --clear env && \
+	    env/bin/python -m pip install -q '$(TORCH)' 'setuptools>=77' wheel && \
+	    env/bin/python -m pip install -q --no-build-isolation "$$package" && \
+	    env/bin/python smoke.py); \
+	done
+
+clean:
+	rm -rf build dist *.egg-info dien_kernels/_C.so $(BUILT)
+
+# Objects are kept between builds: only what changed, or includes what changed, is compiled again.
+$(BUILT): $(SOURCES) setup.py | $(READY)
+	$(PY) setup.py -q build_ext --inplace
+
+$(ASAN_BUILT): $(SOURCES) setup.py | $(READY)
+	DIEN_KERNELS_SANITIZE=address,undefined DIEN_KERNELS_BUILD=cpu $(PY) setup.py -q build_ext --build-lib $(ASAN_DIR)
+
+$(READY): pyproject.toml
+	@python3 -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "python3 has no ensurepip: install the package python3-venv (Debian, Ubuntu) or its like" >&2; exit 1; }
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install -q '$(TORCH)' 'setuptools>=77' wheel
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
