@@ -52,9 +52,7 @@ class Case:
     bias: str = "both"  # both, none, ih, hh
     h0: bool = True
     strides: str = "contiguous"  # contiguous, sliced, offset, transposed, expanded
-    scalars: str = (
-        "compute"  # dtype of attention, biases and h0: compute (float32 beside bfloat16) or storage
-    )
+    scalars: str = "compute"  # dtype of attention, biases and h0: compute (float32 beside bfloat16) or storage
     seed: int = 0
 
     def __str__(self) -> str:
@@ -113,9 +111,7 @@ def _steps(case: Case, g: torch.Generator) -> list[list[int]]:
     return [list(range(t - n, t)) if case.ragged == "left" else list(range(n)) for n in lengths]
 
 
-def _tensor(
-    shape: tuple[int, ...], case: Case, dtype: torch.dtype, g: torch.Generator, scale: float
-) -> Tensor:
+def _tensor(shape: tuple[int, ...], case: Case, dtype: torch.dtype, g: torch.Generator, scale: float) -> Tensor:
     """Random values on the strides the case asks for."""
 
     def values(*size: int) -> Tensor:

@@ -1,11 +1,11 @@
 // Gathers the pieces of one instruction set: included once by each isa_*.cpp, inside its namespace.
 
 #include "../cell.h"
-#include "simd.h"
-#include "gemm.h"
 #include "block.h"
-#include "recurrence_fwd.h"
+#include "gemm.h"
 #include "recurrence_bwd.h"
+#include "recurrence_fwd.h"
+#include "simd.h"
 
 template <class L>
 Sizes sizes(const Job& job, bool backward) {
@@ -35,7 +35,7 @@ void forward(const Job& job) {
   Arena arena{job.packed};
   const Weights<L> weights(job, shape, arena, false);
   weights.fill(job, shape, false);
-  if (job.shared) project_histories<L>(job, shape, weights);
+  if (projects(job, false)) project_histories<L>(job, shape, weights);
   const Forward<L> kernel{job, shape, weights};
   run_tasks(job, block_count(job), [&](char* scratch, int64_t i) { kernel.run_block(scratch, i); });
 }
@@ -46,7 +46,7 @@ void backward(const Job& job) {
   Arena arena{job.packed};
   const Weights<L> weights(job, shape, arena, true);
   weights.fill(job, shape, true);
-  if (job.shared) project_histories<L>(job, shape, weights);
+  if (projects(job, true)) project_histories<L>(job, shape, weights);
   const Backward<L> kernel{job, shape, weights};
   run_tasks(job, job.groups, [&](char* scratch, int64_t g) { kernel.run_group(scratch, g); });
   if (job.shared) run_tasks(job, job.groups, [&](char* scratch, int64_t g) { kernel.run_history_group(scratch, g); });

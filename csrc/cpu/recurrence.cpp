@@ -111,7 +111,8 @@ void plan_rows(Job& job, const Layout& layout, Plan& plan) {
            " steps of the histories named, got " + std::to_string(layout.attention_rows));
 
   plan.sorted = plan.by_index;
-  std::stable_sort(plan.sorted.begin(), plan.sorted.end(), [](const Row& a, const Row& b) { return a.length > b.length; });
+  std::stable_sort(plan.sorted.begin(), plan.sorted.end(),
+                   [](const Row& a, const Row& b) { return a.length > b.length; });
   job.by_index = plan.by_index.data();
   job.rows = plan.sorted.data();
   job.longest = plan.sorted.empty() ? 0 : plan.sorted[0].length;

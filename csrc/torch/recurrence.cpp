@@ -1,6 +1,5 @@
 // The recurrence's raw ops for CPU tensors: torch's stable ABI on one side, raw pointers on the other.
 // Sizes and dtypes were checked by dien_kernels/ops/recurrence/op.py; values are checked by cpu/recurrence.cpp.
-#include "../cpu/memory.h"
 #include "../cpu/recurrence.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,6 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../cpu/memory.h"
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -20,10 +21,14 @@ using Maybe = std::optional<Tensor>;
 
 dien::Store store_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return dien::Store::f32;
-    case ScalarType::Double: return dien::Store::f64;
-    case ScalarType::BFloat16: return dien::Store::bf16;
-    default: throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
+    case ScalarType::Float:
+      return dien::Store::f32;
+    case ScalarType::Double:
+      return dien::Store::f64;
+    case ScalarType::BFloat16:
+      return dien::Store::bf16;
+    default:
+      throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
   }
 }
 
@@ -37,7 +42,9 @@ dien::Array array_of(const Tensor& t, int from, bool swap) {
   return {const_cast<void*>(t.const_data_ptr()), s[0], s[1], s[2], store_of(t.scalar_type())};
 }
 
-dien::Array array_of(const Maybe& t, int from, bool swap = false) { return t ? array_of(*t, from, swap) : dien::Array{}; }
+dien::Array array_of(const Maybe& t, int from, bool swap = false) {
+  return t ? array_of(*t, from, swap) : dien::Array{};
+}
 
 Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
@@ -114,8 +121,12 @@ dien::Job make_job(const Tensor& x, const Maybe& attention, const Tensor& w_ih, 
 
 dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& lengths, const Maybe& offsets,
                          const Maybe& history, bool reverse, Indices& indices) {
-  return {indices.read(lengths), indices.read(offsets), indices.read(history), x.size(0),
-          attention ? attention->size(0) : x.size(0), reverse};
+  return {indices.read(lengths),
+          indices.read(offsets),
+          indices.read(history),
+          x.size(0),
+          attention ? attention->size(0) : x.size(0),
+          reverse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,

@@ -389,10 +389,10 @@ class GRU(nn.Module):
         if self.padded == "zero":
             return spread(y, index)
         if reverse:  # the step that comes before a masked one in this direction is the next valid one
-            following = index.count - index.mask.long()
+            following = index.so_far - index.mask.long()
             total = index.mask.sum(1, keepdim=True)
             source = torch.minimum(following, (total - 1).clamp(min=0))
-            index = index._replace(source=source, count=total - following)
+            index = index._replace(source=source, so_far=total - following)
         return spread(y, index, _start(h0, y[:, :0].sum(1)))
 
 

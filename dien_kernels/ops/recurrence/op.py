@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dien_kernels.ops import _gates
+from dien_kernels.ops._autograd import differentiable_once
 from dien_kernels.ops._checks import (
     check_like,
     check_option,
@@ -69,10 +69,15 @@ def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
     return y, h_n, gates.new_empty((0,))  # the reference recomputes always
 
 
-def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
+def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # type: ignore[no-untyped-def]
+    _, offsets, history, y, _, need_dx, *options = rest
     compute, hidden = compute_dtype(x.dtype), w_hh.shape[1]
     jagged = offsets is not None
-    batch = (history if history is not None else offsets).shape[0] - (history is None) if jagged else y.shape[Options(*options).time_major]
+    batch = (
+        (history if history is not None else offsets).shape[0] - (history is None)
+        if jagged
+        else y.shape[Options(*options).time_major]
+    )
     return (
         x.new_empty(x.shape if need_dx else (0,)),
         x.new_empty((0,)) if attention is None else x.new_empty(attention.shape, dtype=compute),
@@ -111,7 +116,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, y, gates)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy, dh_n, _):  # type: ignore[no-untyped-def]
         x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest = ctx.saved_tensors
         dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = _BWD[ctx.backend](
@@ -374,7 +379,22 @@ def gru(
     (torch.Size([2, 5, 4]), torch.Size([2, 4]), False, True)
     """
     return _run(
-        "gru", x, None, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, None, h0, reset, update, padded, backend
+        "gru",
+        x,
+        None,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        None,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -421,7 +441,22 @@ def augru(
     """
     check_option("form", form, ("paper", "authors", "prediction_flow"))
     return _run(
-        form, x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        form,
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -461,7 +496,22 @@ def agru(
     True
     """
     return _run(
-        "agru", x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        "agru",
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -501,5 +551,20 @@ def aigru(
     True
     """
     return _run(
-        "aigru", x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        "aigru",
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )

@@ -18,7 +18,7 @@ The scalars are affine in the attention a of the row and step (9): see ``FORMS``
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,7 +131,8 @@ def _shape_y(y: Tensor, x: Tensor, ragged: Ragged, rows: Rows, options: Options)
     if ragged.offsets is not None:
         return y
     b = rows.length.shape[0]
-    return y.view(x.shape[0], b, -1) if options.time_major else y.view(b, x.shape[1], -1)
+    hidden = y.shape[1]
+    return y.view(x.shape[0], b, hidden) if options.time_major else y.view(b, x.shape[1], hidden)
 
 
 def _flat_a(attention: Tensor | None, rows: Rows, x: Tensor, options: Options) -> Tensor:
@@ -249,7 +250,8 @@ def backward(
 # The backend cell: the same two functions behind the raw ops' signatures, in the compute dtype.
 
 
-def _upcast(*tensors: Tensor | None) -> list[Tensor | None]:
+def _upcast(*tensors: Any) -> list[Any]:
+    """Tensors of 16 bits in float32; the others, and None, as they are."""
     return [t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
 
 
@@ -259,7 +261,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     xs, ws, wh = _upcast(x, w_ih, w_hh)
     y, h_n = forward(xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
     h_n = h_n.clone() if h0 is not None and h_n is h0 else h_n  # an op must not return its input
-    return y.to(x.dtype), h_n.to(x.dtype), w_hh.new_empty(0)
+    return y.to(x.dtype), h_n.to(x.dtype), y.new_empty(0)
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
