@@ -1,11 +1,11 @@
 // Gathers the pieces of one instruction set: included once by each isa_*.cpp, inside its namespace.
 
 #include "../cell.h"
-#include "block.h"
-#include "gemm.h"
-#include "recurrence_bwd.h"
-#include "recurrence_fwd.h"
 #include "simd.h"
+#include "gemm.h"
+#include "block.h"
+#include "recurrence_fwd.h"
+#include "recurrence_bwd.h"
 
 template <class L>
 Sizes sizes(const Job& job, bool backward) {

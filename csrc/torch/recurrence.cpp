@@ -1,5 +1,6 @@
 // The recurrence's raw ops for CPU tensors: torch's stable ABI on one side, raw pointers on the other.
 // Sizes and dtypes were checked by dien_kernels/ops/recurrence/op.py; values are checked by cpu/recurrence.cpp.
+#include "../cpu/memory.h"
 #include "../cpu/recurrence.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,8 +11,6 @@
 #include <optional>
 #include <tuple>
 #include <vector>
-
-#include "../cpu/memory.h"
 
 namespace {
 
