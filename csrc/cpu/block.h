@@ -55,20 +55,22 @@ struct Weights {
 
   Weights(const Job& job, const Shape<L>& s, Arena& arena, bool backward) {
     const bool before = job.reset_before;
+    const int64_t wanted = job.few ? 0 : 1;
     bias_x = arena.take<T>(3 * s.Hp);
     bias_n = arena.take<T>(s.Hp);
-    ih = arena.take<T>(s.I * 3 * s.Hp);
-    hh = arena.take<T>(s.H * 3 * s.Hp);
+    ih = arena.take<T>(wanted * s.I * 3 * s.Hp);
+    hh = arena.take<T>(wanted * s.H * 3 * s.Hp);
     hh_n = before ? hh + s.H * 2 * s.Hp : nullptr;
     columns_ih = arena.take<T>(backward ? 3 * s.H * s.Ip : 0);
     columns_hh = arena.take<T>(backward ? 3 * s.H * s.Hp : 0);
     columns_hn = before ? columns_hh + 2 * s.H * s.Hp : nullptr;
-    plain = arena.take<T>(3 * s.H * (s.I > s.H ? s.I : s.H));
+    plain = arena.take<T>(wanted * 3 * s.H * (s.I > s.H ? s.I : s.H));
   }
 
   void fill(const Job& job, const Shape<L>& s, bool backward) const {
     const bool before = job.reset_before;
     read_biases(job, s);
+    if (job.few) return;
     static constexpr int n_r_u[3] = {2, 0, 1}, r_u_n[3] = {0, 1, 2}, n_only[1] = {2};
     Matrix<T> m = read_matrix(job.w_ih, s.H, s.I, job.keep_side, plain);
     const bool gates = !(backward && job.gates);

@@ -218,16 +218,6 @@ Matrix<T> read_matrix(const Array& w, int64_t hidden, int64_t columns, bool keep
   return {plain, columns, hidden, columns, sign};
 }
 
-// The integer as wide as a value: shuffles take their indices so.
-template <int Bytes>
-struct IndexOf {
-  using Type = int32_t;
-};
-template <>
-struct IndexOf<8> {
-  using Type = int64_t;
-};
-
 // N rows of N values each become N columns: log2 N rounds of interleaving the first half of the rows with the second.
 template <class L, class T = typename L::Scalar>
 DIEN_INLINE void transpose(const T* in, int64_t in_row, T* out, int64_t out_row, T sign) {

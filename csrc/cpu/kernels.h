@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "block.h"
 #include "recurrence_fwd.h"
+#include "recurrence_few.h"
 #include "recurrence_bwd.h"
 
 template <class L>
@@ -14,6 +15,8 @@ Sizes sizes(const Job& job, bool backward) {
   Weights<L>(job, shape, packed, backward);
   if (backward)
     typename Backward<L>::Scratch(job, shape, scratch);
+  else if (job.few)
+    typename Few<L>::Scratch(shape, scratch);
   else
     typename Forward<L>::Scratch(job, shape, scratch);
   return {packed.used, Backward<L>::partial_bytes(shape), 3 * shape.Hp * int64_t(sizeof(typename L::Scalar)),
@@ -35,6 +38,7 @@ void forward(const Job& job) {
   Arena arena{job.packed};
   const Weights<L> weights(job, shape, arena, false);
   weights.fill(job, shape, false);
+  if (job.few) return Few<L>{job, shape, weights}.run(job.scratch);
   if (projects(job, false)) project_histories<L>(job, shape, weights);
   const Forward<L> kernel{job, shape, weights};
   run_tasks(job, block_count(job), [&](char* scratch, int64_t i) { kernel.run_block(scratch, i); });

@@ -39,6 +39,7 @@ struct Job {
   int64_t batch, histories, steps, input, hidden;  // steps: the padded length
   int64_t longest;                                 // the longest row
   bool jagged, shared, time_major;
+  bool few;  // so few steps that weights are used where they lie, not packed: forward only
   // the cell
   double alpha0, alpha1, beta0, beta1;
   bool scale_input, keep_side, reset_before;

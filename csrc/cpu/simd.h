@@ -2,6 +2,16 @@
 // Included inside an instruction set's namespace. Under AVX2, 16 floats become two registers by the compiler's
 // own lowering, which is how the 16-lane kernels are executed on machines without AVX-512.
 
+// The integer as wide as a value: shuffles take their indices so.
+template <int Bytes>
+struct IndexOf {
+  using Type = int32_t;
+};
+template <>
+struct IndexOf<8> {
+  using Type = int64_t;
+};
+
 template <class T, int N_>
 struct Lanes {
   using Scalar = T;

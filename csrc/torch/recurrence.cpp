@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -31,6 +33,12 @@ dien::Store store_of(ScalarType type) {
   }
 }
 
+int32_t code_of(ScalarType type) {
+  return type == ScalarType::Float    ? aoti_torch_dtype_float32()
+         : type == ScalarType::Double ? aoti_torch_dtype_float64()
+                                      : aoti_torch_dtype_bfloat16();
+}
+
 ScalarType compute_type(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
 
 // The innermost strides go to the places named by the layout in cpu/recurrence.h: `from` is the first stride's place.
@@ -45,8 +53,20 @@ dien::Array array_of(const Maybe& t, int from, bool swap = false) {
   return t ? array_of(*t, from, swap) : dien::Array{};
 }
 
+// Contiguous and uninitialised. By the C shim itself: torch::stable::empty goes through the dispatcher, for microseconds.
+template <class Sizes>
+Tensor new_tensor(const Sizes& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(std::data(sizes)[i], 1)) strides[i] = stride;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), std::data(sizes), strides.data(),
+                                                  code_of(type), aoti_torch_device_type_cpu(), -1, &handle));
+  return Tensor(handle);
+}
+
 Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+  return new_tensor<std::initializer_list<int64_t>>(sizes, type);
 }
 
 // A result whose size grows with the batch.
@@ -61,7 +81,7 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
   return sizes;
 }
 
-Tensor new_like(const Tensor& t, ScalarType type) { return torch::stable::empty(sizes_of(t), type); }
+Tensor new_like(const Tensor& t, ScalarType type) { return new_tensor(sizes_of(t), type); }
 
 // Index tensors may be slices of others; the kernels read them as contiguous.
 class Indices {

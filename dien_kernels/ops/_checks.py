@@ -30,7 +30,7 @@ def check_storage(name: str, value: Any) -> None:
 def check_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> None:
     """A floating tensor of exactly ``shape`` with the dtype and device of ``like``."""
     check_tensor(name, value)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
     if value.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
@@ -44,7 +44,7 @@ def check_scalar_like(
     """As ``check_like``, but float32 is welcome beside 16-bit storage; returns the value in the compute dtype."""
     check_tensor(name, value)
     compute = compute_dtype(like.dtype)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
     if value.dtype != compute:
         if value.dtype != like.dtype:
