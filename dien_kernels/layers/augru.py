@@ -186,7 +186,7 @@ class _AttentionGRU(nn.Module):
         check_features("x", x, self.input_size, "input_size", self.weight_ih)
         b_ih, b_hh = self.bias_ih, self.bias_hh
         if self.bias == "tied" and b_ih is not None:
-            b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of an autograd.Function
+            b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
         return type(self)._op(
             x,
             attention,

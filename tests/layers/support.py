@@ -1,10 +1,11 @@
-"""What the tests of the layers share: twins of torch.nn.GRU, gradients by name, and the rule that compares."""
+"""What the tests of the layers share: twins of torch.nn.GRU, gradients by name, and how they are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -16,6 +17,7 @@ I, H = 3, 5  # noqa: E741
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 OURS = ("reset", "update", "padded", "backend")  # the options torch.nn.GRU does not have
 Twin = tuple[GRU, torch.nn.GRU, torch.nn.GRU]
+Bad = tuple[str, Callable[[], Any], type[Exception], str]  # a name, a call, and what it raises
 
 
 def randn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -91,3 +93,26 @@ def bits(*tensors: Any) -> list[Tensor]:
 def assert_equal_bits(mine: Any, other: Any) -> None:
     for one, two in zip(bits(*mine), bits(*other), strict=True):
         assert torch.equal(one, two)
+
+
+def z(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros, for inputs whose values do not matter."""
+    return torch.zeros(size, dtype=dtype)
+
+
+def index(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def bad(*cases: Bad) -> Any:
+    """Parametrize a test by bad calls."""
+    return pytest.mark.parametrize(
+        "call, error, message", [pytest.param(*case[1:], id=case[0]) for case in cases]
+    )
+
+
+def expect(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    """Exactly this error (no subclass) with a message that matches."""
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert type(caught.value) is error

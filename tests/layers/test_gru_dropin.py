@@ -46,7 +46,15 @@ def test_the_constructor_takes_the_same_arguments_in_the_same_order() -> None:
         assert p.default == theirs[p.name].default, p.name
     layer = GRU(3, 5, 2, False, True, 0.25, True, None, torch.float64)
     twin = torch.nn.GRU(3, 5, 2, False, True, 0.25, True, dtype=torch.float64)
-    for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
+    for name in (
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+    ):
         assert getattr(layer, name) == getattr(twin, name), name
     assert layer.weight_ih_l0.dtype == torch.float64
     assert repr(layer) == repr(twin)
@@ -158,7 +166,9 @@ def test_dropout_reaches_every_layout(form: str, monkeypatch: pytest.MonkeyPatch
     layer = GRU(I, H, 2, batch_first=True, dropout=0.5)
     first, second = torch.nn.GRU(I, H, batch_first=True), torch.nn.GRU(H, H, batch_first=True)
     for number, twin in enumerate((first, second)):
-        own = {n.replace(f"_l{number}", "_l0"): v for n, v in layer.state_dict().items() if f"_l{number}" in n}
+        own = {
+            n.replace(f"_l{number}", "_l0"): v for n, v in layer.state_dict().items() if f"_l{number}" in n
+        }
         twin.load_state_dict(own)
     x = randn(B, T, I)
     lengths = torch.full((B,), T)
@@ -166,7 +176,9 @@ def test_dropout_reaches_every_layout(form: str, monkeypatch: pytest.MonkeyPatch
         x_in: Any = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
     else:
         x_in = x[0] if form == "unbatched" else x
-    extra = {"lengths": {"lengths": lengths}, "mask": {"mask": torch.ones(B, T, dtype=torch.bool)}}.get(form, {})
+    extra = {"lengths": {"lengths": lengths}, "mask": {"mask": torch.ones(B, T, dtype=torch.bool)}}.get(
+        form, {}
+    )
     y, h_n = layer(x_in, **extra)
     middle, h_first = first(x)
     expected, h_second = second(middle * 0.5)
@@ -178,7 +190,7 @@ def test_dropout_reaches_every_layout(form: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_dropout_has_its_probability_and_keeps_the_mean() -> None:
-    """The second layer copies what it reads (a candidate of tiny inputs), so zeros and scale can be counted."""
+    """The second layer copies the tiny inputs it reads, so zeros and scale can be counted."""
     p, small = 0.3, 1e-3
     layer = GRU(1, 1, 2, dropout=p, bias=False, dtype=torch.float64)
     with torch.no_grad():

@@ -22,7 +22,11 @@ LENGTHS = {
     "one-row": [3],
     "one-step": [1, 1, 1],
 }
-STACKS: list[dict[str, Any]] = [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "bias": False}]
+STACKS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 3, "bias": False},
+]
 
 
 def packed(input: Tensor, kind: str) -> PackedSequence:
