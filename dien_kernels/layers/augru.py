@@ -184,7 +184,8 @@ class _AttentionGRU(nn.Module):
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         check_features("x", x, self.input_size, "input_size", self.weight_ih)
-        b_ih, b_hh = self.bias_ih, self.bias_hh
+        b_ih: Tensor | None = self.bias_ih
+        b_hh: Tensor | None = self.bias_hh
         if self.bias == "tied" and b_ih is not None:
             b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
         return type(self)._op(
