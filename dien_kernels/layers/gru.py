@@ -392,8 +392,7 @@ class GRU(nn.Module):
         if reverse:  # the step that comes before a masked one in this direction is the next valid one
             following = index.count - index.mask.long()
             total = index.mask.sum(1, keepdim=True)
-            source = torch.minimum(following, (total - 1).clamp(min=0))
-            index = index._replace(source=source, count=total - following)
+            index = index._replace(source=following, count=total - following)
         return spread(y, index, _start(h0, y[:, :0].sum(1)))
 
 

@@ -171,6 +171,17 @@ def test_nan_in_padding_reaches_nothing(kind: str) -> None:
         assert torch.equal(clean, dirty)
 
 
+@pytest.mark.parametrize("kind", ["bilinear", "relu", "dice"])
+def test_scores_too_large_for_exp_are_a_softmax_still(kind: str) -> None:
+    layer, raw = make(kind, scale=1e4), make(kind, scale=1e4, normalize=None)
+    target = randn(U, D if kind == "bilinear" else H, dtype=torch.float64)
+    states = randn(U, T, H, seed=1, dtype=torch.float64)
+    scores, e = layer(target, states, lengths=LENGTHS), raw(target, states, lengths=LENGTHS)
+    assert e.abs().max() > 800
+    exact = torch.softmax(e.masked_fill(~BY_LENGTH, -torch.inf), 1).nan_to_num(0)
+    torch.testing.assert_close(scores, exact)
+
+
 def test_dice_in_training_and_evaluation_by_hand() -> None:
     s = randn(50, 3, dtype=torch.float64).requires_grad_() * 2 + 1
     dice = Dice(3, eps=0.01, momentum=0.2, dtype=torch.float64)
