@@ -5,15 +5,9 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dien_kernels.ops._checks import check_storage
-
-
-def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for a device; torch refuses the question for the meta device."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+from dien_kernels.ops._checks import autocast_dtype, check_storage
 
 
 def check_number(name: str, value: Any, allowed: str = "a number") -> None:
@@ -33,7 +27,7 @@ def check_features(name: str, value: Any, size: int, meaning: str, weight: Tenso
     check_storage(name, value)
     if value.dim() == 0 or value.shape[-1] != size:
         raise ValueError(f"{name} must have {meaning} = {size} features last, got shape {tuple(value.shape)}")
-    if value.dtype != weight.dtype and not autocasts(value.device):
+    if value.dtype != weight.dtype and autocast_dtype(value) is None:
         raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
     if value.device != weight.device:
         raise ValueError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")

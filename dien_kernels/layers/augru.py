@@ -178,17 +178,14 @@ class _AttentionGRU(nn.Module):
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         check_features("x", x, self.input_size, "input_size", self.weight_ih)
-        b_ih: Tensor | None = self.bias_ih
-        b_hh: Tensor | None = self.bias_hh
-        if self.bias == "tied" and b_ih is not None:
-            b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
+        b_ih = self.bias_ih
         return type(self)._op(
             x,
             attention,
             self.weight_ih,
             self.weight_hh,
             b_ih,
-            b_hh,
+            b_ih if self.bias == "tied" else self.bias_hh,  # a parametrization may stand on the former alone
             reset=self.reset,
             update=self.update,
             padded=self.padded,

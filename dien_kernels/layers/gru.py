@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_kernels.layers._checks import autocasts, check_features, check_number, check_size
+from dien_kernels.layers._checks import check_features, check_number, check_size
 from dien_kernels.layers.convert import Weights
-from dien_kernels.ops._checks import check_option, check_scalar_like, check_tensor
+from dien_kernels.ops._checks import autocast_dtype, check_option, check_scalar_like, check_tensor
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
@@ -335,7 +335,7 @@ class GRU(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """All layers and directions over one layout; with ``index``, x is compact and y is spread out
         again."""
-        cast = autocasts(x.device) and x.dtype != torch.float64
+        cast = autocast_dtype(x) is not None
         if hx is not None:
             batch = x.shape[1 if time_major else 0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
             hx = self._check_hx(hx, batch, x)
@@ -390,9 +390,8 @@ class GRU(nn.Module):
 
 def _cast(x: Tensor) -> Tensor:
     """The input in autocast's dtype where that is on."""
-    if autocasts(x.device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)
 
 
 def _start(h0: Tensor | None, like: Tensor) -> Tensor:

@@ -15,6 +15,17 @@ def compute_dtype(storage: torch.dtype) -> torch.dtype:
     return torch.float64 if storage == torch.float64 else torch.float32
 
 
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """What autocast makes of big operands beside ``like``; None where it is off or leaves them alone.
+
+    float64 is never cast, and torch refuses the very question for the meta device.
+    """
+    device = like.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or like.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")

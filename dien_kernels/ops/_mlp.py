@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dien_kernels.ops._checks import check_like, check_option, check_scalar_like, check_tensor, compute_dtype
+from dien_kernels.ops._checks import (
+    autocast_dtype,
+    check_like,
+    check_option,
+    check_scalar_like,
+    check_tensor,
+    compute_dtype,
+)
 
 ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
 
@@ -92,13 +99,13 @@ def check_layers(
 
 def autocast(value: Any, like: Tensor) -> Any:
     """A big operand (or a list of them) in autocast's dtype where that is on; anything else as it came."""
-    device = like.device.type
-    if not torch.is_autocast_enabled(device) or like.dtype == torch.float64:
+    dtype = autocast_dtype(like)
+    if dtype is None:
         return value
     if isinstance(value, (list, tuple)):
         return [autocast(v, like) for v in value]
     if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return value.to(torch.get_autocast_dtype(device))
+        return value.to(dtype)
     return value
 
 

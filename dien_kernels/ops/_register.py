@@ -36,7 +36,7 @@ def implement_raw(name: str, function: Callable[..., Any], key: str = "Composite
     @functools.wraps(function)
     def outside_autocast(*arguments: Any) -> Any:
         device = next(a for a in arguments if isinstance(a, torch.Tensor)).device.type
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return function(*arguments)
         with torch.autocast(device, enabled=False):
             return function(*arguments)

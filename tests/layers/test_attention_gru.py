@@ -59,19 +59,10 @@ def weights(layer: nn.Module) -> list[Tensor | None]:
     return [getattr(layer, name) for name in NAMES]
 
 
-# The kernel's backward projects shared histories with weights that it has not packed where gates were kept,
-# so the gradient of the attention is arbitrary there: csrc/cpu/block.h, Weights::fill.
-UNPACKED = pytest.mark.xfail(strict=False, reason="csrc: aigru, history, kept gates: garbage in d_attention")
-
-
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged"])
 @pytest.mark.parametrize(
     "kind, history",
-    [
-        pytest.param(kind, history, marks=UNPACKED if history and kind == "aigru" else ())
-        for kind in LAYERS
-        for history in (False, True)
-    ],
+    [(kind, history) for kind in LAYERS for history in (False, True)],
 )
 def test_the_layer_is_its_op(kind: str, history: bool, layout: str) -> None:
     layer = make(kind)

@@ -150,28 +150,16 @@ def test_compile_has_no_break(name: str, layout: str) -> None:
     assert compiled_and_eager(name, layout) <= 2
 
 
-SYMBOLIC_FLOATS = pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="ops: dynamo makes symbols of the floats in FORMS, shared by calls",
-)
-SPECIALIZED = pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="ops: check_ragged formats a size into a message it may not need",
-)
-
-
 @pytest.mark.parametrize(
     "name, layout",
     [
-        pytest.param("gru", "full", marks=SYMBOLIC_FLOATS),
-        pytest.param("augru", "lengths", marks=SPECIALIZED),
+        ("gru", "full"),
+        ("augru", "lengths"),
         ("augru", "mask"),
         ("augru-tied", "full"),
         ("agru", "full"),
         ("aigru", "full"),
-        pytest.param("bilinear", "lengths", marks=SPECIALIZED),
+        ("bilinear", "lengths"),
         ("bilinear", "mask"),
         ("din", "full"),
     ],

@@ -51,7 +51,7 @@ def test_gradcheck(kind: str, ragged: str, history: bool, reset: str, target: st
 def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     """The arguments of the raw forward: tensors and options."""
     inputs = make(case)
-    form = module.FORMS[case.kind]
+    form = module.form_of(case.kind)
     options = module.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, True, case.reset == "before",
         case.reverse, case.time_major, keep,

@@ -170,7 +170,7 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
     ],
 )  # fmt: skip
 def test_default_update_side(kind: str, side: str) -> None:
-    assert reference.FORMS[kind].update == side
+    assert reference.form_of(kind).update == side
     case = Case(kind, torch.float64)
     inputs = make(case)
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_backward_by_hand_equals_autograd(
     """Equations (10) to (22) against autograd of equations (1) to (9)."""
     case = Case(kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update)
     inputs = make(case)
-    form = reference.FORMS[kind]
+    form = reference.form_of(kind)
     options = reference.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, update == "keep",
         reset == "before", reverse, False, False,

@@ -16,6 +16,7 @@ from torch import Tensor
 from dien_kernels.ops import _gates
 from dien_kernels.ops._autograd import differentiable_once
 from dien_kernels.ops._checks import (
+    autocast_dtype,
     check_like,
     check_option,
     check_scalar_like,
@@ -27,7 +28,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.recurrence import native, reference
-from dien_kernels.ops.recurrence.reference import FORMS, Options
+from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
 
@@ -157,10 +158,10 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """The checked core of every public op and layer: pick a backend and run its raw op.
 
-    ``kind`` is a key of ``FORMS``; with ``time_major`` x is [T,B,I] and y [T,B,H]; with ``reverse`` each row
+    ``kind`` is a name that ``form_of`` knows; with ``time_major`` x is [T,B,I] and y [T,B,H]; with ``reverse`` each row
     runs from its last valid step to its first. Arguments are taken as checked.
     """
-    form = FORMS[kind]
+    form = form_of(kind)
     call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset)
     name = select(call, backend)
     needs_grad = torch.is_grad_enabled() and any(
@@ -202,14 +203,15 @@ def check_weights(
         b_ih = check_scalar_like("b_ih", b_ih, (rows,), "[3 * H]", x, "x")
     if b_hh is not None:
         b_hh = check_scalar_like("b_hh", b_hh, (rows,), "[3 * H]", x, "x")
+    if b_hh is not None and b_hh is b_ih:
+        b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
     return b_ih, b_hh
 
 
 def _autocast(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast the big operands take its dtype; attention, biases, h0, state and sums stay float32."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         return x.to(dtype), w_ih.to(dtype), w_hh.to(dtype)
     return x, w_ih, w_hh
 

@@ -13,7 +13,7 @@ One step of every member of the family, with scalars (alpha, beta, gamma) per ro
     g  = alpha + beta * u                                                       (7)
     h' = (1 - g) * h + g * n                                                    (8)
 
-The scalars are affine in the attention a of the row and step (9): see ``FORMS``.
+The scalars are affine in the attention a of the row and step (9): see ``form_of``.
 """
 
 from __future__ import annotations
@@ -39,14 +39,20 @@ class Form(NamedTuple):
     update: str  # the side on which its users store the update gate: "keep" or "candidate"
 
 
-FORMS = {
-    "gru": Form(0.0, 0.0, 1.0, 0.0, False, "keep"),
-    "aigru": Form(0.0, 0.0, 1.0, 0.0, True, "keep"),
-    "paper": Form(0.0, 0.0, 0.0, 1.0, False, "candidate"),
-    "authors": Form(0.0, 1.0, 1.0, -1.0, False, "keep"),
-    "prediction_flow": Form(1.0, -1.0, 0.0, 1.0, False, "keep"),
-    "agru": Form(0.0, 1.0, 0.0, 0.0, False, "keep"),
-}
+def form_of(kind: str) -> Form:
+    """The coefficients of a member of the family, as literals: Dynamo makes symbols of floats in a table."""
+    if kind == "gru":
+        return Form(0.0, 0.0, 1.0, 0.0, False, "keep")
+    if kind == "aigru":
+        return Form(0.0, 0.0, 1.0, 0.0, True, "keep")
+    if kind == "paper":
+        return Form(0.0, 0.0, 0.0, 1.0, False, "candidate")
+    if kind == "authors":
+        return Form(0.0, 1.0, 1.0, -1.0, False, "keep")
+    if kind == "prediction_flow":
+        return Form(1.0, -1.0, 0.0, 1.0, False, "keep")
+    assert kind == "agru", kind
+    return Form(0.0, 1.0, 0.0, 0.0, False, "keep")
 
 
 class Options(NamedTuple):
