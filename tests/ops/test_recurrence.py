@@ -9,7 +9,20 @@ import pytest
 import torch
 
 from dien_kernels import use_gates
-from tests.cases import DTYPES, KINDS, Case, actual, assert_matches, running_on, target_params
+from tests.cases import (
+    DTYPES,
+    KINDS,
+    Case,
+    actual,
+    assert_matches,
+    call,
+    exact,
+    make,
+    plain,
+    running_on,
+    target_params,
+)
+from tests.tolerances import assert_close_to
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,6 +69,29 @@ SIZES = [
 )
 def test_matches_reference_at_every_size(case: Case, target: str, record_cell: Callable[..., None]) -> None:
     check(case, target, record_cell)
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("reset", ["after", "before"])
+@pytest.mark.parametrize("kind, dtype", list(product(KINDS, DTYPES)))
+def test_inference_of_few_steps_matches_reference(
+    kind: str, dtype: torch.dtype, reset: str, target: str, record_cell: Callable[..., None]
+) -> None:
+    """Up to four steps in all run on weights that are not packed: around that number, and around vectors' widths."""
+    record_cell("recurrence", target, kind, dtype)
+    sizes = [(1, 1, 1, 1), (1, 1, 36, 37), (1, 4, 7, 5), (1, 5, 7, 5), (2, 2, 17, 16), (4, 1, 3, 8), (3, 3, 9, 33)]
+    for n, (b, t, i, h) in enumerate(sizes):
+        for ragged, bias, update in (
+            ("full", "both", "keep"),
+            ("jagged", "ih", "candidate"),
+            ("lengths", "none", None),
+        ):
+            case = Case(kind, dtype, b, t, i, h, ragged, reset=reset, update=update, bias=bias, h0=n % 2 == 0, seed=n)
+            inputs = make(case)
+            with running_on(target, case) as backend, torch.inference_mode():
+                outputs = call(case, inputs, backend)
+            for name, tensor in zip(("y", "h_n"), outputs, strict=True):
+                assert_close_to(tensor, exact(case).tensors[name], plain(case).tensors[name], f"{name} of {case}")
 
 
 @pytest.mark.parametrize("target", target_params())
