@@ -179,4 +179,4 @@ class Auxiliary(nn.Module):
         slots = length.new_tensor(length.shape[0])
         if self.normalizer == "padded":
             slots = slots * (length.max() - 1)
-        return loss * (terms / slots.clamp(min=1)).to(loss.dtype)
+        return loss * (terms.to(loss.dtype) / slots.clamp(min=1))
