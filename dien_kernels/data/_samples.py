@@ -55,7 +55,7 @@ def split_users(able: Array, fractions: tuple[float, float, float], seed: int) -
 
 def cut_times(times: Array, fractions: tuple[float, float, float]) -> tuple[float, float]:
     """The first timestamps of valid and test, quantiles of the targets' times; ``times`` is reordered."""
-    ranks = [min(int(fractions[0] * times.size), times.size), times.size - int(fractions[2] * times.size)]
+    ranks = [round(share * times.size) for share in (fractions[0], fractions[0] + fractions[1])]
     inside = sorted({rank for rank in ranks if rank < times.size})
     if inside:
         times.partition(inside)

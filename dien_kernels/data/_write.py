@@ -291,11 +291,8 @@ class Writer:
             log.dense,
         )
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".arrow", ".parquet"))
-        self.report |= {
-            "rows": self.found.rows,
-            "bad_lines": log.bad.count,
-            "missing_dense": log.missing_dense,
-        }
+        report = {"rows": self.found.rows, "bad_lines": log.bad.count, "missing_dense": log.missing_dense}
+        report.update(self.report)
         meta: dict[str, object] = {
             "format": FORMAT,
             "version": VERSION,
@@ -303,7 +300,7 @@ class Writer:
             "options": asdict(self.options),
             "counts": {"users": self.rank.size, "behaviours": int(self.offsets[-1]), "samples": self.sizes},
             "raw_items": len(self.found.coders["item"]),
-            "report": {name: int(number) for name, number in sorted(self.report.items())},
+            "report": {name: int(number) for name, number in sorted(report.items())},
             "first_bad_lines": log.bad.first,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files},
         }
