@@ -13,6 +13,8 @@ from dien_kernels.models import build
 from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
 from tests.models.common import SCHEMA, SMALL_OF, random_batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 200
 LIMIT = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -38,7 +40,7 @@ def curve(backend: str, preset: str, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("preset", ["paper", "authors"])
 def test_fused_and_reference_backends_give_one_loss_curve(
-    preset: str, dtype: torch.dtype, one_thread: None, record_property: Callable[[str, Any], None]
+    preset: str, dtype: torch.dtype, record_property: Callable[[str, Any], None]
 ) -> None:
     fused, reference = curve("auto", preset, dtype), curve("reference", preset, dtype)
     difference = ((fused - reference).abs() / reference.abs()).cummax(0).values

@@ -18,6 +18,8 @@ from dien_kernels.batch import Batch, Schema
 from dien_kernels.models import MODELS, build, candidates
 from tests.models.common import SCHEMA, SMALL_OF, model_of, random_batch, unshared
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PRESETS = [None, "paper", "authors"]
 EACH = pytest.mark.parametrize("name", MODELS)
 EACH_PRESET = pytest.mark.parametrize("preset", PRESETS)

@@ -12,6 +12,8 @@ from dien_kernels.models import MODELS
 from tests.models.common import SMALL_OF, model_of, plain, random_batch, resolved
 from tests.models.transcription import Answer, transcribe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Float64 is compared with float64: two orders of the same sums. Float32 is compared with float64 of the same
 # stored weights: a recurrence of five steps and an MLP round a few dozen times, at 6e-8 each.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
