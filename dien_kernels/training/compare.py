@@ -90,7 +90,7 @@ def compare(
         for name in rows:
             run = row_config(config, name, seed)
             runs[name].append({"row": name, **_result(run, prepared)})
-    content = {
+    content: dict[str, Any] = {
         "data": prepared.fingerprint,
         "seeds": list(seeds),
         "config": config.to_dict(),

@@ -180,13 +180,12 @@ def bootstrap_difference(
 
 
 def _checked(label: Array, logit: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    label, logit = np.asarray(label, dtype=np.float64), np.asarray(logit, dtype=np.float64)
-    if label.shape != logit.shape or label.ndim != 1:
-        raise ValueError(
-            f"label and logit must be vectors of one length, got {label.shape} and {logit.shape}"
-        )
-    if not np.isin(label, (0, 1)).all():
+    y: NDArray[np.float64] = np.asarray(label, dtype=np.float64)
+    x: NDArray[np.float64] = np.asarray(logit, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"label and logit must be vectors of one length, got {y.shape} and {x.shape}")
+    if not np.isin(y, (0, 1)).all():
         raise ValueError("label must be 0 or 1 everywhere")
-    if not np.isfinite(logit).all():
-        raise ValueError(f"logit must be finite, got {int((~np.isfinite(logit)).sum())} values that are not")
-    return label, logit
+    if not np.isfinite(x).all():
+        raise ValueError(f"logit must be finite, got {int((~np.isfinite(x)).sum())} values that are not")
+    return y, x

@@ -1,4 +1,4 @@
-"""The training loop: what it leaves behind, and that a run interrupted anywhere goes on as if nothing had been."""
+"""The training loop: what it leaves behind, and that an interrupted run goes on as if nothing had been."""
 
 from __future__ import annotations
 
