@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shlex
@@ -122,6 +123,8 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    if config.output.report:
+        importlib.import_module("matplotlib")  # its absence should not come to light after the training
     folder = Path(config.output.folder)
     if not resume and checkpoint.steps(folder / CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
