@@ -132,4 +132,5 @@ class Negatives:
 
 def _hash(keys: Array, shift: np.uint64) -> Array:
     """The highest bits of the keys times 2^64 / golden ratio, as int64."""
-    return ((keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> shift).view(np.int64)
+    mixed: Array = keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray((mixed >> shift).view(np.int64))
