@@ -57,7 +57,7 @@ def gate_bias_(layer: Recurrence, value: float) -> None:
     if b_ih is None or w_hh is None:
         raise ValueError(f"gate_bias must be None for a recurrence without biases, got {value}")
     hidden, tied = w_hh.shape[1], b_hh is b_ih
-    update: str | None = layer.update
+    update: str | None = getattr(layer, "update", None)
     side = update or ("candidate" if getattr(layer, "form", "") == "paper" else "keep")
     if b_hh is not None:
         b_hh[: 2 * hidden] = 0
