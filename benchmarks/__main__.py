@@ -32,9 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="skip what the file has from this very commit")
     run.add_argument("--allocator", choices=("keep", "default"), default="keep")
     run.add_argument("--no-memory", action="store_true", help="do not measure peak memory of fwd+bwd")
-    run.add_argument(
-        "--tiny", action="store_true", help="tiny sizes, to see that it runs; needs another --out"
-    )
+    run.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs; needs another --out")
 
     table = commands.add_parser("report", help="tables from the CSV alone")
     table.set_defaults(action=_report)
@@ -60,8 +58,7 @@ def _run(options: argparse.Namespace) -> None:
         for name in registry.SUITES
         if name in options.suite or "all" in options.suite
         for case in registry.cases(name)
-        if (options.op is None or case.op in options.op)
-        and (options.mode is None or case.mode in options.mode)
+        if (options.op is None or case.op in options.op) and (options.mode is None or case.mode in options.mode)
     ]
     for number, case in enumerate(registry.tiny(case) if options.tiny else case for case in work):
         for threads in options.threads:
@@ -89,9 +86,7 @@ def _report(options: argparse.Namespace) -> None:
     rows = [row for row in rows if row["allocator"].startswith(options.allocator)]
     if not rows:
         sys.exit(f"{options.results} has no rows measured with --allocator {options.allocator}")
-    rows = [
-        row for row in rows if row["machine"] == rows[-1]["machine"]
-    ]  # one machine a report: the last used
+    rows = [row for row in rows if row["machine"] == rows[-1]["machine"]]  # one machine a report: the last used
     text = report.markdown(rows)
     if options.readme is None:
         print(text)

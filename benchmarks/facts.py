@@ -51,10 +51,7 @@ def _cpu() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    found = {
-        key: re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE)
-        for key in ("model name", "cpu family", "model")
-    }
+    found = {key: re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")}
     name, family, model = (match[1] if match else "" for match in found.values())
     return f"{name} (family {family} model {model})" if name else platform.machine()
 

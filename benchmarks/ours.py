@@ -45,9 +45,7 @@ def _forward(case: Case, inputs: Inputs, backend: str) -> Callable[[], Tensor]:
     name, kind = case.op.split("_")
     if name == "attention":
         target, states = leaves["target"], leaves["states"]
-        return lambda: attention_scores(
-            target, states, matrices, vectors, lengths=lengths, kind=kind, backend=backend
-        )
+        return lambda: attention_scores(target, states, matrices, vectors, lengths=lengths, kind=kind, backend=backend)
     states, positive, negative = (leaves[name] for name in ("states", "positive", "negative"))
     return lambda: auxiliary_loss(
         states, positive, negative, matrices, vectors, lengths=lengths, kind=kind, backend=backend

@@ -15,9 +15,7 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    chosen = [
-        row for row in rows if row["suite"] == "speed" and row["ratio"] and row["provider"] != "dien_kernels"
-    ]
+    chosen = [row for row in rows if row["suite"] == "speed" and row["ratio"] and row["provider"] != "dien_kernels"]
     names = {row_name(row): row for row in chosen}
     heights = {name: -i for i, name in enumerate(names)}
     figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(names)), layout="constrained")
@@ -29,9 +27,7 @@ def draw(rows: list[Row], path: Path) -> None:
             [float(row["ratio_p80"]) - m for m, row in zip(middle, own, strict=True)],
         ]
         y = [heights[row_name(row)] + (0.12 if threads == "1" else -0.12) for row in own]
-        axes.errorbar(
-            middle, y, xerr=spread, fmt="o", markersize=4, label=f"{threads} thread{'s' * (threads != '1')}"
-        )
+        axes.errorbar(middle, y, xerr=spread, fmt="o", markersize=4, label=f"{threads} thread{'s' * (threads != '1')}")
     held = {name: target(row) for name, row in names.items()}
     ticks = [(value, heights[name]) for name, value in held.items() if value is not None]
     axes.plot([v for v, _ in ticks], [h for _, h in ticks], "k|", markersize=9, label="target")

@@ -124,9 +124,7 @@ def _table(rows: list[Row]) -> str:
         heads += [f"{at}: ours", "theirs", "×", *(["peak MB, ours / theirs"] if has_memory else [])]
     found = {(_problem(row), row["provider"], int(row["threads"])): row for row in rows}
     lines = [heads, ["---"] * len(heads)]
-    for problem, provider in dict.fromkeys(
-        (_problem(row), row["provider"]) for row in rows if not _is_base(row)
-    ):
+    for problem, provider in dict.fromkeys((_problem(row), row["provider"]) for row in rows if not _is_base(row)):
         first = [problem[1], problem[2], problem[3], ", ".join(problem[4:8]), f"`{provider}`"]
         for n in threads:
             base = next(

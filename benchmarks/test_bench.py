@@ -26,9 +26,7 @@ def _no_garbage_collection() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize(
-    "case, provider", CASES, ids=lambda v: v if isinstance(v, str) else str(v).replace(" ", "-")
-)
+@pytest.mark.parametrize("case, provider", CASES, ids=lambda v: v if isinstance(v, str) else str(v).replace(" ", "-"))
 def test_speed(case: Case, provider: str, benchmark: Any) -> None:
     benchmark.group = str(case)
     benchmark.extra_info["threads"] = torch.get_num_threads()

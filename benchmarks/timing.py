@@ -54,9 +54,7 @@ def visit(step: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def interleave(
-    steps: dict[str, Callable[[], object]], inference: bool, budget_s: float
-) -> dict[str, Samples]:
+def interleave(steps: dict[str, Callable[[], object]], inference: bool, budget_s: float) -> dict[str, Samples]:
     """Rounds until the budget is used, but at least ``MIN_ROUNDS``."""
     gc.collect()
     gc.disable()

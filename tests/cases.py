@@ -24,7 +24,7 @@ from dien_kernels.ops.recurrence import reference
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.tolerances import assert_close_to
 
-KINDS = tuple(reference.FORMS)  # gru, aigru, agru and the three forms of augru
+KINDS = ("gru", "aigru", "agru", "paper", "authors", "prediction_flow")  # the last three: forms of augru
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
 TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -52,9 +52,7 @@ class Case:
     bias: str = "both"  # both, none, ih, hh
     h0: bool = True
     strides: str = "contiguous"  # contiguous, sliced, offset, transposed, expanded
-    scalars: str = (
-        "compute"  # dtype of attention, biases and h0: compute (float32 beside bfloat16) or storage
-    )
+    scalars: str = "compute"  # dtype of attention, biases and h0: compute (float32 beside bfloat16) or storage
     seed: int = 0
 
     def __str__(self) -> str:
@@ -113,9 +111,7 @@ def _steps(case: Case, g: torch.Generator) -> list[list[int]]:
     return [list(range(t - n, t)) if case.ragged == "left" else list(range(n)) for n in lengths]
 
 
-def _tensor(
-    shape: tuple[int, ...], case: Case, dtype: torch.dtype, g: torch.Generator, scale: float
-) -> Tensor:
+def _tensor(shape: tuple[int, ...], case: Case, dtype: torch.dtype, g: torch.Generator, scale: float) -> Tensor:
     """Random values on the strides the case asks for."""
 
     def values(*size: int) -> Tensor:
@@ -205,7 +201,7 @@ def call(case: Case, inputs: Inputs, backend: str = "auto", **overrides: Tensor)
 
 def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The case on padded rows with lengths, by the reference's loop; differentiable, in the leaves' dtype."""
-    form, h = reference.FORMS[case.kind], case.H
+    form, h = reference.form_of(case.kind), case.H
     x, a, h0 = leaf["x"], leaf.get("attention"), leaf.get("h0")
     x_flat = x.reshape(-1, case.I)
     starts = [0]

@@ -85,9 +85,7 @@ def table(outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]]) -> 
     return lines, [f"({i}) {note}" for i, note in enumerate(notes, 1)]
 
 
-def _entry(
-    cell: Cell, outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]], notes: list[str]
-) -> str:
+def _entry(cell: Cell, outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]], notes: list[str]) -> str:
     counts = outcomes.get(cell)
     if counts is None:
         return "not run"

@@ -28,8 +28,7 @@ def main() -> None:
     batch, steps, size, hidden = 5, 7, 6, 10
     x, attention = torch.randn(batch, steps, size), torch.rand(batch, steps)
     weights = [
-        0.4 * torch.randn(shape)
-        for shape in ((3 * hidden, size), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
+        0.4 * torch.randn(shape) for shape in ((3 * hidden, size), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
     ]
     lengths = torch.tensor([7, 0, 3, 1, 5])
 

@@ -53,9 +53,7 @@ def test_named_backend_runs(backend: str) -> None:
 
 
 def test_named_backend_never_moves_on() -> None:
-    with pytest.raises(
-        RuntimeError, match="invented: backend 'cuda' refuses this call: hidden=300 is above the 256"
-    ):
+    with pytest.raises(RuntimeError, match="invented: backend 'cuda' refuses this call: hidden=300 is above the 256"):
         select(call("cuda", 300), "cuda")
     register_backend("lonely", "reference", lambda c: None)
     with pytest.raises(RuntimeError, match="backend 'triton' refuses this call: there is no triton"):

@@ -18,9 +18,7 @@ OPS = sorted(path.parent.name for path in (ROOT / "dien_kernels" / "ops").glob("
 def raw_ops() -> list[str]:
     """Every raw op of ours, without its namespace."""
     names = (schema.name for schema in torch._C._jit_get_all_schemas())
-    return sorted(
-        {name.removeprefix("dien_kernels::") for name in names if name.startswith("dien_kernels::")}
-    )
+    return sorted({name.removeprefix("dien_kernels::") for name in names if name.startswith("dien_kernels::")})
 
 
 def test_there_are_ops() -> None:
@@ -76,9 +74,7 @@ def test_raw_ops_are_private_and_have_fakes() -> None:
         assert name.startswith("_"), f"raw op {name} must be private"
         if name in ("_cpu_isa", "_set_cpu_isa"):
             continue
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dien_kernels::{name}", "Meta") or has_fake(
-            name
-        ), name
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dien_kernels::{name}", "Meta") or has_fake(name), name
 
 
 def has_fake(name: str) -> bool:

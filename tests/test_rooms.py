@@ -98,9 +98,7 @@ def test_reader_of_imports_sees_every_spelling(tmp_path: Path, monkeypatch: pyte
     """The contract is only as good as its reader."""
     folder = tmp_path / "dien_kernels" / "ops"
     folder.mkdir(parents=True)
-    source = (
-        "import triton.language\ndef f():\n    from .. import layers\n    from ._dispatch import select\n"
-    )
+    source = "import triton.language\ndef f():\n    from .. import layers\n    from ._dispatch import select\n"
     (folder / "op.py").write_text(source)
     monkeypatch.setitem(globals(), "PACKAGE", folder.parent)
     expected = {"triton.language", "dien_kernels.layers", "dien_kernels.ops._dispatch.select"}

@@ -28,9 +28,7 @@ def build(case: Case, inputs: Inputs) -> Program:
 
     def forward() -> Tensor:
         h = leaves["states"][:, :-1]
-        loss = softplus(-logits(h, leaves["positive"][:, 1:])) + softplus(
-            logits(h, leaves["negative"][:, 1:])
-        )
+        loss = softplus(-logits(h, leaves["positive"][:, 1:])) + softplus(logits(h, leaves["negative"][:, 1:]))
         if lengths is None:
             return loss.mean() / 2
         loss = torch.where(torch.arange(1, case.steps) < lengths[:, None], loss, 0)

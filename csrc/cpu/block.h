@@ -12,7 +12,11 @@ struct Shape {
   int64_t Hk;               // units of a kept gate, whole vectors for every instruction set
 
   explicit Shape(const Job& job)
-      : I(job.input), H(job.hidden), Ip(round_up(I, L::N)), Hp(round_up(H, L::N)), G(token_stride(4 * Hp)),
+      : I(job.input),
+        H(job.hidden),
+        Ip(round_up(I, L::N)),
+        Hp(round_up(H, L::N)),
+        G(token_stride(4 * Hp)),
         Hk(round_up(H, kKeptUnits)) {}
 
   // An odd number of cache lines: tokens at a power-of-two stride would share a few cache sets.
@@ -35,37 +39,45 @@ struct Arena {
   }
 };
 
+// Whether W_ih x of shared histories is wanted: by the forward, to recompute gates, and for (22).
+inline bool projects(const Job& job, bool backward) {
+  return job.shared && (!backward || !job.gates || job.scale_input);
+}
+
 // Weights in the compute dtype, update gate on the candidate side, in every order the loops read them.
 template <class L>
 struct Weights {
   using T = typename L::Scalar;
-  T *bias_x, *bias_n;              // [3][Hp] added to the projection; [Hp] added to W_hn h
-  T *ih, *hh, *hh_n;               // by gates: W_ih [3]; W_hh [3], or [2] and n alone where the reset comes first
+  T *bias_x, *bias_n;  // [3][Hp] added to the projection; [Hp] added to W_hn h
+  T *ih, *hh, *hh_n;   // by gates: W_ih [3]; W_hh [3], or [2] and n alone where the reset comes first
   T *columns_ih, *columns_hh, *columns_hn;  // for the backward
-  T* plain;                        // [3 H][max(I, H)]: room for a copy in the compute dtype
+  T* plain;                                 // [3 H][max(I, H)]: room for a copy in the compute dtype
 
   Weights(const Job& job, const Shape<L>& s, Arena& arena, bool backward) {
     const bool before = job.reset_before;
+    const int64_t wanted = job.few ? 0 : 1;
     bias_x = arena.take<T>(3 * s.Hp);
     bias_n = arena.take<T>(s.Hp);
-    ih = arena.take<T>(s.I * 3 * s.Hp);
-    hh = arena.take<T>(s.H * 3 * s.Hp);
+    ih = arena.take<T>(wanted * s.I * 3 * s.Hp);
+    hh = arena.take<T>(wanted * s.H * 3 * s.Hp);
     hh_n = before ? hh + s.H * 2 * s.Hp : nullptr;
     columns_ih = arena.take<T>(backward ? 3 * s.H * s.Ip : 0);
     columns_hh = arena.take<T>(backward ? 3 * s.H * s.Hp : 0);
     columns_hn = before ? columns_hh + 2 * s.H * s.Hp : nullptr;
-    plain = arena.take<T>(3 * s.H * (s.I > s.H ? s.I : s.H));
+    plain = arena.take<T>(wanted * 3 * s.H * (s.I > s.H ? s.I : s.H));
   }
 
   void fill(const Job& job, const Shape<L>& s, bool backward) const {
     const bool before = job.reset_before;
     read_biases(job, s);
+    if (job.few) return;
     static constexpr int n_r_u[3] = {2, 0, 1}, r_u_n[3] = {0, 1, 2}, n_only[1] = {2};
     Matrix<T> m = read_matrix(job.w_ih, s.H, s.I, job.keep_side, plain);
-    if (!(backward && job.gates)) pack_gates<L>(m, 0, 3, ih);
+    const bool gates = !(backward && job.gates);
+    if (gates || projects(job, backward)) pack_gates<L>(m, 0, 3, ih);
     if (backward) pack_columns<L>(m, n_r_u, 3, columns_ih);
     m = read_matrix(job.w_hh, s.H, s.H, job.keep_side, plain);
-    if (!(backward && job.gates)) {
+    if (gates) {
       pack_gates<L>(m, 0, before ? 2 : 3, hh);
       if (before) pack_gates<L>(m, 2, 1, hh_n);
     }
@@ -84,8 +96,10 @@ struct Weights {
         T x = job.b_ih.data ? read_one<T>(job.b_ih, at * job.b_ih.s0) : T(0);
         const T h = job.b_hh.data ? read_one<T>(job.b_hh, at * job.b_hh.s0) : T(0);
         const bool apart = gate == 2 && !job.reset_before;
-        if (apart) bias_n[i] = h;
-        else x += h;
+        if (apart)
+          bias_n[i] = h;
+        else
+          x += h;
         bias_x[gate * s.Hp + i] = gate == 1 && job.keep_side ? -x : x;
       }
   }
@@ -103,7 +117,8 @@ struct Block {
   int64_t count;
 
   Block(const Job& j, int64_t index)
-      : job(j), rows(j.rows + index * j.block_rows),
+      : job(j),
+        rows(j.rows + index * j.block_rows),
         count(j.batch - index * j.block_rows < j.block_rows ? j.batch - index * j.block_rows : j.block_rows) {}
 
   int64_t longest() const { return count ? rows[0].length : 0; }

@@ -73,6 +73,14 @@ DIEN_INLINE void store_tile(T* p, int64_t row, const typename L::V (&acc)[M][NV]
     for (int v = 0; v < NV; ++v) L::store(p + i * row + v * L::N, acc[i][v]);
 }
 
+template <class L, int M, int NV, class T = typename L::Scalar>
+DIEN_INLINE void add_tile(T* p, int64_t row, const typename L::V (&acc)[M][NV]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) L::store(p + i * row + v * L::N, L::load(p + i * row + v * L::N) + acc[i][v]);
+}
+
 // As store_tile, but each vector of a row goes to its own gate segment.
 template <class L, int M, int NV, class T = typename L::Scalar>
 DIEN_INLINE void store_gates(T* p, int64_t row, int64_t segment, const typename L::V (&acc)[M][NV]) {
@@ -107,16 +115,16 @@ DIEN_INLINE void product(const T* a, int64_t lda, int segments, int64_t segment,
   });
 }
 
-// c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k.
+// c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k. Each call sums by itself before it is added:
+// two short chains round less than a long one.
 template <class L, class T = typename L::Scalar>
 DIEN_INLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
                                     int64_t vectors, T* c, int64_t ldc) {
   for_column_tiles(vectors, [&]<int NV>(int64_t v) {
     for_row_tiles(rows, [&]<int M>(int64_t m) {
-      typename L::V acc[M][NV];
-      load_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+      typename L::V acc[M][NV] = {};
       multiply_transposed<L>(a + m, lda, b + v * L::N, ldb, tokens, acc);
-      store_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+      add_tile<L>(c + m * ldc + v * L::N, ldc, acc);
     });
   });
 }
@@ -209,16 +217,6 @@ Matrix<T> read_matrix(const Array& w, int64_t hidden, int64_t columns, bool keep
   for (int64_t row = 0; row < 3 * hidden; ++row) read_row(w, row * w.s0, w.s1, columns, plain + row * columns);
   return {plain, columns, hidden, columns, sign};
 }
-
-// The integer as wide as a value: shuffles take their indices so.
-template <int Bytes>
-struct IndexOf {
-  using Type = int32_t;
-};
-template <>
-struct IndexOf<8> {
-  using Type = int64_t;
-};
 
 // N rows of N values each become N columns: log2 N rounds of interleaving the first half of the rows with the second.
 template <class L, class T = typename L::Scalar>

@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "block.h"
 #include "recurrence_fwd.h"
+#include "recurrence_few.h"
 #include "recurrence_bwd.h"
 
 template <class L>
@@ -14,6 +15,8 @@ Sizes sizes(const Job& job, bool backward) {
   Weights<L>(job, shape, packed, backward);
   if (backward)
     typename Backward<L>::Scratch(job, shape, scratch);
+  else if (job.few)
+    typename Few<L>::Scratch(shape, scratch);
   else
     typename Forward<L>::Scratch(job, shape, scratch);
   return {packed.used, Backward<L>::partial_bytes(shape), 3 * shape.Hp * int64_t(sizeof(typename L::Scalar)),
@@ -35,7 +38,8 @@ void forward(const Job& job) {
   Arena arena{job.packed};
   const Weights<L> weights(job, shape, arena, false);
   weights.fill(job, shape, false);
-  if (job.shared) project_histories<L>(job, shape, weights);
+  if (job.few) return Few<L>{job, shape, weights}.run(job.scratch);
+  if (projects(job, false)) project_histories<L>(job, shape, weights);
   const Forward<L> kernel{job, shape, weights};
   run_tasks(job, block_count(job), [&](char* scratch, int64_t i) { kernel.run_block(scratch, i); });
 }
@@ -46,7 +50,7 @@ void backward(const Job& job) {
   Arena arena{job.packed};
   const Weights<L> weights(job, shape, arena, true);
   weights.fill(job, shape, true);
-  if (job.shared) project_histories<L>(job, shape, weights);
+  if (projects(job, true)) project_histories<L>(job, shape, weights);
   const Backward<L> kernel{job, shape, weights};
   run_tasks(job, job.groups, [&](char* scratch, int64_t g) { kernel.run_group(scratch, g); });
   if (job.shared) run_tasks(job, job.groups, [&](char* scratch, int64_t g) { kernel.run_history_group(scratch, g); });

@@ -111,7 +111,8 @@ void plan_rows(Job& job, const Layout& layout, Plan& plan) {
            " steps of the histories named, got " + std::to_string(layout.attention_rows));
 
   plan.sorted = plan.by_index;
-  std::stable_sort(plan.sorted.begin(), plan.sorted.end(), [](const Row& a, const Row& b) { return a.length > b.length; });
+  std::stable_sort(plan.sorted.begin(), plan.sorted.end(),
+                   [](const Row& a, const Row& b) { return a.length > b.length; });
   job.by_index = plan.by_index.data();
   job.rows = plan.sorted.data();
   job.longest = plan.sorted.empty() ? 0 : plan.sorted[0].length;
@@ -146,16 +147,23 @@ void plan_blocks(Job& job) {
   job.chunk_tokens = std::clamp<int64_t>((512 << 10) / token, 64, 512);
 }
 
+// Up to here the weights are faster read as they lie: packing costs what four steps do.
+constexpr int64_t kFewTokens = 4;
+
+bool in_place(const Array& x, const Array& w) { return x.store != Store::bf16 && w.s1 == 1; }
+
 void run(Job job, const Layout& layout, bool backward) {
   Plan plan;
   check(job, layout);
   plan_rows(job, layout, plan);
   plan_blocks(job);
+  int64_t tokens = 0;
+  for (const Row& r : plan.by_index) tokens += r.length;
+  job.few = !backward && !job.gates && !job.shared && tokens <= kFewTokens && in_place(job.x, job.w_ih) &&
+            in_place(job.x, job.w_hh);
   const Kernels& kernels = pick_kernels(job);
   const Sizes sizes = kernels.sizes(job, backward);
   const int64_t blocks = (job.batch + job.block_rows - 1) / job.block_rows;
-  int64_t tokens = 0;
-  for (const Row& r : plan.by_index) tokens += r.length;
   // A group's sums are cleared and added up once: worth it from some tokens on, and within 16 MiB for all groups.
   const int64_t most_groups = std::min(std::clamp<int64_t>((16 << 20) / sizes.partial, 4, 64), tokens / 64);
   job.groups = std::clamp<int64_t>(most_groups, 1, std::max<int64_t>(blocks, 1));

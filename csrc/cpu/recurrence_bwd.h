@@ -130,7 +130,8 @@ struct Backward {
       __builtin_memcpy(static_cast<T*>(job.dh0) + row.b * s.H, c.dh + i * s.Hp, s.H * sizeof(T));
       if (job.dx && !job.shared) zero_padding(job, job.dx, row.b, row.length, job.batch, s.I);
       if (job.da && !job.jagged)
-        zero_rows(job.da, sizeof(T) == 8 ? Store::f64 : Store::f32, row.b * job.steps + row.length, job.steps - row.length, 1);
+        zero_rows(job.da, sizeof(T) == 8 ? Store::f64 : Store::f32, row.b * job.steps + row.length,
+                  job.steps - row.length, 1);
     }
   }
 
@@ -172,8 +173,7 @@ struct Backward {
         gather_padded<L>(job.h0, row.b * job.h0.s0, job.h0.s1, s.H, s.Hp, h);
       else
         for (int64_t j = 0; j < s.Hp; ++j) h[j] = 0;
-      if (!job.shared)
-        gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
+      if (!job.shared) gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
       if (job.shared && !job.gates)  // the projection waits where the gates will stand
         copy_row(projected(row, step), 3 * s.Hp, c.gates + token * s.G);
     });
@@ -322,9 +322,11 @@ struct Backward {
   }
 
   void sum_biases(int64_t tokens, const Scratch& c, const Partial& sums) const {
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t j = 0; j < 4 * s.Hp; j += L::N)
-        L::store(sums.bias + j, L::load(sums.bias + j) + L::load(c.gates + t * s.G + j));
+    for (int64_t j = 0; j < 4 * s.Hp; j += L::N) {
+      V sum = {};
+      for (int64_t t = 0; t < tokens; ++t) sum += L::load(c.gates + t * s.G + j);
+      L::store(sums.bias + j, L::load(sums.bias + j) + sum);
+    }
   }
 
   // (18)

@@ -67,8 +67,7 @@ struct Forward {
     block.for_tokens(chunk, [&](const Row& row, int64_t, int64_t step, int64_t token) {
       c.scalars[token] = Scalars<T>(job, row, step);
       if (job.gates) c.kept[token] = kept_gates<T>(job, s.Hk, row, step);
-      if (!job.shared)
-        gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
+      if (!job.shared) gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
     });
     if (job.shared) {
       const T* projection = reinterpret_cast<const T*>(job.projection);

@@ -2,6 +2,16 @@
 // Included inside an instruction set's namespace. Under AVX2, 16 floats become two registers by the compiler's
 // own lowering, which is how the 16-lane kernels are executed on machines without AVX-512.
 
+// The integer as wide as a value: shuffles take their indices so.
+template <int Bytes>
+struct IndexOf {
+  using Type = int32_t;
+};
+template <>
+struct IndexOf<8> {
+  using Type = int64_t;
+};
+
 template <class T, int N_>
 struct Lanes {
   using Scalar = T;
@@ -21,45 +31,44 @@ struct Lanes {
   }
 };
 
-// 2^y - 1 for |y| <= 0.5 is y P(y); P of degree 5 fitted to the least maximum of its relative error, 1.1e-8.
+// exp(f) - 1 = f + f^2 Q(f) for |f| <= ln 2 / 2; Q of degree 4 fitted to the least maximum of its relative error, 1.7e-8.
 template <class V>
-DIEN_INLINE V exp2_minus_one_small(V y) {
-  V p = 1.54035089e-4f - V{};
-  p = p * y + 1.33907358e-3f;
-  p = p * y + 9.61823751e-3f;
-  p = p * y + 5.55035743e-2f;
-  p = p * y + 2.40226498e-1f;
-  p = p * y + 6.93147188e-1f;
-  return p * y;
+DIEN_INLINE V expm1_small(V f) {
+  V q = 1.38825167e-3f - V{};
+  q = q * f + 8.36654752e-3f;
+  q = q * f + 4.16672006e-2f;
+  q = q * f + 1.66665435e-1f;
+  q = q * f + 4.99999970e-1f;
+  return q * (f * f) + f;
 }
 
-// y clamped to [-limit, limit]; NaN fails both comparisons and passes.
+constexpr float kLimit = 43.f;  // exp(43) < 2^63: two such factors still multiply below the largest float
+
+// z clamped to [-kLimit, kLimit]; NaN fails both comparisons and passes.
 template <class V>
-DIEN_INLINE V clamp(V y, float limit) {
-  const V hi = limit - V{}, lo = -limit - V{};
-  y = y > hi ? hi : y;
-  return y < lo ? lo : y;
+DIEN_INLINE V clamp(V z) {
+  const V hi = kLimit - V{}, lo = -kLimit - V{};
+  z = z > hi ? hi : z;
+  return z < lo ? lo : z;
 }
 
-// y = n + f with n whole: returns f, and 2^n in `scale`. Needs |y| < 2^21.
+// z = n ln 2 + f with n whole, for |z| <= kLimit: returns f, and 2^n in `scale`. ln 2 stands in two parts, the first of
+// which has so few bits that n times it is exact.
 template <class V>
-DIEN_INLINE V split_exponent(V y, V& scale) {
+DIEN_INLINE V split_exponent(V z, V& scale) {
   typedef int32_t I __attribute__((vector_size(sizeof(V))));
-  const V shifted = y + 12582912.f;  // 1.5 * 2^23: the low bits of the sum are round(y)
-  const V whole = shifted - 12582912.f;
+  const V shifted = z * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the low bits of the sum are n
+  const V n = shifted - 12582912.f;
   scale = (V)(((I)shifted << 23) + 0x3f800000);
-  return y - whole;
+  return z - n * 0.693359375f + n * 2.12194440e-4f;
 }
 
-constexpr float kLog2e = 1.44269504f;
-constexpr float kLimit = 62.f;  // 2^62: two such factors still multiply below the largest float
-
-// 1 + 2^y: the denominator of a sigmoid.
+// 1 + exp(z): the denominator of a sigmoid.
 template <class V>
-DIEN_INLINE V one_plus_exp2(V y) {
+DIEN_INLINE V one_plus_exp(V z) {
   V scale;
-  const V f = split_exponent(clamp(y, kLimit), scale);
-  return (exp2_minus_one_small(f) + 1.f) * scale + 1.f;
+  const V f = split_exponent(clamp(z), scale);
+  return expm1_small(f) * scale + (scale + 1.f);
 }
 
 // sigmoid2: two sigmoids for one division. A NaN in one lane reaches the same lane of the other: both enter the
@@ -71,20 +80,20 @@ template <int N>
 struct Activations<float, N> {
   using V = typename Lanes<float, N>::V;
   static DIEN_INLINE void sigmoid2(V& a, V& b) {
-    const V da = one_plus_exp2(a * -kLog2e), db = one_plus_exp2(b * -kLog2e);
+    const V da = one_plus_exp(-a), db = one_plus_exp(-b);
     const V inverse = 1.f / (da * db);
     a = db * inverse;
     b = da * inverse;
   }
-  // -t / (2 + t) with t = 2^(-2 |x| log2 e) - 1, which keeps its relative precision for small x.
+  // -t / (2 + t) with t = exp(-2 |x|) - 1, which keeps its relative precision for small x.
   static DIEN_INLINE V tanh(V x) {
     typedef int32_t I __attribute__((vector_size(sizeof(V))));
     const I sign = (I)x & int32_t(0x80000000);
-    const V y = (V)((I)x & 0x7fffffff) * (-2.f * kLog2e);
+    const V z = (V)((I)x & 0x7fffffff) * -2.f;
     const V low = -kLimit - V{};
     V scale;
-    const V f = split_exponent(y < low ? low : y, scale);
-    const V t = exp2_minus_one_small(f) * scale + (scale - 1.f);
+    const V f = split_exponent(z < low ? low : z, scale);
+    const V t = expm1_small(f) * scale + (scale - 1.f);
     return (V)((I)(-t / (t + 2.f)) | sign);
   }
 };

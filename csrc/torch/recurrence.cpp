@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -20,11 +22,21 @@ using Maybe = std::optional<Tensor>;
 
 dien::Store store_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return dien::Store::f32;
-    case ScalarType::Double: return dien::Store::f64;
-    case ScalarType::BFloat16: return dien::Store::bf16;
-    default: throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
+    case ScalarType::Float:
+      return dien::Store::f32;
+    case ScalarType::Double:
+      return dien::Store::f64;
+    case ScalarType::BFloat16:
+      return dien::Store::bf16;
+    default:
+      throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
   }
+}
+
+int32_t code_of(ScalarType type) {
+  return type == ScalarType::Float    ? aoti_torch_dtype_float32()
+         : type == ScalarType::Double ? aoti_torch_dtype_float64()
+                                      : aoti_torch_dtype_bfloat16();
 }
 
 ScalarType compute_type(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
@@ -37,10 +49,24 @@ dien::Array array_of(const Tensor& t, int from, bool swap) {
   return {const_cast<void*>(t.const_data_ptr()), s[0], s[1], s[2], store_of(t.scalar_type())};
 }
 
-dien::Array array_of(const Maybe& t, int from, bool swap = false) { return t ? array_of(*t, from, swap) : dien::Array{}; }
+dien::Array array_of(const Maybe& t, int from, bool swap = false) {
+  return t ? array_of(*t, from, swap) : dien::Array{};
+}
+
+// Contiguous and uninitialised. By the C shim itself: torch::stable::empty goes through the dispatcher, for microseconds.
+template <class Sizes>
+Tensor new_tensor(const Sizes& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(std::data(sizes)[i], 1)) strides[i] = stride;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), std::data(sizes), strides.data(),
+                                                  code_of(type), aoti_torch_device_type_cpu(), -1, &handle));
+  return Tensor(handle);
+}
 
 Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+  return new_tensor<std::initializer_list<int64_t>>(sizes, type);
 }
 
 // A result whose size grows with the batch.
@@ -55,7 +81,7 @@ std::vector<int64_t> sizes_of(const Tensor& t) {
   return sizes;
 }
 
-Tensor new_like(const Tensor& t, ScalarType type) { return torch::stable::empty(sizes_of(t), type); }
+Tensor new_like(const Tensor& t, ScalarType type) { return new_tensor(sizes_of(t), type); }
 
 // Index tensors may be slices of others; the kernels read them as contiguous.
 class Indices {
@@ -114,8 +140,12 @@ dien::Job make_job(const Tensor& x, const Maybe& attention, const Tensor& w_ih, 
 
 dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& lengths, const Maybe& offsets,
                          const Maybe& history, bool reverse, Indices& indices) {
-  return {indices.read(lengths), indices.read(offsets), indices.read(history), x.size(0),
-          attention ? attention->size(0) : x.size(0), reverse};
+  return {indices.read(lengths),
+          indices.read(offsets),
+          indices.read(history),
+          x.size(0),
+          attention ? attention->size(0) : x.size(0),
+          reverse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dien_kernels.ops._checks import check_storage
+from dien_kernels.ops._checks import autocast_dtype, check_storage
+
+
+def check_number(name: str, value: Any, allowed: str = "a number") -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
 
 
 def check_size(name: str, value: Any) -> None:
@@ -22,7 +27,7 @@ def check_features(name: str, value: Any, size: int, meaning: str, weight: Tenso
     check_storage(name, value)
     if value.dim() == 0 or value.shape[-1] != size:
         raise ValueError(f"{name} must have {meaning} = {size} features last, got shape {tuple(value.shape)}")
-    if value.dtype != weight.dtype and not torch.is_autocast_enabled(value.device.type):
+    if value.dtype != weight.dtype and autocast_dtype(value) is None:
         raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
     if value.device != weight.device:
         raise ValueError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.layers._checks import check_size
+from dien_kernels.ops._checks import check_tensor
 
 
 class Dice(nn.Module):
@@ -26,7 +27,7 @@ class Dice(nn.Module):
         device, dtype: of ``alpha`` [M], which starts at 0, and of the buffers.
 
     Inputs: ``s`` [P, M], valid rows only: padding would enter the statistics. Returns [P, M]. Raises
-    ``ValueError`` for another shape.
+    ``ValueError`` for another shape, ``TypeError`` for no tensor.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Dice(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
 
     def forward(self, s: Tensor) -> Tensor:
+        check_tensor("s", s)
         if s.dim() != 2 or s.shape[1] != self.alpha.shape[0]:
             raise ValueError(f"s must have shape [P, {self.alpha.shape[0]}], got {tuple(s.shape)}")
         if self.training and s.shape[0] < 2:

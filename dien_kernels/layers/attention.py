@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.layers._checks import check_features, check_size
+from dien_kernels.layers._checks import check_features, check_number, check_size
 from dien_kernels.layers.activations import Dice
 from dien_kernels.ops._checks import check_option, compute_dtype
 from dien_kernels.ops._layout import check_ragged, check_values
@@ -19,8 +18,8 @@ _ACTIVATIONS = ("sigmoid", "relu", "prelu", "dice", None)
 
 
 def _check_common(scale: float | None, normalize: str | None) -> None:
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    if scale is not None:
+        check_number("scale", scale, "a number or None")
     check_option("normalize", normalize, ("softmax", None))
 
 
@@ -162,6 +161,8 @@ class DINAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
+        if not isinstance(units, Sequence) or isinstance(units, str):
+            raise TypeError(f"units must be a sequence of ints, got {type(units).__name__}")
         for i, unit in enumerate(units):
             check_size(f"units[{i}]", unit)
         check_option("activation", activation, _ACTIVATIONS)
@@ -185,7 +186,8 @@ class DINAttention(nn.Module):
                 self.activations.append(Dice(unit, device=device, dtype=dtype))
 
     def extra_repr(self) -> str:
-        return f"{self.hidden_size}, activation={self.activation!r}, scale={self.scale}, normalize={self.normalize!r}"
+        unit = f"{self.hidden_size}, activation={self.activation!r}"
+        return f"{unit}, scale={self.scale}, normalize={self.normalize!r}"
 
     def forward(
         self,
@@ -234,18 +236,20 @@ class DINAttention(nn.Module):
         rows_total: int | None,
     ) -> Tensor:
         ragged, _ = check_ragged(states, "states", lengths, offsets, mask, history)
-        steps, rows = (states.shape[1], None) if offsets is None else (None, states.shape[0])
-        check_values(ragged, steps, rows if offsets is not None else states.shape[0], rows_total)
         histories = states.shape[0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
         batch = histories if ragged.history is None else ragged.history.shape[0]
         if tuple(target.shape) != (batch, self.hidden_size):
-            raise ValueError(
-                f"target must have shape [B, H] = {(batch, self.hidden_size)}, got {tuple(target.shape)}"
-            )
+            raise ValueError(f"target must have shape [B, H] = {(batch, self.hidden_size)}, got {tuple(target.shape)}")
         if (rows_total is None) == (offsets is not None and history is not None):
-            raise ValueError(
-                f"rows_total must be given with offsets and history, and only there, got {rows_total}"
-            )
+            raise ValueError(f"rows_total must be given with offsets and history, and only there, got {rows_total}")
+        if rows_total is not None and (isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt))):
+            raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
+        if not torch.compiler.is_compiling():  # the values cannot be read while a graph is made
+            check_values(ragged, None if offsets is not None else states.shape[1], states.shape[0], None)
+            if rows_total is not None and states.device.type == "cpu":
+                total = int(ragged.offsets.diff()[ragged.history].sum())  # type: ignore[union-attr]
+                if total != rows_total:
+                    raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {rows_total}")
         of_row = torch.arange(batch, device=states.device) if ragged.history is None else ragged.history
         if ragged.offsets is None:
             steps = states.shape[1]
@@ -273,7 +277,7 @@ class DINAttention(nn.Module):
         z = torch.cat((q, k, q - k, q * k), 1)
         for linear, dice in zip(self.linears, self.activations, strict=False):
             z = dice(linear(z))
-        e = self.linears[-1](z).squeeze(1).to(compute_dtype(q.dtype))
+        e: Tensor = self.linears[-1](z).squeeze(1).to(compute_dtype(q.dtype))
         if self.scale is not None:
             e = e * self.scale
         if self.normalize is None:
@@ -281,4 +285,5 @@ class DINAttention(nn.Module):
         # The largest score of a row drops out of the quotient: no gradient goes through it.
         top = e.new_full((batch,), -math.inf).scatter_reduce(0, row, e.detach(), "amax")
         weight = torch.exp(e - top[row])
-        return weight / weight.new_zeros(batch).index_add(0, row, weight)[row]
+        total: Tensor = weight.new_zeros(batch).index_add(0, row, weight)
+        return weight / total[row]

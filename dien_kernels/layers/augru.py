@@ -108,19 +108,15 @@ class _AttentionGRU(nn.Module):
         """A layer with a copy of ``weights`` and their conventions (see ``dien_kernels.layers.convert``).
 
         ``options`` are the constructor's; ``update`` converts the weights to that side. Raises ``ValueError``
-        for a ``reset`` other than that of the weights: no conversion exists.
+        for a ``reset`` other than that of the weights (no conversion exists) and for a ``bias`` without room
+        for theirs.
         """
         weights, options = weights.settle(options)
-        w_ih, w_hh, b_ih, b_hh = weights.tensors
-        bias = (
-            "tied" if weights.tied else True if b_hh is not None else "single" if b_ih is not None else False
-        )
-        options = {"bias": bias, "device": w_ih.device, "dtype": w_ih.dtype, **options}
+        w_ih, w_hh = weights.w_ih, weights.w_hh
+        options = {"bias": weights.bias, "device": w_ih.device, "dtype": w_ih.dtype, **options}
         layer = cls(w_ih.shape[1], w_hh.shape[1], **options)
         with torch.no_grad():
-            for name, value in zip(
-                ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights.tensors, strict=True
-            ):
+            for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights.tensors, strict=True):
                 parameter = getattr(layer, name)
                 if parameter is not None:
                     parameter.copy_(0 if value is None else value)
@@ -134,9 +130,24 @@ class _AttentionGRU(nn.Module):
 
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         super()._apply(fn, recurse)
-        if self.bias == "tied":  # a move that makes new parameters (from the meta device) makes two
-            self.bias_hh = self.bias_ih
+        self._tie()  # a move that makes new parameters (from the meta device) makes two
         return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if self.bias == "tied":
+            one, two = (state_dict.get(prefix + name) for name in ("bias_ih", "bias_hh"))
+            if one is not None and two is not None and not (one.is_meta or two.is_meta or torch.equal(one, two)):
+                *_, error_msgs = rest
+                error_msgs.append(
+                    f"{prefix}bias_ih and {prefix}bias_hh must be equal for bias='tied', got unequal ones"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._tie()  # load_state_dict(..., assign=True) makes two
+
+    def _tie(self) -> None:
+        """One parameter under both names of a tied bias, unless a parametrization has taken a name away."""
+        if self.bias == "tied" and {"bias_ih", "bias_hh"} <= self._parameters.keys():
+            self.bias_hh = self.bias_ih
 
     def extra_repr(self) -> str:
         words = [f"{self.input_size}, {self.hidden_size}"]
@@ -167,13 +178,14 @@ class _AttentionGRU(nn.Module):
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         check_features("x", x, self.input_size, "input_size", self.weight_ih)
+        b_ih = self.bias_ih
         return type(self)._op(
             x,
             attention,
             self.weight_ih,
             self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
+            b_ih,
+            b_ih if self.bias == "tied" else self.bias_hh,  # a parametrization may stand on the former alone
             reset=self.reset,
             update=self.update,
             padded=self.padded,
@@ -242,7 +254,7 @@ class AUGRU(_AttentionGRU):
         form = options.pop("form", weights.form)
         if form is None:
             raise ValueError("form must be given: a source without attention does not say it, got None")
-        return super().from_weights(weights, form=form, **options)  # type: ignore[misc, no-any-return]
+        return super().from_weights(weights, form=form, **options)
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         return super()._run(x, attention, form=self.form, **options)

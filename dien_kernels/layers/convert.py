@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._checks import check_option, check_tensor
+from dien_kernels.ops._checks import check_option, check_storage
 
 _SIDES = ("keep", "candidate")
 
@@ -69,13 +69,27 @@ class Weights(NamedTuple):
         assert w_hh is not None
         return Weights(w_ih, w_hh, b_ih, b_ih if self.tied else b_hh, self.reset, side, self.form)
 
+    @property
+    def bias(self) -> bool | str:
+        """The ``bias`` of a layer that holds these weights and no more."""
+        if self.tied:
+            return "tied"
+        return True if self.b_hh is not None else "single" if self.b_ih is not None else False
+
     def settle(self, options: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
-        """Weights and a layer's options brought into agreement: ``update`` converts, ``reset`` must agree."""
+        """Weights and a layer's options brought into agreement.
+
+        ``update`` converts, ``reset`` must agree, ``bias`` must have room for every bias there is.
+        """
         reset, update = options.get("reset", self.reset), options.get("update") or self.update
         if reset != self.reset:
             raise ValueError(
-                f"reset must be {self.reset!r}, as the weights were trained (the two are not convertible), got {reset!r}"
+                f"reset must be {self.reset!r}, as the weights were trained (the two are not convertible), "
+                f"got {reset!r}"
             )
+        check_option("update", update, _SIDES)
+        if self.bias:
+            check_option("bias", options.get("bias", self.bias), (self.bias, True)[: 1 + (self.bias is not True)])
         return self.as_update(update), {**options, "reset": reset, "update": update}
 
 
@@ -85,13 +99,13 @@ def _negate_update(rows: Tensor) -> Tensor:
 
 
 def _check(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> None:
-    check_tensor(name, value)
+    check_storage(name, value)
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
 
 
 def _check_matrix(name: str, value: Any, meaning: str) -> None:
-    check_tensor(name, value)
+    check_storage(name, value)
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape {meaning}, got {tuple(value.shape)}")
 
@@ -157,7 +171,8 @@ def from_deepctr_torch(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type or shape.
     """
     if bias is not None:
-        check_tensor("bias", bias)
+        _check_matrix("weight_hh", weight_hh, "[3H, H]")
+        _check("bias", bias, (3 * _hidden(weight_hh, "weight_hh", "[3H, H]"),), "[3H]")
     return from_rows(weight_ih, weight_hh, bias, bias, update="candidate", form="paper")
 
 
@@ -179,14 +194,9 @@ def from_fuxictr(
         if bias is not None:
             _check(name, bias, (3 * hidden,), "[3H]")
         biases.append(None if bias is None else _reorder(bias, "urn"))
-    return Weights(
-        _reorder(x2h_weight, "urn"),
-        _reorder(h2h_weight, "urn"),
-        *biases,
-        reset="after",
-        update="candidate",
-        form="paper",
-    )
+    b_ih, b_hh = biases
+    w_ih, w_hh = _reorder(x2h_weight, "urn"), _reorder(h2h_weight, "urn")
+    return Weights(w_ih, w_hh, b_ih, b_hh, "after", "candidate", "paper")
 
 
 def from_tf(
@@ -226,21 +236,36 @@ def from_tf(
 
 
 def from_graphcore(kernel: Tensor, bias: Tensor | None = None, *, reset: str = "before") -> Weights:
-    """Graphcore's PopnnAUGRU: columns [u|r|n] on the concatenation [x, h], one bias a gate, form "authors".
+    """Graphcore's PopnnAUGRU and its GRUs: columns [u|r|n] on the concatenation [x, h], form "authors".
 
-    Args: ``kernel`` [I + H, 3H], ``bias`` [3H] or None, ``reset`` as its ``reset_after`` (False: "before").
-    With "after" the bias of n stands outside r. Raises ``TypeError`` or ``ValueError`` naming the argument.
+    ``reset`` is its ``reset_after`` (False: "before"). With "before" there is one bias a gate. With "after"
+    there are two, n = tanh(W x + b_n + r * (U h + b_n')): PopnnGRU trains both; PopnnAUGRU feeds
+    one vector to both places, which is what a single vector means here (tied, as in DeepCTR-Torch).
+
+    Args: ``kernel`` [I + H, 3H]; ``bias`` [3H] or [3, H], with "after" also [3, 2, H] (input, recurrent), or
+    None. PopnnAUGRU's is ``cat((bias_r_u, bias_c))``: whatever the name says, row 0 is u and row 1 is r.
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, shape or option.
     """
     check_option("reset", reset, ("after", "before"))
     _check_matrix("kernel", kernel, "[I + H, 3H]")
     both, hidden = kernel.shape[0], kernel.shape[1] // 3
     if kernel.shape[1] % 3 or both <= hidden or not hidden:
         raise ValueError(f"kernel must have shape [I + H, 3H] with I >= 1, got {tuple(kernel.shape)}")
+    b_ih = b_hh = None
     if bias is not None:
-        _check("bias", bias, (3 * hidden,), "[3H]")
-        bias = _reorder(bias, "urn")
+        check_storage("bias", bias)
+        shapes: list[tuple[int, ...]] = [(3 * hidden,), (3, hidden)]
+        shapes += [(3, 2, hidden)] if reset == "after" else []
+        if tuple(bias.shape) not in shapes:
+            meaning = "[3H], [3, H] or [3, 2, H]" if reset == "after" else "[3H] or [3, H]"
+            raise ValueError(f"bias must have shape {meaning}, H = {hidden}, got {tuple(bias.shape)}")
+        if bias.dim() == 3:
+            b_ih, b_hh = (_reorder(bias[:, i].flatten(), "urn") for i in (0, 1))
+        else:
+            b_ih = _reorder(bias.flatten(), "urn")
+            b_hh = b_ih if reset == "after" else None
     rows = _reorder(kernel.t(), "urn")
-    return Weights(rows[:, : both - hidden], rows[:, both - hidden :], bias, None, reset, "keep", "authors")
+    return Weights(rows[:, : both - hidden], rows[:, both - hidden :], b_ih, b_hh, reset, "keep", "authors")
 
 
 def from_keras(
@@ -265,9 +290,7 @@ def from_keras(
     elif bias is not None:
         _check("bias", bias, (3 * hidden,), "[3H]")
         b_ih = _reorder(bias, "urn")
-    return Weights(
-        _reorder(kernel.t(), "urn"), _reorder(recurrent_kernel.t(), "urn"), b_ih, b_hh, reset, "keep", None
-    )
+    return Weights(_reorder(kernel.t(), "urn"), _reorder(recurrent_kernel.t(), "urn"), b_ih, b_hh, reset, "keep", None)
 
 
 def from_rechub(
@@ -297,7 +320,7 @@ def from_rechub(
     for name, value in (("Ur", Ur), ("Uu", Uu), ("Uh", Uh)):
         _check(name, value, (hidden, hidden), "[H, H]")
     for name, value in (("br", br), ("bu", bu), ("bh", bh)):
-        check_tensor(name, value)
+        check_storage(name, value)
         if tuple(value.shape) not in ((1, hidden), (hidden,)):
             raise ValueError(f"{name} must have shape [1, H] or [H], H = {hidden}, got {tuple(value.shape)}")
         biases.append(value.reshape(-1))
@@ -328,7 +351,7 @@ def from_onednn(
     """
     columns = []
     for name, value in (("weights_layer", weights_layer), ("weights_iter", weights_iter)):
-        check_tensor(name, value)
+        check_storage(name, value)
         value = _plain(value, 2) if value.dim() in (4, 5) else value
         columns.append(value.flatten(1) if value.dim() == 3 else value)
     layer, iteration = columns
@@ -339,14 +362,10 @@ def from_onednn(
     _check("weights_layer", layer, (layer.shape[0], 3 * hidden), "[I, 3 H]")
     b_ih, b_hh = _four_biases(bias, hidden, lbr, "urn")
     reset = "after" if lbr else "before"
-    return Weights(
-        _reorder(layer.t(), "urn"), _reorder(iteration.t(), "urn"), b_ih, b_hh, reset, "keep", "authors"
-    )
+    return Weights(_reorder(layer.t(), "urn"), _reorder(iteration.t(), "urn"), b_ih, b_hh, reset, "keep", "authors")
 
 
-def from_openvino(
-    w: Tensor, r: Tensor, b: Tensor | None = None, *, linear_before_reset: bool = False
-) -> Weights:
+def from_openvino(w: Tensor, r: Tensor, b: Tensor | None = None, *, linear_before_reset: bool = False) -> Weights:
     """OpenVINO's AUGRUSequence and AUGRUCell, and its GRUSequence: rows [z|r|h], keep side, form "authors".
 
     The AUGRU's reset comes before the product and it has one bias. The GRU with ``linear_before_reset`` has
@@ -356,7 +375,7 @@ def from_openvino(
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type or shape.
     """
     for name, value in (("w", w), ("r", r)):
-        check_tensor(name, value)
+        check_storage(name, value)
     w, r = (_plain(t, 1) if t.dim() == 3 else t for t in (w, r))
     _check_matrix("r", r, "[3H, H]")
     hidden = _hidden(r, "r", "[3H, H]")
@@ -373,13 +392,11 @@ def _four_biases(
     """[3H], or [4H] with the recurrent bias of n last: that one to b_hh, all else to b_ih."""
     if bias is None:
         return None, None
-    check_tensor(name, bias)
+    check_storage(name, bias)
     flat = bias.flatten()
     count = 4 if four else 3
     if flat.shape[0] != count * hidden:
-        raise ValueError(
-            f"{name} must hold {count} * H = {count * hidden} values, got shape {tuple(bias.shape)}"
-        )
+        raise ValueError(f"{name} must hold {count} * H = {count * hidden} values, got shape {tuple(bias.shape)}")
     if not four:
         return _reorder(flat, order), None
     return _reorder(flat[: 3 * hidden], order), torch.cat((flat.new_zeros(2 * hidden), flat[3 * hidden :]))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from numbers import Real
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_kernels.layers._checks import check_features, check_size
+from dien_kernels.layers._checks import check_features, check_number, check_size
 from dien_kernels.layers.convert import Weights
-from dien_kernels.ops._checks import check_option, check_scalar_like, check_tensor
+from dien_kernels.ops._checks import autocast_dtype, check_option, check_scalar_like, check_tensor
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
@@ -144,14 +143,11 @@ class GRU(nn.Module):
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
-        if isinstance(dropout, bool) or not isinstance(dropout, Real):
-            raise TypeError(f"dropout must be a number between 0 and 1, got {type(dropout).__name__}")
+        check_number("dropout", dropout, "a number between 0 and 1")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
         if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                f"dropout={dropout} acts between layers, so it does nothing with num_layers=1", stacklevel=2
-            )
+            warnings.warn(f"dropout={dropout} acts between layers, so it does nothing with num_layers=1", stacklevel=2)
         check_option("reset", reset, ("after", "before"))
         check_option("update", update, (None, "keep", "candidate"))
         check_option("padded", padded, ("zero", "carry"))
@@ -171,9 +167,10 @@ class GRU(nn.Module):
         for layer in range(num_layers):
             for suffix in suffixes:
                 size = input_size if layer == 0 else hidden_size * len(suffixes)
+                shapes: dict[str, tuple[int, ...]]
                 shapes = {"weight_ih": (3 * hidden_size, size), "weight_hh": (3 * hidden_size, hidden_size)}
                 if bias:
-                    shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}  # type: ignore[dict-item]
+                    shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
                 names = tuple(f"{name}_l{layer}{suffix}" for name in shapes)
                 for name, shape in zip(names, shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -186,17 +183,14 @@ class GRU(nn.Module):
         constructor's.
 
         Where the source has one bias vector, ``bias_hh_l0`` is a frozen zero, so that training moves as
-        there. Raises ``ValueError`` for tied biases, which a GRU cannot keep, and for several layers.
+        there. Raises ``ValueError`` for tied biases, which a GRU cannot keep, for ``bias=False`` where the
+        source has some, and for several layers.
         """
         if weights.tied:
-            raise ValueError(
-                "weights must not have tied biases, which a GRU cannot keep: use AUGRU, AGRU or AIGRU"
-            )
+            raise ValueError("weights must not have tied biases, which a GRU cannot keep: use AUGRU, AGRU or AIGRU")
         for name in ("num_layers", "bidirectional"):
             if options.get(name, 1) > 1 or options.get(name) is True:
-                raise ValueError(
-                    f"{name} must be left alone, weights describe one layer, got {options[name]}"
-                )
+                raise ValueError(f"{name} must be left alone, weights describe one layer, got {options[name]}")
         weights, options = weights.settle(options)
         w_ih, w_hh, b_ih, b_hh = weights.tensors
         biased = b_ih is not None or b_hh is not None
@@ -271,15 +265,14 @@ class GRU(nn.Module):
             self._forbid("a PackedSequence, which has its own lengths", lengths, mask, offsets)
             return self._packed(input, hx)
         self._check_input("input", input)
+        input = _cast(input)
         if offsets is not None or input.dim() == 3:
             return self._batched(input, hx, lengths, mask, offsets)
         if input.dim() != 2:
             raise ValueError(f"input must be [T, I] or have 3 dimensions, got shape {tuple(input.shape)}")
         self._forbid("a 2-D input, which is one history", lengths, mask, offsets)
         if hx is not None:
-            if hx.dim() != 2:
-                raise ValueError(f"hx must have 2 dimensions as input has, got shape {tuple(hx.shape)}")
-            hx = hx.unsqueeze(1)
+            hx = self._check_hx(hx, None, input).unsqueeze(1)
         y, h_n = self._stack(input.unsqueeze(0), hx, Ragged(None, None, None), None, False)
         return y.squeeze(0), h_n.squeeze(1)
 
@@ -313,14 +306,12 @@ class GRU(nn.Module):
         self._check_input("input.data", data)
         if data.dim() != 2:
             raise ValueError(f"input.data must be [N, I], got shape {tuple(data.shape)}")
-        batch = _check_packed(packed)
+        batch, data = _check_packed(packed), _cast(data)
         if hx is not None and sorted_indices is not None:
             self._check_hx(hx, batch, data)
             hx = hx.index_select(1, sorted_indices)
         if data.shape[0] == batch * batch_sizes.shape[0]:  # equal lengths: packed is time-major
-            y, h_n = self._stack(
-                data.view(-1, batch, self.input_size), hx, Ragged(None, None, None), None, True
-            )
+            y, h_n = self._stack(data.view(-1, batch, self.input_size), hx, Ragged(None, None, None), None, True)
             y = y.flatten(0, 1)
         else:
             index = _packed_index(batch_sizes, batch, data)
@@ -331,18 +322,20 @@ class GRU(nn.Module):
             h_n = h_n.index_select(1, unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), h_n
 
-    def _check_hx(self, hx: Tensor, batch: int, x: Tensor) -> Tensor:
-        shape = (len(self._names), batch, self.hidden_size)
-        return check_scalar_like("hx", hx, shape, "[directions * num_layers, B, H]", x, "input")
+    def _check_hx(self, hx: Tensor, batch: int | None, x: Tensor) -> Tensor:
+        layers = len(self._names)
+        shape: tuple[int, ...] = (layers, self.hidden_size)
+        meaning = "[directions * num_layers, H]"
+        if batch is not None:
+            shape, meaning = (layers, batch, self.hidden_size), "[directions * num_layers, B, H]"
+        return check_scalar_like("hx", hx, shape, meaning, x, "input")
 
     def _stack(
         self, x: Tensor, hx: Tensor | None, ragged: Ragged, index: MaskIndex | None, time_major: bool
     ) -> tuple[Tensor, Tensor]:
         """All layers and directions over one layout; with ``index``, x is compact and y is spread out
         again."""
-        cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-        if cast:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        cast = autocast_dtype(x) is not None
         if hx is not None:
             batch = x.shape[1 if time_major else 0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
             hx = self._check_hx(hx, batch, x)
@@ -389,11 +382,16 @@ class GRU(nn.Module):
         if self.padded == "zero":
             return spread(y, index)
         if reverse:  # the step that comes before a masked one in this direction is the next valid one
-            following = index.count - index.mask.long()
+            following = index.so_far - index.mask.long()
             total = index.mask.sum(1, keepdim=True)
-            source = torch.minimum(following, (total - 1).clamp(min=0))
-            index = index._replace(source=source, count=total - following)
+            index = index._replace(source=following, so_far=total - following)
         return spread(y, index, _start(h0, y[:, :0].sum(1)))
+
+
+def _cast(x: Tensor) -> Tensor:
+    """The input in autocast's dtype where that is on."""
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)
 
 
 def _start(h0: Tensor | None, like: Tensor) -> Tensor:

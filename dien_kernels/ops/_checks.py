@@ -15,6 +15,17 @@ def compute_dtype(storage: torch.dtype) -> torch.dtype:
     return torch.float64 if storage == torch.float64 else torch.float32
 
 
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """What autocast makes of big operands beside ``like``; None where it is off or leaves them alone.
+
+    float64 is never cast, and torch refuses the very question for the meta device.
+    """
+    device = like.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or like.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -30,7 +41,7 @@ def check_storage(name: str, value: Any) -> None:
 def check_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> None:
     """A floating tensor of exactly ``shape`` with the dtype and device of ``like``."""
     check_tensor(name, value)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
     if value.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
@@ -38,11 +49,13 @@ def check_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
 
 
-def check_scalar_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> Tensor:
+def check_scalar_like(
+    name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str
+) -> Tensor:
     """As ``check_like``, but float32 is welcome beside 16-bit storage; returns the value in the compute dtype."""
     check_tensor(name, value)
     compute = compute_dtype(like.dtype)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
     if value.dtype != compute:
         if value.dtype != like.dtype:
@@ -50,22 +63,32 @@ def check_scalar_like(name: str, value: Any, shape: tuple[int, ...], meaning: st
         value = value.to(compute)
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
-    return value
+    checked: Tensor = value
+    return checked
 
 
-def check_index(name: str, value: Any, shape: tuple[int | None, ...], meaning: str, like: Tensor, like_name: str) -> Tensor:
-    """An int32 or int64 tensor of ``shape`` (None: any size) on the device of ``like``; returns it as int64."""
+def check_index(
+    name: str, value: Any, shape: tuple[int | None, ...], meaning: str, like: Tensor, like_name: str
+) -> Tensor:
+    """An int32 or int64 tensor of ``shape`` (None: any size) on the device of ``like``; returns it as int64.
+
+    Sizes are put into words only after a check has failed: before, that would freeze them in compiled graphs.
+    """
     check_tensor(name, value)
     if value.dtype != torch.int64:
         if value.dtype != torch.int32:
             raise TypeError(f"{name} must have dtype int64 or int32, got {value.dtype}")
         value = value.long()
     sizes = tuple(value.shape)
-    if len(sizes) != len(shape) or any(want is not None and got != want for got, want in zip(sizes, shape, strict=True)):
-        raise ValueError(f"{name} must have shape {meaning}, got {sizes}")
+    if len(sizes) != len(shape) or any(
+        want is not None and got != want for got, want in zip(sizes, shape, strict=True)
+    ):
+        wanted = meaning if None in shape else f"{meaning} = {shape}"
+        raise ValueError(f"{name} must have shape {wanted}, got {sizes}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
-    return value
+    checked: Tensor = value
+    return checked
 
 
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -31,7 +31,7 @@ class MaskIndex(NamedTuple):
 
     slot: Tensor  # [U, T] compact step of each valid step, T (a dump slot) for the others
     source: Tensor  # [U, T] compact step whose state stands at each step: the last valid one so far, at least 0
-    count: Tensor  # [U, T] number of valid steps up to and including this one
+    so_far: Tensor  # [U, T] number of valid steps up to and including this one
     mask: Tensor
 
 
@@ -59,7 +59,7 @@ def check_ragged(
             f"{data_name} must be [B, T, features], or [N, features] with offsets, got shape {tuple(data.shape)}"
         )
     elif lengths is not None:
-        lengths = check_index("lengths", lengths, (data.shape[0],), f"[{data.shape[0]}]", data, data_name)
+        lengths = check_index("lengths", lengths, (data.shape[0],), "[U]", data, data_name)
     elif mask is not None:
         index = mask_index(mask, data, data_name)
         lengths = mask.sum(1)
@@ -96,7 +96,7 @@ def spread(data: Tensor, index: MaskIndex, before: Tensor | None = None) -> Tens
     moved = data.gather(1, _along(index.source, data))
     if before is None:
         return torch.where(_along(index.mask, data), moved, 0)
-    return torch.where(_along(index.count > 0, data), moved, before.unsqueeze(1))
+    return torch.where(_along(index.so_far > 0, data), moved, before.unsqueeze(1))
 
 
 class Rows(NamedTuple):
@@ -170,8 +170,12 @@ def check_values(ragged: Ragged, steps: int | None, rows: int | None, y_rows: in
         histories = len(lengths) if lengths is not None else len(offsets) - 1 if offsets is not None else rows
         low, high = int(history.min()), int(history.max())
         if low < 0 or high >= (histories or 0):
-            raise ValueError(f"history must lie between 0 and U - 1 = {(histories or 0) - 1}, got values from {low} to {high}")
+            raise ValueError(
+                f"history must lie between 0 and U - 1 = {(histories or 0) - 1}, got values from {low} to {high}"
+            )
     if offsets is not None and history is not None and y_rows is not None:
         total = int(offsets.diff()[history].sum())
         if total != y_rows:
-            raise ValueError(f"attention must have one value for each of the {total} steps of the histories named, got {y_rows}")
+            raise ValueError(
+                f"attention must have one value for each of the {total} steps of the histories named, got {y_rows}"
+            )

@@ -9,15 +9,21 @@ its own way.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dien_kernels.ops._checks import check_like, check_option, check_scalar_like, check_tensor, compute_dtype
+from dien_kernels.ops._checks import (
+    autocast_dtype,
+    check_like,
+    check_option,
+    check_scalar_like,
+    check_tensor,
+    compute_dtype,
+)
 
 ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
 
@@ -57,9 +63,7 @@ def check_layers(
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
     if biases and len(biases) != len(weights):
-        raise ValueError(
-            f"biases must be empty or hold {len(weights)} entries as weights does, got {len(biases)}"
-        )
+        raise ValueError(f"biases must be empty or hold {len(weights)} entries as weights does, got {len(biases)}")
     want = len(weights) - 1 if activation == "prelu" else 0
     if len(slopes) != want:
         rule = "one slope a hidden layer with activation='prelu', and none otherwise"
@@ -72,9 +76,7 @@ def check_layers(
             raise ValueError(f"{name} must have shape [out, in] with out >= 1, got {tuple(weight.shape)}")
         if i == len(weights) - 1 and weight.shape[0] not in outputs:
             allowed = " or ".join(str(n) for n in outputs)
-            raise ValueError(
-                f"{name}, the last layer, must have {allowed} outputs, got shape {tuple(weight.shape)}"
-            )
+            raise ValueError(f"{name}, the last layer, must have {allowed} outputs, got shape {tuple(weight.shape)}")
         what = f"[M1, {meaning}]" if i == 0 else f"[M{i + 1}, M{i}]"
         check_like(name, weight, (weight.shape[0], width), what, like, like_name)
         width = weight.shape[0]
@@ -83,9 +85,7 @@ def check_layers(
     for i, bias in enumerate(biases):
         size = weights[i].shape[0]
         checked_biases.append(
-            empty
-            if bias is None
-            else check_scalar_like(f"biases[{i}]", bias, (size,), f"[M{i + 1}]", like, like_name)
+            empty if bias is None else check_scalar_like(f"biases[{i}]", bias, (size,), f"[M{i + 1}]", like, like_name)
         )
     for i, slope in enumerate(slopes):
         name, size = f"slopes[{i}]", weights[i].shape[0]
@@ -99,28 +99,14 @@ def check_layers(
 
 def autocast(value: Any, like: Tensor) -> Any:
     """A big operand (or a list of them) in autocast's dtype where that is on; anything else as it came."""
-    device = like.device.type
-    if not torch.is_autocast_enabled(device) or like.dtype == torch.float64:
+    dtype = autocast_dtype(like)
+    if dtype is None:
         return value
     if isinstance(value, (list, tuple)):
         return [autocast(v, like) for v in value]
     if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return value.to(torch.get_autocast_dtype(device))
+        return value.to(dtype)
     return value
-
-
-def outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For Python implementations of raw ops: autocast would still cast operands there."""
-
-    @functools.wraps(function)
-    def wrapped(*arguments: Any) -> Any:
-        device = arguments[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return function(*arguments)
-        with torch.autocast(device, enabled=False):
-            return function(*arguments)
-
-    return wrapped
 
 
 class Tail:

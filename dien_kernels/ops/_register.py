@@ -10,6 +10,7 @@ gradient they would only warn, so their names start with an underscore and nothi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,20 @@ def define_raw(name: str, schema: str, fake: Callable[..., Any] | None = None) -
 
 
 def implement_raw(name: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> None:
-    """Attach a Python implementation to a raw op for one dispatch key."""
-    _library.impl(name, function, key)
+    """Attach a Python implementation to a raw op for one dispatch key.
+
+    It runs outside autocast: the op was handed what it shall compute with, and autocast would cast once more.
+    """
+
+    @functools.wraps(function)
+    def outside_autocast(*arguments: Any) -> Any:
+        device = next(a for a in arguments if isinstance(a, torch.Tensor)).device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(*arguments)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments)
+
+    _library.impl(name, outside_autocast, key)
 
 
 def raw(name: str) -> Any:

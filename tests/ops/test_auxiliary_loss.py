@@ -107,9 +107,7 @@ def make(
         pairs = list(zip(widths[1:], widths, strict=False))
         case["weights"] = [torch.randn(o, i) / math.sqrt(i) for o, i in pairs]
         if bias != "none":
-            case["biases"] = [
-                torch.randn(o) if bias == "all" or i % 2 == 1 else None for i, (o, _) in enumerate(pairs)
-            ]
+            case["biases"] = [torch.randn(o) if bias == "all" or i % 2 == 1 else None for i, (o, _) in enumerate(pairs)]
         if activation == "prelu":
             case["slopes"] = [torch.rand(o) for o in sizes]
         if affine:
@@ -135,9 +133,7 @@ def leaves(case: dict) -> list[Tensor]:
     found = []
     for name in TENSORS:
         value = case[name]
-        found += [
-            v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)
-        ]
+        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
     return found
 
 
@@ -227,9 +223,7 @@ def test_epsilons_and_dtypes(kind: str, eps: float | str) -> None:
 def test_layers(affine: bool, outputs: int, activation: str | None) -> None:
     for bias in ("all", "some", "none"):
         for sizes in ((), (5,), (6, 4)):
-            case = make(
-                sizes=sizes, bias=bias, activation=activation, outputs=outputs, affine=affine, eps=1e-8
-            )
+            case = make(sizes=sizes, bias=bias, activation=activation, outputs=outputs, affine=affine, eps=1e-8)
             compare(case, "lengths", raggedness("lengths", 4, 5), torch.float64, f"{sizes} {bias}")
 
 
@@ -295,9 +289,7 @@ def test_finite_at_extreme_logits(eps: float | str, dtype: torch.dtype) -> None:
         elif eps == "clamp":
             assert loss == 50
         else:
-            torch.testing.assert_close(
-                loss.double(), torch.tensor(-math.log(eps) / 2).double(), rtol=1e-6, atol=0
-            )
+            torch.testing.assert_close(loss.double(), torch.tensor(-math.log(eps) / 2).double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.usefixtures("reads")
@@ -318,9 +310,7 @@ def test_nan_in_padding_changes_nothing(kind: str, layout: str) -> None:
                         dirty["positive"][b, 0] = dirty["negative"][b, 0] = math.nan
         a, b = run(clean, layout, valid), run(dirty, layout, valid)
         assert torch.equal(a, b)
-        for x, y in zip(
-            torch.autograd.grad(a, leaves(clean)), torch.autograd.grad(b, leaves(dirty)), strict=True
-        ):
+        for x, y in zip(torch.autograd.grad(a, leaves(clean)), torch.autograd.grad(b, leaves(dirty)), strict=True):
             assert torch.equal(x, y)
 
 
@@ -385,9 +375,7 @@ def test_any_shape(
 
 def test_gradcheck_and_no_second_derivative() -> None:
     for kind in ("inner", "mlp"):
-        case = make(
-            kind, batch=2, steps=3, hidden=2, size=2, sizes=(3,), activation="prelu", several=2, outputs=2
-        )
+        case = make(kind, batch=2, steps=3, hidden=2, size=2, sizes=(3,), activation="prelu", several=2, outputs=2)
         names = [n for n in TENSORS if isinstance(case[n], Tensor)]
         inputs = leaves(case)
 
@@ -400,7 +388,7 @@ def test_gradcheck_and_no_second_derivative() -> None:
 
         assert torch.autograd.gradcheck(f, inputs)
         (g,) = torch.autograd.grad(f(*inputs).sin(), inputs[0], create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
+        with pytest.raises(RuntimeError, match="once, not twice"):
             g.sum().backward()
 
 
@@ -498,9 +486,7 @@ def test_opcheck(kind: str) -> None:
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(ops._auxiliary_loss_reference_fwd.default, (*args, *options), test_utils=tests)
         dloss = torch.tensor(0.5, dtype=torch.float64)
-        torch.library.opcheck(
-            ops._auxiliary_loss_reference_bwd.default, (dloss, *args, *options), test_utils=tests
-        )
+        torch.library.opcheck(ops._auxiliary_loss_reference_bwd.default, (dloss, *args, *options), test_utils=tests)
 
 
 def test_compile_without_a_break() -> None:
@@ -544,9 +530,7 @@ def test_export_with_dynamic_sizes() -> None:
 def test_func_grad() -> None:
     case = make()
     lengths = torch.tensor([5, 0, 1, 3])
-    got = torch.func.grad(lambda states: call({**case, "states": states}, lengths=lengths))(
-        case["states"].detach()
-    )
+    got = torch.func.grad(lambda states: call({**case, "states": states}, lengths=lengths))(case["states"].detach())
     torch.testing.assert_close(got, torch.autograd.grad(call(case, lengths=lengths), case["states"])[0])
 
 

@@ -51,7 +51,7 @@ def test_gradcheck(kind: str, ragged: str, history: bool, reset: str, target: st
 def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     """The arguments of the raw forward: tensors and options."""
     inputs = make(case)
-    form = module.FORMS[case.kind]
+    form = module.form_of(case.kind)
     options = module.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, True, case.reset == "before",
         case.reverse, case.time_major, keep,
@@ -74,9 +74,7 @@ def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     ids=str,
 )
 def test_opcheck_of_the_raw_ops(case: Case, keep: bool, target: str) -> None:
-    if (
-        keep
-    ):  # kept gates are private scratch: written for real steps and units only, opcheck compares them all
+    if keep:  # kept gates are private scratch: written for real steps and units only, opcheck compares them all
         case = replace(case, H=16, ragged="jagged" if case.ragged == "jagged" else "full")
     with running_on(target, case) as backend:
         tensors, options = raw_arguments(case, keep)
@@ -150,9 +148,7 @@ def test_compiled_training_step_has_the_same_gradients(layout: str, target: str)
             eager = torch.autograd.grad(loss(inputs.leaves, index), leaves)
             mine = torch.autograd.grad(compiled(inputs.leaves, index), leaves)
             for name, a, b in zip(inputs.leaves, mine, eager, strict=True):
-                torch.testing.assert_close(
-                    a, b, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
-                )
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("target", BACKENDS)
@@ -198,9 +194,7 @@ def test_export_with_dynamic_sizes(target: str) -> None:
             model, arguments(5, 4), dynamic_shapes=({0: b, 1: t}, {0: b, 1: t}, {0: b}), strict=True
         )
         for size in ((5, 4), (7, 9)):
-            for mine, eager in zip(
-                program.module()(*arguments(*size)), model(*arguments(*size)), strict=True
-            ):
+            for mine, eager in zip(program.module()(*arguments(*size)), model(*arguments(*size)), strict=True):
                 assert torch.equal(mine, eager)
         x, attention, lengths = arguments(5, 4)
         with pytest.raises(ValueError, match="lengths must lie between"):
@@ -273,7 +267,7 @@ def test_double_backward_says_so(loss: str, target: str) -> None:
         (dx,) = torch.autograd.grad(
             y.sum() if loss == "sum" else y.square().sum(), inputs.leaves["x"], create_graph=True
         )
-        with pytest.raises(RuntimeError, match="once_differentiable|twice"):
+        with pytest.raises(RuntimeError, match="once, not twice"):
             dx.square().sum().backward()
 
 
@@ -384,9 +378,7 @@ def test_environment_chooses_the_backend() -> None:
     for choice, kept in (("keep", "True"), ("recompute", "False")):
         good = run(DIEN_KERNELS_BACKEND="reference", DIEN_KERNELS_GATES=choice)
         assert good.stdout.split() == ["reference", kept]
-    assert (
-        "environment variable DIEN_KERNELS_BACKEND must be one of" in run(DIEN_KERNELS_BACKEND="gpu").stderr
-    )
+    assert "environment variable DIEN_KERNELS_BACKEND must be one of" in run(DIEN_KERNELS_BACKEND="gpu").stderr
     assert "environment variable DIEN_KERNELS_GATES must be one of" in run(DIEN_KERNELS_GATES="all").stderr
 
 

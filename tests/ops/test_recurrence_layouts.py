@@ -26,9 +26,7 @@ def layouts(kind: str, dtype: torch.dtype, **other: object) -> list[Case]:
         cases.append(Case(*shape, ragged=ragged, history=history, reverse=True, **other))
         if ragged != "jagged":
             for reverse in (False, True):
-                cases.append(
-                    Case(*shape, ragged=ragged, history=history, reverse=reverse, time_major=True, **other)
-                )
+                cases.append(Case(*shape, ragged=ragged, history=history, reverse=reverse, time_major=True, **other))
     return cases
 
 
@@ -245,9 +243,7 @@ def test_no_rows_at_all(batch: int, histories: int, layout: str, target: str) ->
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("upstream", ["y", "h_n", "expanded", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_upstream_gradient_on_some_outputs_and_on_any_strides(
-    upstream: str, dtype: torch.dtype, target: str
-) -> None:
+def test_upstream_gradient_on_some_outputs_and_on_any_strides(upstream: str, dtype: torch.dtype, target: str) -> None:
     case = Case("authors", dtype, 5, 4, 3, 6)
     inputs = make(case)
     leaves = tuple(inputs.leaves.values())

@@ -31,22 +31,17 @@ def torch_gru(**options: object) -> torch.nn.GRU:
 
 
 def weights(model: torch.nn.GRU, suffix: str = "l0") -> tuple[Tensor, ...]:
-    return tuple(
-        getattr(model, f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
+    return tuple(getattr(model, f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
-def compare_with_gradients(
-    model: torch.nn.GRU, ours: tuple, theirs: tuple, inputs: tuple[Tensor, ...]
-) -> None:
+def compare_with_gradients(model: torch.nn.GRU, ours: tuple, theirs: tuple, inputs: tuple[Tensor, ...]) -> None:
     """Both outputs, and the gradients of inputs and parameters under one random upstream gradient."""
     leaves = (*inputs, *model.parameters())
     upstream = tuple(torch.randn_like(out) for out in theirs)
     for mine, other in zip(ours, theirs, strict=True):
         same(mine, other)
     grads = [
-        torch.autograd.grad(out, leaves, upstream, materialize_grads=True, retain_graph=True)
-        for out in (ours, theirs)
+        torch.autograd.grad(out, leaves, upstream, materialize_grads=True, retain_graph=True) for out in (ours, theirs)
     ]
     for mine, other in zip(*grads, strict=True):
         same(mine, other)
@@ -175,7 +170,7 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
     ],
 )  # fmt: skip
 def test_default_update_side(kind: str, side: str) -> None:
-    assert reference.FORMS[kind].update == side
+    assert reference.form_of(kind).update == side
     case = Case(kind, torch.float64)
     inputs = make(case)
     with torch.no_grad():
@@ -229,11 +224,9 @@ def test_backward_by_hand_equals_autograd(
     kind: str, reset: str, update: str, ragged: str, history: bool, reverse: bool
 ) -> None:
     """Equations (10) to (22) against autograd of equations (1) to (9)."""
-    case = Case(
-        kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update
-    )
+    case = Case(kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update)
     inputs = make(case)
-    form = reference.FORMS[kind]
+    form = reference.form_of(kind)
     options = reference.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, update == "keep",
         reset == "before", reverse, False, False,

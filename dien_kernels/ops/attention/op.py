@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from dien_kernels.ops._autograd import differentiable_once
 from dien_kernels.ops._checks import check_like, check_option, check_storage, check_tensor, compute_dtype
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged
@@ -52,9 +52,7 @@ _FWD = {"reference": raw("_attention_reference_fwd")}
 _BWD = {"reference": raw("_attention_reference_bwd")}
 
 
-def _layers(
-    counts: tuple[int, int, int], tensors: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     w, b, _ = counts
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
@@ -62,9 +60,7 @@ def _layers(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
-        return _FWD[backend](
-            target, states, *_layers(counts, layers), lengths, offsets, mask, history, *options
-        )
+        return _FWD[backend](target, states, *_layers(counts, layers), lengths, offsets, mask, history, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -73,7 +69,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, da):  # type: ignore[no-untyped-def]
         target, states, lengths, offsets, mask, history, *layers, scores = ctx.saved_tensors
         if da is None:
@@ -192,9 +188,7 @@ def attention_scores(
     layers = _check_weights(target, states, weights, biases, slopes, kind, activation)
     if ragged.offsets is None or ragged.history is None:
         if rows_total is not None:
-            raise ValueError(
-                f"rows_total must be None unless offsets and history are given, got {rows_total}"
-            )
+            raise ValueError(f"rows_total must be None unless offsets and history are given, got {rows_total}")
         rows_total = -1
     elif rows_total is None:
         raise ValueError("rows_total must be given with offsets and history: the steps of all rows, got None")
@@ -228,9 +222,7 @@ def attention_scores(
             *tensors,
         )
     else:
-        scores = _FWD[name](
-            target, states, *layers, ragged.lengths, ragged.offsets, mask, ragged.history, *options
-        )
+        scores = _FWD[name](target, states, *layers, ragged.lengths, ragged.offsets, mask, ragged.history, *options)
     return scores
 
 
@@ -252,19 +244,13 @@ def _check_weights(
         raise ValueError("biases and slopes must be empty with kind='bilinear', got some")
     if isinstance(weights, (list, tuple)):
         if len(weights) != 1:
-            raise ValueError(
-                f"weights must be one matrix [H, D] or None with kind='bilinear', got {len(weights)}"
-            )
+            raise ValueError(f"weights must be one matrix [H, D] or None with kind='bilinear', got {len(weights)}")
         weights = weights[0]
     if weights is None:
         if size != hidden:
-            raise ValueError(
-                f"weights must be given where target has D = {size} and states H = {hidden}, got None"
-            )
+            raise ValueError(f"weights must be given where target has D = {size} and states H = {hidden}, got None")
         return Layers([], [], [])
     if not isinstance(weights, Tensor):
-        raise TypeError(
-            f"weights must be a torch.Tensor or None with kind='bilinear', got {type(weights).__name__}"
-        )
+        raise TypeError(f"weights must be a torch.Tensor or None with kind='bilinear', got {type(weights).__name__}")
     check_like("weights", weights, (hidden, size), "[H, D]", states, "states")
     return Layers([weights], [], [])

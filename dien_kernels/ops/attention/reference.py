@@ -28,7 +28,7 @@ from torch.nn.functional import linear
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail, outside_autocast
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
 
 TILE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values of z_1 alive at a time
 
@@ -191,9 +191,7 @@ class _Din:
         biases: list[Tensor] = []
         if self.layers.biases:
             all_biases = (self.dr.sum(0), *self.tail.db)
-            biases = [
-                d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)
-            ]
+            biases = [d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)]
         dq = self.dq + self.dr @ self.w_row
         return dq, [dw_1, *self.tail.dw, *biases, *self.tail.ds]
 
@@ -224,9 +222,7 @@ class Padded(NamedTuple):
     full: bool  # known to have no invalid step
 
 
-def _padded(
-    states: Tensor, lengths: Tensor | None, mask: Tensor | None, history: Tensor | None, batch: int
-) -> Padded:
+def _padded(states: Tensor, lengths: Tensor | None, mask: Tensor | None, history: Tensor | None, batch: int) -> Padded:
     u, steps = states.shape[:2]
     if history is not None:
         history = history.clamp(0, max(u - 1, 0))
@@ -299,9 +295,7 @@ def _softmax(e: Tensor, valid: Tensor | None) -> Tensor:
     return p / torch.where(total == 0, 1, total)
 
 
-def _forward_padded(
-    target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options
-) -> Tensor:
+def _forward_padded(target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options) -> Tensor:
     first = _first(target, padded.length, layers, options)
     steps = states.shape[1]
     out = target.new_zeros((target.shape[0], steps), dtype=first.q.dtype)
@@ -465,12 +459,9 @@ def _check(
     if history is not None and history.device.type == "cpu":
         total = int(offsets.diff()[history].sum())
         if total != options.rows_total:
-            raise ValueError(
-                f"rows_total must be {total}, the steps of the histories named, got {options.rows_total}"
-            )
+            raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {options.rows_total}")
 
 
-@outside_autocast
 def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     _check(states, lengths, offsets, history, opts)
@@ -480,7 +471,6 @@ def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history
     return _forward_padded(target, states, layers, padded, opts)
 
 
-@outside_autocast
 def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, history, out, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     if offsets is not None:

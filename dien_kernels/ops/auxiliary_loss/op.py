@@ -11,8 +11,8 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from dien_kernels.ops._autograd import differentiable_once
 from dien_kernels.ops._checks import (
     check_like,
     check_option,
@@ -55,9 +55,7 @@ _FWD = {"reference": raw("_auxiliary_loss_reference_fwd")}
 _BWD = {"reference": raw("_auxiliary_loss_reference_bwd")}
 
 
-def _split(
-    counts: tuple[int, int, int], tensors: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     w, b, _ = counts
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
@@ -74,7 +72,7 @@ class _AuxiliaryLoss(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dloss):  # type: ignore[no-untyped-def]
         states, positive, negative, lengths, offsets, *layers = ctx.saved_tensors
         if dloss is None:
@@ -195,9 +193,7 @@ def auxiliary_loss(
 
     if index is not None:
         states, positive, negative = (compact(t, index) for t in (states, positive, negative))
-    name = select(
-        Call("auxiliary_loss", states.device.type, states.dtype, positive.shape[-1], hidden, kind), backend
-    )
+    name = select(Call("auxiliary_loss", states.device.type, states.dtype, positive.shape[-1], hidden, kind), backend)
     options = (
         kind == "inner",
         ACTIVATIONS.index(activation) if kind == "mlp" else 0,
@@ -231,9 +227,7 @@ def _check_behaviours(states: Tensor, positive: Tensor, negative: Tensor, kind: 
         return negative.unsqueeze(-2)
     several = layout.replace("D", "K, D")
     if negative.dim() != len(rows) + 2 or negative.shape[-2] < 1:
-        raise ValueError(
-            f"negative must have shape {layout} or {several} with K >= 1, got {tuple(negative.shape)}"
-        )
+        raise ValueError(f"negative must have shape {layout} or {several} with K >= 1, got {tuple(negative.shape)}")
     check_like("negative", negative, (*rows, negative.shape[-2], width), several, states, "states")
     return negative
 
@@ -260,8 +254,7 @@ def _check_weights(
         if not isinstance(affine, (list, tuple)) or len(affine) != 2:
             raise TypeError(f"affine must be a pair (scale, shift) or None, got {type(affine).__name__}")
         scale, move = (
-            check_scalar_like(f"affine[{i}]", v, (inputs,), "[H + D]", states, "states")
-            for i, v in enumerate(affine)
+            check_scalar_like(f"affine[{i}]", v, (inputs,), "[H + D]", states, "states") for i, v in enumerate(affine)
         )
         first = matrices[0].to(scale.dtype)
         bias = first @ move

@@ -25,7 +25,7 @@ from torch.nn.functional import linear, logsigmoid
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail, outside_autocast
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
 
 TILE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values of z_1 alive at a time
 NORMALIZERS = ("joint", "separate", "padded", "row")
@@ -61,9 +61,7 @@ class Pairs(NamedTuple):
     w_neg: Tensor
 
 
-def _pairs(
-    states: Tensor, negatives: int, lengths: Tensor | None, offsets: Tensor | None, options: Options
-) -> Pairs:
+def _pairs(states: Tensor, negatives: int, lengths: Tensor | None, offsets: Tensor | None, options: Options) -> Pairs:
     """Which steps are pairs, and (L5): their weights."""
     device, compute, ahead = states.device, compute_dtype(states.dtype), options.ahead
     if offsets is not None:
@@ -166,9 +164,7 @@ class _Scorer:
         x, kept = self.tail.forward(z.flatten(0, 1))
         return x.view(e.shape[:2]), kept
 
-    def backward(
-        self, dx: Tensor, h: Tensor, e: Tensor, kept: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, dx: Tensor, h: Tensor, e: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         if self.inner:  # (L7)
             return torch.bmm(dx.unsqueeze(1), e).squeeze(1), dx.unsqueeze(2) * h.unsqueeze(1)
         dz = self.tail.backward(dx.reshape(-1, 1), kept)  # (L8)
@@ -185,9 +181,7 @@ class _Scorer:
         biases: list[Tensor] = []
         if self.layers.biases:
             all_biases = (self.db, *self.tail.db)
-            biases = [
-                d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)
-            ]
+            biases = [d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)]
         return [torch.cat((self.dw_h, self.dw_e), 1), *self.tail.dw, *biases, *self.tail.ds]
 
 
@@ -202,9 +196,7 @@ class Flat(NamedTuple):
 def _flat(states: Tensor, positive: Tensor, negative: Tensor) -> Flat:
     size, width, count = states.shape[-1], positive.shape[-1], negative.shape[-2]
     rows = states.shape[:-1].numel()
-    return Flat(
-        states.reshape(rows, size), positive.reshape(rows, width), negative.reshape(rows, count, width)
-    )
+    return Flat(states.reshape(rows, size), positive.reshape(rows, width), negative.reshape(rows, count, width))
 
 
 def _behaviours(flat: Flat, chunk: Pairs, compute: torch.dtype) -> Tensor:
@@ -256,7 +248,6 @@ def backward(
 # The backend cell: the same functions behind the raw ops' signatures.
 
 
-@outside_autocast
 def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     check_values(
@@ -269,7 +260,6 @@ def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *
     return forward(_flat(states, positive, negative), layers, pairs, opts)
 
 
-@outside_autocast
 def bwd(dloss, states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)

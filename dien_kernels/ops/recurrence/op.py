@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dien_kernels.ops import _gates
+from dien_kernels.ops._autograd import differentiable_once
 from dien_kernels.ops._checks import (
+    autocast_dtype,
     check_like,
     check_option,
     check_scalar_like,
@@ -27,7 +28,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.recurrence import native, reference
-from dien_kernels.ops.recurrence.reference import FORMS, Options
+from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
 
@@ -69,10 +70,15 @@ def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
     return y, h_n, gates.new_empty((0,))  # the reference recomputes always
 
 
-def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
+def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # type: ignore[no-untyped-def]
+    _, offsets, history, y, _, need_dx, *options = rest
     compute, hidden = compute_dtype(x.dtype), w_hh.shape[1]
     jagged = offsets is not None
-    batch = (history if history is not None else offsets).shape[0] - (history is None) if jagged else y.shape[Options(*options).time_major]
+    batch = (
+        (history if history is not None else offsets).shape[0] - (history is None)
+        if jagged
+        else y.shape[Options(*options).time_major]
+    )
     return (
         x.new_empty(x.shape if need_dx else (0,)),
         x.new_empty((0,)) if attention is None else x.new_empty(attention.shape, dtype=compute),
@@ -111,7 +117,7 @@ class _Recurrence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, y, gates)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, dy, dh_n, _):  # type: ignore[no-untyped-def]
         x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest = ctx.saved_tensors
         dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = _BWD[ctx.backend](
@@ -152,10 +158,10 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """The checked core of every public op and layer: pick a backend and run its raw op.
 
-    ``kind`` is a key of ``FORMS``; with ``time_major`` x is [T,B,I] and y [T,B,H]; with ``reverse`` each row
+    ``kind`` is a name that ``form_of`` knows; with ``time_major`` x is [T,B,I] and y [T,B,H]; with ``reverse`` each row
     runs from its last valid step to its first. Arguments are taken as checked.
     """
-    form = FORMS[kind]
+    form = form_of(kind)
     call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset)
     name = select(call, backend)
     needs_grad = torch.is_grad_enabled() and any(
@@ -197,14 +203,15 @@ def check_weights(
         b_ih = check_scalar_like("b_ih", b_ih, (rows,), "[3 * H]", x, "x")
     if b_hh is not None:
         b_hh = check_scalar_like("b_hh", b_hh, (rows,), "[3 * H]", x, "x")
+    if b_hh is not None and b_hh is b_ih:
+        b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
     return b_ih, b_hh
 
 
 def _autocast(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast the big operands take its dtype; attention, biases, h0, state and sums stay float32."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         return x.to(dtype), w_ih.to(dtype), w_hh.to(dtype)
     return x, w_ih, w_hh
 
@@ -374,7 +381,22 @@ def gru(
     (torch.Size([2, 5, 4]), torch.Size([2, 4]), False, True)
     """
     return _run(
-        "gru", x, None, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, None, h0, reset, update, padded, backend
+        "gru",
+        x,
+        None,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        None,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -421,7 +443,22 @@ def augru(
     """
     check_option("form", form, ("paper", "authors", "prediction_flow"))
     return _run(
-        form, x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        form,
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -461,7 +498,22 @@ def agru(
     True
     """
     return _run(
-        "agru", x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        "agru",
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )
 
 
@@ -501,5 +553,20 @@ def aigru(
     True
     """
     return _run(
-        "aigru", x, attention, w_ih, w_hh, b_ih, b_hh, lengths, offsets, mask, history, h0, reset, update, padded, backend
+        "aigru",
+        x,
+        attention,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        offsets,
+        mask,
+        history,
+        h0,
+        reset,
+        update,
+        padded,
+        backend,
     )

@@ -13,12 +13,12 @@ One step of every member of the family, with scalars (alpha, beta, gamma) per ro
     g  = alpha + beta * u                                                       (7)
     h' = (1 - g) * h + g * n                                                    (8)
 
-The scalars are affine in the attention a of the row and step (9): see ``FORMS``.
+The scalars are affine in the attention a of the row and step (9): see ``form_of``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,14 +39,20 @@ class Form(NamedTuple):
     update: str  # the side on which its users store the update gate: "keep" or "candidate"
 
 
-FORMS = {
-    "gru": Form(0.0, 0.0, 1.0, 0.0, False, "keep"),
-    "aigru": Form(0.0, 0.0, 1.0, 0.0, True, "keep"),
-    "paper": Form(0.0, 0.0, 0.0, 1.0, False, "candidate"),
-    "authors": Form(0.0, 1.0, 1.0, -1.0, False, "keep"),
-    "prediction_flow": Form(1.0, -1.0, 0.0, 1.0, False, "keep"),
-    "agru": Form(0.0, 1.0, 0.0, 0.0, False, "keep"),
-}
+def form_of(kind: str) -> Form:
+    """The coefficients of a member of the family, as literals: Dynamo makes symbols of floats in a table."""
+    if kind == "gru":
+        return Form(0.0, 0.0, 1.0, 0.0, False, "keep")
+    if kind == "aigru":
+        return Form(0.0, 0.0, 1.0, 0.0, True, "keep")
+    if kind == "paper":
+        return Form(0.0, 0.0, 0.0, 1.0, False, "candidate")
+    if kind == "authors":
+        return Form(0.0, 1.0, 1.0, -1.0, False, "keep")
+    if kind == "prediction_flow":
+        return Form(1.0, -1.0, 0.0, 1.0, False, "keep")
+    assert kind == "agru", kind
+    return Form(0.0, 1.0, 0.0, 0.0, False, "keep")
 
 
 class Options(NamedTuple):
@@ -131,7 +137,8 @@ def _shape_y(y: Tensor, x: Tensor, ragged: Ragged, rows: Rows, options: Options)
     if ragged.offsets is not None:
         return y
     b = rows.length.shape[0]
-    return y.view(x.shape[0], b, -1) if options.time_major else y.view(b, x.shape[1], -1)
+    hidden = y.shape[1]
+    return y.view(x.shape[0], b, hidden) if options.time_major else y.view(b, x.shape[1], hidden)
 
 
 def _flat_a(attention: Tensor | None, rows: Rows, x: Tensor, options: Options) -> Tensor:
@@ -249,7 +256,8 @@ def backward(
 # The backend cell: the same two functions behind the raw ops' signatures, in the compute dtype.
 
 
-def _upcast(*tensors: Tensor | None) -> list[Tensor | None]:
+def _upcast(*tensors: Any) -> list[Any]:
+    """Tensors of 16 bits in float32; the others, and None, as they are."""
     return [t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
 
 
@@ -259,7 +267,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     xs, ws, wh = _upcast(x, w_ih, w_hh)
     y, h_n = forward(xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
     h_n = h_n.clone() if h0 is not None and h_n is h0 else h_n  # an op must not return its input
-    return y.to(x.dtype), h_n.to(x.dtype), w_hh.new_empty(0)
+    return y.to(x.dtype), h_n.to(x.dtype), y.new_empty(0)
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
