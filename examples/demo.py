@@ -49,24 +49,19 @@ def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
                 clip_grad_norm(model.parameters(), 5.0)
                 optimizer.step()
                 times.append((time.perf_counter() - started) / batch.rows)
-    return {
-        backend: 1 / statistics.median(times[1:]) for backend, times in seconds.items()
-    }  # the first warms up
+    return {backend: 1 / statistics.median(times[1:]) for backend, times in seconds.items()}  # the first warms up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, help="a prepared folder, or Parquet or CSV with the usual column names"
-    )
+    parser.add_argument("--data", type=Path, help="a prepared folder, or Parquet or CSV with the usual column names")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="replaced if it is there")
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
 
     isa = _native.cpu_isa() if _native.available() else f"absent, {_native.reason()}"
-    print(
-        f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}, {threads} threads")
     print(f"native code: {isa}\n")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
@@ -74,9 +69,7 @@ def main() -> None:
     if data is None:
         data = options.out / "synthetic.parquet"
         synthetic(data, users=3000, items=1000, categories=20, events=60_000)
-        print(
-            "Synthetic logs: a user's interest wanders along a ring of categories; only the order says which way."
-        )
+        print("Synthetic logs: interests wander along a ring of categories; only their order says which way.")
     base = config_of(options.out, data, options.epochs)
     prepared = setup.open_data(base)
     print(prepared.summary() + "\n")

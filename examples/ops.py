@@ -1,7 +1,7 @@
 """What the package does, in less than a minute: ragged histories, the same numbers, the time they take.
 
-Errors are against the ``reference`` backend in float64; times are medians over rounds in which every variant runs
-once, so that a busy moment of the machine hits all of them alike.
+Errors are against the ``reference`` backend in float64; times are medians over rounds in which every variant
+runs once, so that a busy moment of the machine hits all of them alike.
 """
 
 from __future__ import annotations

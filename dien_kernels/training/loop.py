@@ -169,7 +169,9 @@ class _Trainer:
             self.model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
         )
         self.initial_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler("cuda", enabled=options.amp == "float16")
+        self.scaler = torch.amp.GradScaler(
+            "cuda", enabled=options.amp == "float16" and self.device.type == "cuda"
+        )
         self.loaders = {s: setup.open_loader(config, prepared, s) for s in ("train", "valid", "test")}
         for split, loader in self.loaders.items():
             if loader.steps(0) == 0:

@@ -158,7 +158,7 @@ def _time_table(times: dict[str, dict[str, float]], steps: int) -> str:
             share = 100 * (forward + backward) / whole
             rows.append([part, f"{forward:.2f}", f"{backward:.2f}", f"{share:.0f} %"])
     note = (
-        f"<p>Means of {steps} steps with {torch.get_num_threads()} threads; {whole:.1f} ms a step with the "
+        f"<p>Means of {steps} steps with {torch.get_num_threads()} thread(s); {whole:.1f} ms a step with the "
         "clock running. Backward: every autograd node counts for the part whose forward made it. Data: the "
         "wait for a batch. Loss: what follows the last part. Other: what no part claims.</p>"
     )

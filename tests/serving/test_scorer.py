@@ -45,7 +45,7 @@ def expected(
     def fields(raw: list[int]) -> dict[str, torch.Tensor]:
         ids = prepared.encode_items(pa.array(raw, pa.int64()))
         return {
-            "item": torch.from_numpy(ids),
+            "item": torch.tensor(ids),
             "category": torch.from_numpy(prepared.item_fields["category"][ids]),
         }
 
