@@ -26,8 +26,9 @@ ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
 
+# DATA=path: your own logs (Parquet or CSV with the usual column names) instead of synthetic ones.
 demo: $(BUILT)
-	$(PY) examples/demo.py
+	$(PY) examples/demo.py $(if $(DATA),--data '$(DATA)')
 
 build: $(BUILT)
 
@@ -81,5 +82,5 @@ $(READY): pyproject.toml
 	    { echo "python3 has no ensurepip: install the package python3-venv (Debian, Ubuntu) or its like" >&2; exit 1; }
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install -q '$(TORCH)' 'setuptools>=77' wheel
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,train]'
 	touch $@

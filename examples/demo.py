@@ -1,104 +1,95 @@
-"""What the package does, in less than a minute: ragged histories, the same numbers, the time they take.
+"""DIEN against average pooling on logs whose order matters: trained, compared, timed, in a few minutes.
 
-Run it with ``make demo``. Errors are against the ``reference`` backend in float64; times are medians over
-rounds in which every variant runs once, so that a busy moment of the machine hits all of them alike.
+``make demo``, or ``make demo DATA=path`` with logs of your own.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import statistics
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import dien_kernels
-from dien_kernels import _native, augru, gru
+from dien_kernels import _native
+from dien_kernels.data import Prepared, synthetic
+from dien_kernels.ops import use_backend
+from dien_kernels.training import Config, DataConfig, OutputConfig, TrainingConfig, setup, train
+from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
 
-BATCH, STEPS, SIZE = 256, 100, 36  # 36: two embeddings of 18, as in the DIEN paper
-ROUNDS = 9
-
-
-def histories(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Behaviours, their number in each row (a quarter of the longest on average), and attention over them."""
-    lengths = torch.empty(BATCH).exponential_(4 / STEPS, generator=generator).long().clamp(1, STEPS)
-    x = torch.randn(BATCH, STEPS, SIZE, generator=generator)
-    logits = torch.randn(BATCH, STEPS, generator=generator)
-    past = torch.arange(STEPS) >= lengths[:, None]
-    return x, lengths, torch.softmax(logits.masked_fill(past, -torch.inf), dim=1)
+STEPS = 7  # timed steps of each backend
 
 
-def largest_errors(x: Tensor, lengths: Tensor, attention: Tensor, weights: list[Tensor]) -> list[float]:
-    """The largest relative error of the AUGRU's states and of its gradients, float32 against float64."""
-    results = []
-    for dtype, backend in ((torch.float64, "reference"), (torch.float32, "auto")):
-        arguments = [t.detach().to(dtype).requires_grad_() for t in (x, attention, *weights)]
-        y, h_n = augru(*arguments, lengths=lengths, backend=backend)
-        gradients = torch.autograd.grad(y.square().sum() + h_n.sum(), arguments)
-        results.append([y.detach(), *gradients])
-    return [float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True)]
+def config_of(folder: Path, data: Path, epochs: int) -> Config:
+    return Config(
+        data=DataConfig(path=str(data), prepare={"targets": "every"}),
+        training=TrainingConfig(epochs=epochs, seed=0),
+        output=OutputConfig(folder=str(folder)),
+    )
 
 
-def medians(variants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each variant, interleaved; the first round only warms up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(ROUNDS + 1):
-        for name, variant in variants.items():
-            started = time.perf_counter()
-            variant()
-            times[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
+def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
+    """Samples/s of training steps at batch 1024 with fused ops and with the reference, in turns."""
+    config = config.with_("data", batch_size=1024)
+    model: Any = setup.make_model(config, prepared.schema)
+    optimizer = make_optimizer(model, lr=config.training.lr)
+    loader = setup.open_loader(config, prepared, "train")
+    all_batches = [loader.batch(0, i) for i in range(min(STEPS, loader.steps(0)))]
+    seconds: dict[str, list[float]] = {"auto": [], "reference": []}
+    for batch in [all_batches[0], *all_batches]:
+        for backend, times in seconds.items():
+            with use_backend(backend):
+                started = time.perf_counter()
+                optimizer.zero_grad()
+                model.loss(model(batch), batch.label).total.backward()
+                clip_grad_norm(model.parameters(), 5.0)
+                optimizer.step()
+                times.append((time.perf_counter() - started) / batch.rows)
+    return {backend: 1 / statistics.median(times[1:]) for backend, times in seconds.items()}  # the first warms up
 
 
 def main() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, lengths, attention = histories(generator)
-    layer = torch.nn.GRU(SIZE, SIZE, batch_first=True)
-    weights = [p.detach().clone() for p in layer.parameters()]
-    versions = f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}"
-    print(f"{versions}, {torch.get_num_threads()} threads")
-    print(f"native code: {_native.cpu_isa() if _native.available() else f'absent, {_native.reason()}'}")
-    mean = lengths.float().mean()
-    print(f"{BATCH} histories of 1 to {STEPS} behaviours, {mean:.1f} on average; I = H = {SIZE}\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="a prepared folder, or Parquet or CSV with the usual column names")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="replaced if it is there")
+    parser.add_argument("--epochs", type=int, default=3)
+    options = parser.parse_args()
 
-    states, *gradients = largest_errors(x, lengths, attention, weights)
-    print("AUGRU in float32 against the float64 reference, relative to the largest value:")
-    print(f"  states {states:.1e}, the worst of {len(gradients)} gradients {max(gradients):.1e}\n")
+    isa = _native.cpu_isa() if _native.available() else f"absent, {_native.reason()}"
+    threads = torch.get_num_threads()
+    print(f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}, {threads} threads")
+    print(f"native code: {isa}\n")
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    data = options.data
+    if data is None:
+        data = options.out / "synthetic.parquet"
+        synthetic(data, users=3000, items=1000, categories=20, events=60_000)
+        print("Synthetic logs: interests wander along a ring of categories; only their order says which way.")
+    base = config_of(options.out, data, options.epochs)
+    prepared = setup.open_data(base)
+    print(prepared.summary() + "\n")
 
-    trained = [w.clone().requires_grad_() for w in weights]
-    inputs = x.clone().requires_grad_()
+    aucs = {}
+    for name, words in (("average", "average pooling, the base model"), ("dien", "DIEN")):
+        print(f"Training {words}")
+        config = base.with_("model", name=name).with_("output", folder=str(options.out / name))
+        config = config.with_("data", path=str(prepared.path), prepare={})
+        result = train(config, prepared=prepared)
+        aucs[name] = result["test"]["auc"]
 
-    def packed() -> Tensor:
-        sequence = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
-        states: Tensor = layer(sequence)[0].data
-        return states
-
-    rows: dict[str, Any] = {"lengths": lengths}
-    reference = rows | {"backend": "reference"}
-    variants: dict[str, Callable[[], Tensor]] = {
-        "GRU    dien_kernels": lambda: gru(inputs, *trained, **rows)[0],
-        "GRU    torch.nn.GRU, packed": packed,
-        "GRU    torch.nn.GRU, padded": lambda: layer(inputs)[0],
-        "GRU    reference": lambda: gru(inputs, *trained, **reference)[0],
-        "AUGRU  dien_kernels": lambda: augru(inputs, attention, *trained, **rows)[0],
-        "AUGRU  reference": lambda: augru(inputs, attention, *trained, **reference)[0],
-    }
-
-    def inference(variant: Callable[[], Tensor]) -> Callable[[], object]:
-        return torch.no_grad()(variant)
-
-    def training(variant: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: variant().sum().backward()
-
-    forward = medians({name: inference(v) for name, v in variants.items()})
-    both = medians({name: training(v) for name, v in variants.items()})
-    print(f"{'median of ' + str(ROUNDS) + ', ms':<28} {'forward':>10} {'fwd + bwd':>10}")
-    for name in variants:
-        print(f"{name:<28} {forward[name]:>10.2f} {both[name]:>10.2f}")
-    print("\nThe padded nn.GRU also computes the padding: its last states are those after it.")
+    speed = step_times(base, prepared)
+    print("\nTest AUC, same data, split, negatives and seed:")
+    print(f"  average pooling {aucs['average']:.4f}\n  DIEN            {aucs['dien']:.4f}\n")
+    print("DIEN's training steps (forward, auxiliary loss, backward, optimiser), batch 1024:")
+    ratio = speed["auto"] / speed["reference"]
+    print(f"  fused ops       {speed['auto']:>9,.0f} samples/s, {ratio:.1f} times the reference")
+    print(f"  reference       {speed['reference']:>9,.0f} samples/s\n")
+    print(f"Report: {options.out / 'dien' / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,291 @@
+"""``dien-kernels prepare | train | evaluate | compare | score | info``.
+
+Room card. Lives here: arguments, and words for the terminal. May import: all of ours, the rooms that want the
+extra ``train`` only inside commands, so that ``info`` runs without it. Must not be here: decisions that a
+library user needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dien_kernels import _info
+
+if TYPE_CHECKING:
+    from dien_kernels.training import Config
+
+EXTRAS = {"pyarrow", "polars", "numpy", "yaml", "tqdm", "tensorboard", "sklearn", "matplotlib"}
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+# What our rooms raise for wishes that cannot be granted; anything else is a bug and deserves its traceback.
+USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
+
+_OVERRIDES = """\
+Options of a config are section.key=value words, with the sections data, model, training and output:
+
+  dien-kernels train amazon.yaml training.lr=1e-3 model.options.embedding_size=16 output.folder=runs/wide
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for an error of the user's, 130 after an interruption."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "words")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes words behind options for surplus
+        options.words += rest
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", UserWarning)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.run
+        return command(options)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if options.debug or package not in EXTRAS:
+            raise
+        return _fail(f"{options.command} needs {package}: pip install 'dien_kernels[train]'")
+    except USER_ERRORS as error:
+        if options.debug:
+            raise
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _fail(text: str) -> int:
+    print(f"dien-kernels: error: {text}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    print(f"dien-kernels: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dien-kernels", description="The Deep Interest Evolution Network, from behaviour logs to scores."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any
+    ) -> argparse.ArgumentParser:
+        formatter = argparse.RawDescriptionHelpFormatter
+        made = commands.add_parser(name, help=text, description=text, formatter_class=formatter, **more)
+        made.set_defaults(run=run)
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return made
+
+    prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
+    prepare.add_argument("sources", nargs="+", help="Parquet, CSV or JSON files, or a folder of them")
+    prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
+    _log_options(prepare)
+
+    train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
+    train.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
+    _config_options(train)
+
+    evaluate = command("evaluate", _evaluate, "the metrics of a run's best model on a split")
+    evaluate.add_argument("folder", help="of the run")
+    evaluate.add_argument(
+        "words", nargs="*", metavar="section.key=value", help="e.g. training.backend=reference"
+    )
+    evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
+
+    compare = command(
+        "compare", _compare, "train the rows of the paper's table on the same data", epilog=_OVERRIDES
+    )
+    compare.add_argument("--models", nargs="+", metavar="NAME", help="rows of the table (default: all)")
+    compare.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2"
+    )
+    compare.add_argument("--samples", type=int, default=1000, help="bootstrap draws (default: 1000)")
+    _config_options(compare)
+
+    score = command(
+        "score", _score, "score a Parquet file of requests: lists 'history' and 'candidates' of item ids"
+    )
+    score.add_argument("folder", help="of the run")
+    score.add_argument("requests", help="Parquet to read")
+    score.add_argument("out", help="Parquet to write: the requests and a list 'scores'")
+    score.add_argument("--chunk", type=int, default=1024, help="requests scored at a time (default: 1024)")
+    score.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
+
+    command("info", _show_info, "versions, build facts, and which backend can run which op, or why not")
+    return parser
+
+
+def _config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides"
+    )
+    parser.add_argument("--data", metavar="PATH", help="a prepared folder or raw logs (data.path)")
+    parser.add_argument("--out", metavar="FOLDER", help="of the run (output.folder)")
+    parser.add_argument("--backend", help="of the ops: auto, cpu, cuda, triton, reference (training.backend)")
+    parser.add_argument("--threads", type=int, help="of torch (training.threads)")
+    parser.add_argument("--seed", type=int, help="of the training (training.seed)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar (output.progress=false)")
+    _log_options(parser)
+
+
+def _log_options(parser: argparse.ArgumentParser) -> None:
+    """Options for raw logs; what is not given keeps the default of ``prepare``."""
+    group = parser.add_argument_group("raw logs")
+    group.add_argument(
+        "--format", help="parquet, csv, amazon, taobao or movielens (default: by the file's name)"
+    )
+    for role in ("user", "item", "timestamp", "label"):
+        group.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)"
+        )
+    for kind, text in (
+        ("item-fields", "further item-side columns (default: category, where there is one)"),
+        ("user-fields", "user-side columns"),
+        ("dense", "columns of numbers"),
+    ):
+        group.add_argument(f"--{kind}", nargs="+", metavar="COLUMN", help=text)
+    group.add_argument("--labels", help="next: predict the next behaviour; given: the label column")
+    group.add_argument("--targets", help="last: one for each user; every: each position of a history")
+    group.add_argument("--split", dest="split_by", help="user or time")
+    group.add_argument("--negatives", type=int, help="fixed negatives of a validation or test positive")
+    group.add_argument("--negative-sampling", help="popularity or uniform")
+    group.add_argument("--min-count", type=int, help="rarer items become unknown")
+    group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
+    group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
+
+
+def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
+    roles = ("user", "item", "timestamp", "label", "item_fields", "user_fields", "dense")
+    columns = {role: getattr(options, role) for role in roles if getattr(options, role) is not None}
+    names = {
+        "format": "format",
+        "labels": "labels",
+        "targets": "targets",
+        "split_by": "split",
+        "negatives": "negatives",
+        "negative_sampling": "negative_sampling",
+        "min_count": "min_count",
+        "max_bad_lines": "max_bad_lines",
+        "data_seed": "seed",
+    }
+    given = {
+        ours: getattr(options, name) for name, ours in names.items() if getattr(options, name) is not None
+    }
+    return given | ({"columns": columns} if columns else {})
+
+
+def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
+    """The config that a command line means; ``base`` is that of the run to resume."""
+    from dien_kernels.training import load
+
+    files = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
+    if len(files) + (base is not None) > 1:
+        raise ValueError(
+            f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}"
+        )
+    config = load(base or (files[0] if files else None), overrides)
+    logs = _given_log_options(options)
+    if logs:
+        prepare = dict(config.data.prepare)
+        columns = dict(prepare.get("columns") or {}) | logs.get("columns", {})
+        config = config.with_("data", prepare=prepare | logs | ({"columns": columns} if columns else {}))
+    if options.data is not None:
+        config = config.with_("data", path=options.data)
+    if options.out is not None:
+        config = config.with_("output", folder=options.out)
+    for key in ("backend", "threads", "seed"):
+        if getattr(options, key) is not None:
+            config = config.with_("training", **{key: getattr(options, key)})
+    return config.with_("output", progress=False) if options.quiet else config
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from dien_kernels.data import prepare
+    from dien_kernels.training.setup import prepare_options
+
+    given = prepare_options(_given_log_options(options), Path(options.sources[0]))
+    print(prepare(options.sources, options.out, **given).summary())
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dien_kernels.training import Interrupted, train
+
+    base = None if options.resume is None else Path(options.resume) / "config.yaml"
+    if base is not None and not base.exists():
+        raise FileNotFoundError(f"{base.parent} holds no run: there is no {base.name}")
+    config = _config(options, base)
+    if base is not None:
+        config = config.with_("output", folder=str(base.parent))
+    try:
+        result = train(config, resume=base is not None)
+    except Interrupted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    _print_metrics("test", result["test"])
+    print(
+        f"best of {result['steps']:,} steps: {result['best_step']:,}; "
+        f"{result['samples_per_second']:,.0f} samples/s, {result['training_seconds']:.0f} s of training"
+    )
+    folder = Path(config.output.folder)
+    print(f"report: {folder / 'report.html'}" if config.output.report else f"run: {folder}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from dien_kernels.training import evaluate
+
+    _print_metrics(options.split, evaluate(options.folder, options.split, options.words).to_dict())
+    return 0
+
+
+def _print_metrics(split: str, metrics: dict[str, Any]) -> None:
+    def number(value: float | None) -> str:
+        return "not defined" if value is None else f"{value:.4f}"
+
+    print(
+        f"{split}: AUC {number(metrics['auc'])}, per-user AUC {number(metrics['user_auc'])} over "
+        f"{metrics['users']:,} users, log loss {number(metrics['log_loss'])}, {metrics['rows']:,} rows"
+    )
+    for name, reason in metrics["reasons"].items():
+        print(f"  {name} is not defined: {reason}")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dien_kernels.training import Interrupted, compare
+    from dien_kernels.training.compare import ROWS, table
+
+    config = _config(options)
+    try:
+        content = compare(config, options.models or tuple(ROWS), options.seeds, samples=options.samples)
+    except Interrupted:
+        print("\ninterrupted; all is saved. The same command goes on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(table(content))
+    print(f"written: {Path(config.output.folder) / 'comparison.json'} and .csv")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from dien_kernels.ops import use_backend
+    from dien_kernels.serving import Scorer
+    from dien_kernels.training import open_run
+
+    config, prepared, model = open_run(options.folder, options.words)
+    with use_backend(config.training.backend):
+        counts = Scorer(model, prepared, max_length=config.data.max_length).score_file(
+            options.requests, options.out, chunk=options.chunk
+        )
+    print(f"{options.out}: {counts.words()}")
+    return 0
+
+
+def _show_info(options: argparse.Namespace) -> int:
+    print(_info.report())
+    return 0

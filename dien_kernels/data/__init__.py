@@ -1,0 +1,28 @@
+"""Data: behaviour logs become a prepared folder, and its samples become ``Batch``es.
+
+Room card. Lives here: readers of logs, ``prepare``, vocabularies, negatives, the loader, synthetic logs. May
+import: numpy, pyarrow, polars, torch, ``batch``. Must not be here: models, parameters, training loops,
+metrics.
+"""
+
+from dien_kernels.data.loader import Loader
+from dien_kernels.data.log import Columns
+from dien_kernels.data.negatives import Negatives
+from dien_kernels.data.prepare import prepare
+from dien_kernels.data.prepared import Prepared, Split
+from dien_kernels.data.readers import FORMATS, open_log
+from dien_kernels.data.synthetic import synthetic
+from dien_kernels.data.vocabulary import Vocabulary
+
+__all__ = [
+    "FORMATS",
+    "Columns",
+    "Loader",
+    "Negatives",
+    "Prepared",
+    "Split",
+    "Vocabulary",
+    "open_log",
+    "prepare",
+    "synthetic",
+]

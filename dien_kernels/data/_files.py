@@ -1,0 +1,160 @@
+"""Files and text: which files a source stands for, gz, CSV batches with line numbers, numbers in strings."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from dien_kernels.data._arrow import Array
+from dien_kernels.data.log import Log
+
+_BLOCK = 4 << 20  # bytes of a text file that are parsed at a time
+
+
+def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...]) -> list[Path]:
+    """The files that sources stand for; each exists and is not empty."""
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not given:
+        raise ValueError("sources must name at least one file, got none")
+    paths: list[Path] = []
+    for source in map(Path, given):
+        if source.is_dir():
+            inside = sorted(path for path in source.iterdir() if path.name.endswith(endings))
+            if not inside:
+                there = sorted(path.name for path in source.iterdir())[:10]
+                raise FileNotFoundError(
+                    f"{source} has no file ending in {' or '.join(endings)}; it has {there}"
+                )
+            paths += inside
+        elif source.is_file():
+            paths.append(source)
+        else:
+            near = (
+                sorted(path.name for path in source.parent.iterdir())[:10] if source.parent.is_dir() else []
+            )
+            raise FileNotFoundError(f"{source} does not exist; {source.parent} has {near}")
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty")
+    return paths
+
+
+def size_of(paths: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+class Opened:
+    """A file opened for reading, gz or not, that knows how much of it was read since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._raw = path.open("rb")
+        self._seen = 0
+        zipped = path.name.endswith(".gz")
+        self.stream: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=self._raw)) if zipped else self._raw
+
+    def progress(self) -> int:
+        place = self._raw.tell()
+        step, self._seen = place - self._seen, place
+        return step
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self._raw.close()
+
+
+class LineOf:
+    """The line of the i-th row of a batch, counting lines that the parser left out (but not blank ones)."""
+
+    def __init__(self, first: int, skipped: list[int]) -> None:
+        self.first, self.skipped = first, skipped
+
+    def __call__(self, row: int) -> int:
+        line = self.first + row
+        for left_out in sorted(self.skipped):
+            if left_out <= line:
+                line += 1
+        return line
+
+    def among(self, rows: Array) -> Callable[[int], int]:
+        """The same for the rows of the batch that were taken."""
+        return lambda row: self(int(rows[row]))
+
+
+def csv_batches(
+    log: Log, path: Path, wanted: list[str], delimiter: str = ",", names: list[str] | None = None
+) -> Iterator[tuple[pa.RecordBatch, LineOf]]:
+    """Batches of string columns of one file, with the lines of their rows; ``names``: there is no header.
+
+    Everything is read as strings: a type guessed from the first block would turn a later surprise into a
+    failure of the whole file, instead of a bad line.
+    """
+    skipped: list[int] = []
+
+    def on_bad_row(row: pa.csv.InvalidRow) -> str:
+        try:
+            log.bad.add(path, row.number, f"{row.actual_columns} columns instead of {row.expected_columns}")
+        except ValueError as error:  # Arrow swallows what its callbacks raise
+            stopped.append(error)
+            return "error"
+        skipped.append(row.number)
+        return "skip"
+
+    stopped: list[ValueError] = []
+    options = {
+        # In one thread: only then are the rows' numbers known.
+        "read_options": pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names),
+        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=on_bad_row),
+        "convert_options": pa.csv.ConvertOptions(
+            include_columns=wanted,
+            column_types={name: pa.string() for name in wanted},
+            strings_can_be_null=True,
+            null_values=["", "NULL", "null", "NaN", "nan", "\\N"],
+        ),
+    }
+    with Opened(path) as file:
+        line = 1 if names else 2
+        try:
+            for batch in pa.csv.open_csv(file.stream, **options):
+                yield batch, LineOf(line, skipped)
+                line += batch.num_rows
+                log.advance(file.progress())
+        except (pa.ArrowInvalid, OSError, EOFError) as error:
+            raise (stopped or [ValueError(f"{path} cannot be read as CSV: {error}")])[0] from error
+
+
+def as_number(column: pa.Array, kind: pl.DataType) -> pa.Array:
+    """Strings to numbers; null where a string is none."""
+    series = pl.Series(column).cast(pl.String).str.strip_chars()
+    return _arrow(series.cast(kind, strict=False))
+
+
+def time_kind(column: pa.Array) -> pl.DataType:
+    """What a column of time strings holds, by its first values: integers, floats or ISO 8601."""
+    head = pl.Series(column.slice(0, 1000)).cast(pl.String).drop_nulls().str.strip_chars()
+    for kind in (pl.Int64(), pl.Float64()):
+        if len(head) == 0 or head.cast(kind, strict=False).is_not_null().mean() >= 0.5:
+            return kind
+    return pl.Datetime("us")
+
+
+def parse_times(column: pa.Array, kind: pl.DataType) -> pa.Array:
+    """Strings to int64 or float64, dates to microseconds; null where a string is none."""
+    if kind == pl.Datetime("us"):
+        series = pl.Series(column).cast(pl.String).str.strip_chars()
+        return _arrow(series.str.to_datetime(time_unit="us", strict=False).dt.epoch("us"))
+    return as_number(column, kind)
+
+
+def _arrow(series: pl.Series) -> pa.Array:
+    array = series.to_arrow()
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -1,0 +1,216 @@
+"""Readers of the public logs: Amazon reviews, Taobao UserBehavior, MovieLens."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from dien_kernels.data._files import Opened, as_number, csv_batches, size_of
+from dien_kernels.data.log import BadLines, Log, Roles
+
+_LINES = 20_000  # of a JSON file that are parsed at a time
+_BEHAVIOURS = ("pv", "cart", "fav", "buy")
+_REVIEW = {"reviewerID": pa.string(), "asin": pa.string(), "unixReviewTime": pa.int64()}
+
+
+def _pick(paths: Sequence[Path], what: str, good: Sequence[Path]) -> Sequence[Path]:
+    if not good:
+        raise FileNotFoundError(f"there is no {what} among {sorted(path.name for path in paths)}")
+    return good
+
+
+def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
+    """Amazon reviews (2014): ``reviews_*.json[.gz]`` and ``meta_*.json[.gz]``, one object a line.
+
+    user = reviewerID, item = asin, timestamp = unixReviewTime; ``category`` is the last name of the item's
+    first category path, as in the authors' code, and unknown for items without one. The meta file is held in
+    memory.
+    """
+    metas = _pick(paths, "meta_*.json[.gz]", [path for path in paths if path.name.startswith("meta")])
+    reviews = _pick(paths, "reviews_*.json[.gz]", [path for path in paths if path not in metas])
+
+    def read() -> Iterator[pa.RecordBatch]:
+        category_of: dict[str, str] = {}
+        for path in metas:
+            for line, number in _lines(log, path):
+                asin, category = _meta(line, path, number, bad)
+                if asin is not None and category is not None:
+                    category_of.setdefault(asin, category)
+        values = pa.array(category_of.values(), pa.string())
+        keys = pa.array(category_of.keys(), pa.string())
+        for path in reviews:
+            for table, numbers in _reviews(log, path):
+                items = table["asin"].combine_chunks()
+                place = pc.index_in(items, value_set=keys, skip_nulls=True)
+                columns = {
+                    "user": table["reviewerID"].combine_chunks(),
+                    "item": items,
+                    "timestamp": table["unixReviewTime"].combine_chunks(),
+                    "category": values.take(place),
+                }
+                yield log.standardise(columns, path, numbers.__getitem__)
+
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*metas, *reviews]), bad)
+    return log
+
+
+def _lines(log: Log, path: Path) -> Iterator[tuple[bytes, int]]:
+    """The lines of a file that are not blank, with their numbers."""
+    with Opened(path) as file:
+        try:
+            for number, line in enumerate(file.stream, start=1):
+                if number % _LINES == 0:
+                    log.advance(file.progress())
+                if line.strip():
+                    yield line, number
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        log.advance(file.progress())
+
+
+def _meta(line: bytes, path: Path, number: int, bad: BadLines) -> tuple[str | None, str | None]:
+    """Item and category of a line of a meta file, which is JSON or a Python literal."""
+    try:
+        text = line.decode()
+        try:
+            entry = json.loads(text)
+        except json.JSONDecodeError:
+            entry = ast.literal_eval(text.strip())
+        asin = entry["asin"]
+        if not isinstance(asin, str):
+            raise TypeError(asin)
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        bad.add(path, number, f"no meta entry ({type(error).__name__})")
+        return None, None
+    try:
+        category = entry["categories"][0][-1]
+    except (KeyError, IndexError, TypeError):
+        return asin, None
+    return asin, category if isinstance(category, str) else None
+
+
+def _reviews(log: Log, path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
+    """Tables of the three columns, with their rows' lines; a corrupt block is read line by line."""
+    schema = pa.schema(list(_REVIEW.items()))
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    lines = _lines(log, path)
+    while block := list(islice(lines, _LINES)):
+        numbers = [number for _, number in block]
+        data = b"".join(line if line.endswith(b"\n") else line + b"\n" for line, _ in block)
+        try:
+            reading = pa.json.ReadOptions(use_threads=False, block_size=len(data))
+            table = pa.json.read_json(io.BytesIO(data), reading, options)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            table = None
+        if table is None or table.num_rows != len(block):
+            table, numbers = _line_by_line(log, path, block, schema)
+        yield table, numbers
+
+
+def _line_by_line(
+    log: Log, path: Path, block: list[tuple[bytes, int]], schema: pa.Schema
+) -> tuple[pa.Table, list[int]]:
+    rows, numbers = [], []
+    for line, number in block:
+        try:
+            entry = json.loads(line)
+            row = {name: entry[name] for name in _REVIEW}
+            if not all(isinstance(row[name], str) for name in ("reviewerID", "asin")):
+                raise TypeError(row)
+            row["unixReviewTime"] = int(row["unixReviewTime"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            log.bad.add(path, number, f"no review ({type(error).__name__})")
+            continue
+        rows.append(row)
+        numbers.append(number)
+    return pa.Table.from_pylist(rows, schema), numbers
+
+
+def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> Log:
+    """Taobao ``UserBehavior.csv``: user, item, category, kind of behaviour, timestamp, without a header.
+
+    Only rows of the kinds ``behaviours`` count; others are left out silently, kinds that do not exist are bad
+    lines.
+    """
+    if isinstance(behaviours, str) or not behaviours or not set(behaviours) <= set(_BEHAVIOURS):
+        raise ValueError(f"behaviours must be a list of some of {_BEHAVIOURS}, got {behaviours!r}")
+    names = ["user", "item", "category", "kind", "timestamp"]
+
+    def read() -> Iterator[pa.RecordBatch]:
+        for path in paths:
+            for batch, line_of in csv_batches(log, path, names, names=names):
+                columns = {
+                    name: as_number(batch.column(name), pl.Int64()) for name in names if name != "kind"
+                }
+                kind = batch.column("kind")
+                known = pc.fill_null(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)), False)
+                wanted = pc.or_(pc.is_in(kind, value_set=pa.array(list(behaviours))), pc.invert(known))
+                # A row of no known kind is a bad line, found as one without a user.
+                columns["user"] = pc.if_else(known, columns["user"], pa.scalar(None, pa.int64()))
+                rows = np.flatnonzero(wanted)
+                taken = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+                yield log.standardise(taken, path, line_of.among(rows))
+
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad)
+    return log
+
+
+def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
+    """MovieLens: ``ratings.csv`` and ``movies.csv``, or the same as ``.dat`` with ``::`` between.
+
+    Every rating is a behaviour; ``category`` is the first genre of the movie, unknown where none is listed.
+    """
+    ratings = _pick(paths, "ratings.csv or ratings.dat", [p for p in paths if p.name.startswith("ratings.")])
+    movies = _pick(paths, "movies.csv or movies.dat", [p for p in paths if p.name.startswith("movies.")])
+
+    def read() -> Iterator[pa.RecordBatch]:
+        genre_of: dict[int, str | None] = {}
+        for path in movies:
+            genre_of.update(_genres(log, path))
+        keys, values = pa.array(genre_of.keys(), pa.int64()), pa.array(genre_of.values(), pa.string())
+        for path in ratings:
+            dat = ".dat" in path.name
+            # Read with ":" between, "::" is an empty column.
+            names = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"] if dat else None
+            wanted = ["userId", "movieId", "timestamp"]
+            for batch, line_of in csv_batches(log, path, wanted, ":" if dat else ",", names):
+                user, item, time = (as_number(batch.column(name), pl.Int64()) for name in wanted)
+                category = values.take(pc.index_in(item, value_set=keys, skip_nulls=True))
+                columns = {"user": user, "item": item, "timestamp": time, "category": category}
+                yield log.standardise(columns, path, line_of)
+
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*movies, *ratings]), bad)
+    return log
+
+
+def _genres(log: Log, path: Path) -> Iterator[tuple[int, str | None]]:
+    if ".dat" in path.name:  # titles have colons of their own
+        for line, number in _lines(log, path):
+            words = line.decode("latin-1").strip().split("::")
+            if len(words) != 3 or not words[0].isdecimal():
+                log.bad.add(path, number, "no movie")
+                continue
+            yield int(words[0]), _first_genre(words[2])
+        return
+    for batch, line_of in csv_batches(log, path, ["movieId", "genres"]):
+        numbers = as_number(batch.column("movieId"), pl.Int64()).to_pylist()
+        for row, (number, genres) in enumerate(zip(numbers, batch.column("genres").to_pylist(), strict=True)):
+            if number is None:
+                log.bad.add(path, line_of(row), "no movie")
+            else:
+                yield number, _first_genre(genres)
+
+
+def _first_genre(genres: str | None) -> str | None:
+    first = (genres or "").split("|")[0].strip()
+    return None if first in ("", "(no genres listed)") else first

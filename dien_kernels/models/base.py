@@ -1,0 +1,293 @@
+"""What all models share: the frame of the forward pass, the losses, scoring, sums over ragged histories."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.models.init import glorot_
+from dien_kernels.models.parts import MLP, Embedded, Embeddings
+from dien_kernels.models.request import candidates
+from dien_kernels.ops._checks import check_option, compute_dtype
+
+INITS = ("torch", "glorot")
+
+
+class Output(NamedTuple):
+    """What a model says about a batch."""
+
+    logits: Tensor  # [B], of a click; float64 for float64 models, else float32
+    auxiliary: Tensor | None  # scalar; None without negatives or auxiliary network
+    attention: Tensor | None  # [rows_total], the scores of row 0, then of row 1, ...; None without attention
+
+
+class Losses(NamedTuple):
+    """total = click_weight * click + auxiliary_weight * auxiliary."""
+
+    total: Tensor
+    click: Tensor
+    auxiliary: Tensor | None
+
+
+class Interest(NamedTuple):
+    """What a model reads out of the histories."""
+
+    features: list[Tensor]  # [B, .] each, behind the other inputs of the MLP
+    auxiliary: Tensor | None = None
+    attention: Tensor | None = None
+
+
+def _sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """out[r] = the sum of ``values`` [P, H] whose ``row`` is r, added in order on every device."""
+    out = values.new_zeros(rows, values.shape[1])
+    if values.device.type == "cpu":
+        return out.index_add(0, row, values)
+    return out.index_put((row,), values, accumulate=True)  # sorts, where index_add would use atomics
+
+
+def pool(values: Tensor, offsets: Tensor) -> Tensor:
+    """[U, H]: the sum of each history of ``values`` [N, H]; 0 for an empty one."""
+    histories = offsets.shape[0] - 1
+    index = torch.arange(histories, device=offsets.device)
+    row = torch.repeat_interleave(index, offsets.diff(), output_size=values.shape[0])
+    return _sum(values, row, histories)
+
+
+def attend(values: Tensor, scores: Tensor, batch: Batch) -> Tensor:
+    """[B, H]: the sum of each row's history of ``values`` [N, H], weighted by its ``scores`` [rows_total]."""
+    length, first = batch.offsets.diff(), batch.offsets[:-1]
+    if batch.history_of is not None:
+        length, first = length[batch.history_of], first[batch.history_of]
+    index = torch.arange(batch.rows, device=length.device)
+    row = torch.repeat_interleave(index, length, output_size=scores.shape[0])
+    if batch.history_of is not None:
+        shift = first - (length.cumsum(0) - length)
+        values = values[shift[row] + torch.arange(scores.shape[0], device=length.device)]
+    return _sum(values * scores.to(values.dtype).unsqueeze(1), row, batch.rows)
+
+
+def of_rows(values: Tensor, batch: Batch) -> Tensor:
+    """``values`` [U, ...] of the histories, for the rows that read them: [B, ...]."""
+    return values if batch.history_of is None else values[batch.history_of]
+
+
+class RankingModel(nn.Module):
+    """The frame of every model. With e the embedding of an item (its fields side by side)::
+
+        x = [users, dense, e_target, s, e_target * s, interest],  s = sum or mean of the e of the history
+        logit = MLP(x)
+
+    s and the product are there where ``pooling`` and ``product`` ask for them; ``interest`` is the model's
+    own.
+
+    Args:
+        schema: the features; a model has a table for each field.
+        embedding_size: width of the tables, or a mapping of field to width.
+        embedding_std: tables start as N(0, std^2) (with init="torch").
+        sparse: sparse gradients for the tables.
+        mlp: widths of the hidden layers.
+        activation: of the MLP: "dice", "prelu", "relu" or "sigmoid".
+        dice_statistics: "moving": batch statistics in training, moving averages in evaluation; "batch": batch
+            statistics in both, as the authors' code; a score then depends on the rows it is computed with.
+        prelu_init: start of every PReLU slope in the model (one for each channel).
+        norm: of the MLP's input: None; "fixed", a map of each feature (the authors' batch norm, which never
+            leaves inference mode); "moving", ``torch.nn.BatchNorm1d``; "batch", batch statistics in
+            evaluation too.
+        outputs: 1, or 2 for a softmax over (click, no click); the same family of functions.
+        pooling: None, "sum" or "mean" of the history's embeddings as an input of the MLP.
+        product: its product with the target's embedding as a further one.
+        init: "torch", or "glorot": Glorot's uniform for every matrix, tables included, and 0 for biases.
+        click_weight: weight of the cross entropy in the total loss.
+        click_reduction: "mean" or "sum" of the cross entropy over rows.
+        click_eps: added to the probabilities inside the cross entropy's logarithms.
+
+    ``part`` is called with the name of each stage of a forward pass and returns a context manager around it;
+    it does nothing unless replaced. Stages, where a model has them: "embedding", "extractor", "auxiliary",
+    "attention", "evolution", "mlp".
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    FIXED: ClassVar[frozenset[str]] = frozenset()  # options of a base class that a subclass decides
+    auxiliary_weight: float = 0.0
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        embedding_size: int | Mapping[str, int] = 18,
+        embedding_std: float = 0.05,
+        sparse: bool = True,
+        mlp: Sequence[int] = (200, 80),
+        activation: str = "dice",
+        dice_statistics: str = "moving",
+        prelu_init: float = 0.25,
+        norm: str | None = None,
+        outputs: int = 1,
+        pooling: str | None = None,
+        product: bool = False,
+        init: str = "torch",
+        click_weight: float = 1.0,
+        click_reduction: str = "mean",
+        click_eps: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_option("pooling", pooling, (None, "sum", "mean"))
+        check_option("init", init, INITS)
+        check_option("click_reduction", click_reduction, ("mean", "sum"))
+        if product and pooling is None:
+            raise ValueError("product must be False with pooling=None: there is no sum to multiply, got True")
+        self.schema = schema
+        self.pooling = pooling
+        self.product = product
+        self.init = init
+        self.prelu_init = prelu_init
+        self.click_weight = click_weight
+        self.click_reduction = click_reduction
+        self.click_eps = click_eps
+        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.embeddings = Embeddings(schema, embedding_size, std=embedding_std, sparse=sparse)
+        self._mlp: dict[str, Any] = {
+            "units": mlp,
+            "activation": activation,
+            "dice_statistics": dice_statistics,
+            "prelu_init": prelu_init,
+            "norm": norm,
+            "outputs": outputs,
+        }
+
+    def _finish(self, interest_size: int) -> None:
+        """For the end of a subclass's constructor: the MLP, and the values of all parameters."""
+        item = self.embeddings.item_size
+        pooled = 0 if self.pooling is None else item * (1 + self.product)
+        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, **self._mlp)
+        if self.init == "glorot":
+            glorot_(self)
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Every option of the constructor with its default."""
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, RankingModel) and "__init__" in vars(base):
+                for name, parameter in inspect.signature(base.__init__).parameters.items():
+                    if parameter.kind is parameter.KEYWORD_ONLY:
+                        found[name] = parameter.default
+        return {name: default for name, default in found.items() if name not in cls.FIXED}
+
+    @property
+    def reads_negatives(self) -> bool:
+        """Whether the model has a use for ``batch.negatives``."""
+        return False
+
+    def interest(self, batch: Batch, embedded: Embedded) -> Interest:
+        """The model's own part of the forward pass."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits, auxiliary loss and attention of a batch whose tensors are on the model's device.
+
+        Raises ``ValueError`` naming what does not fit the schema; ids are not read (``Batch.check`` does).
+        """
+        self._check(batch)
+        with self.part("embedding"):
+            embedded = self.embeddings(batch, negatives=self.reads_negatives)
+        interest = self.interest(batch, embedded)
+        with self.part("mlp"):
+            inputs = [*embedded.context, embedded.target]
+            if self.pooling is not None:
+                pooled = pool(embedded.history, batch.offsets)
+                if self.pooling == "mean":
+                    pooled = pooled / batch.offsets.diff().clamp(min=1).unsqueeze(1)
+                pooled = of_rows(pooled, batch)
+                inputs.append(pooled)
+                if self.product:
+                    inputs.append(embedded.target * pooled)
+            logits = self.mlp(torch.cat([*inputs, *interest.features], 1))
+        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention)
+
+    def _check(self, batch: Batch) -> None:
+        schema = self.schema
+        for name, given, wanted in (
+            ("history", batch.history, schema.items),
+            ("target", batch.target, schema.items),
+            ("users", batch.users, schema.users),
+            ("negatives", batch.negatives, schema.items),
+        ):
+            if given is not None and given.keys() != wanted.keys():
+                raise ValueError(f"batch.{name} must have the fields {sorted(wanted)}, got {sorted(given)}")
+        rows = (
+            batch.offsets.shape[0] - 1 if batch.history_of is None else batch.history_of.shape[0],
+            *(ids.shape[0] for ids in batch.users.values()),
+            *(() if batch.dense is None else (batch.dense.shape[0],)),
+        )
+        if any(count != batch.rows for count in rows):
+            raise ValueError(
+                f"batch.target must have as many rows as histories, users and dense: {rows}, got {batch.rows}"
+            )
+        width = 0 if batch.dense is None else batch.dense.shape[1]
+        if width != len(schema.dense):
+            raise ValueError(f"batch.dense must have {len(schema.dense)} columns, got {width}")
+        if self.training and self.reads_negatives and batch.negatives is None:
+            raise ValueError(
+                "batch.negatives must be given to train the auxiliary loss, got None: let the loader draw "
+                "them, or build the model with auxiliary=None"
+            )
+
+    def loss(self, output: Output, label: Tensor | None) -> Losses:
+        """With x the logits, y ``label`` [B], s the sigmoid, e = ``click_eps`` and the mean over rows::
+
+            click = mean of -(y log(s(x) + e) + (1 - y) log(s(-x) + e))
+            total = click_weight * click + auxiliary_weight * auxiliary
+
+        The auxiliary term is left out where the output has none. Raises ``ValueError`` without labels of
+        shape [B].
+        """
+        x = output.logits
+        if label is None or label.shape != x.shape:
+            got = None if label is None else tuple(label.shape)
+            raise ValueError(f"label must have shape [B] = {tuple(x.shape)}, got {got}")
+        y = label.to(x.dtype)
+        if self.click_eps > 0:
+            yes, no = torch.log(x.sigmoid() + self.click_eps), torch.log((-x).sigmoid() + self.click_eps)
+            terms = -(y * yes + (1 - y) * no)
+            click = terms.mean() if self.click_reduction == "mean" else terms.sum()
+        else:
+            click = binary_cross_entropy_with_logits(x, y, reduction=self.click_reduction)
+        total = self.click_weight * click
+        if output.auxiliary is not None:
+            total = total + self.auxiliary_weight * output.auxiliary
+        return Losses(total, click, output.auxiliary)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        history: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        *,
+        offsets: Tensor | None = None,
+        history_of: Tensor | None = None,
+        users: Mapping[str, Tensor] | None = None,
+        dense: Tensor | None = None,
+    ) -> Tensor:
+        """Probabilities of a click [B], in evaluation mode: the sigmoid of the forward's logits.
+
+        What depends on a history alone runs once for each history, however many targets read it. Arguments as
+        in ``dien_kernels.models.candidates``; ids are checked, and tensors moved to the model's device.
+        """
+        batch = candidates(history, targets, offsets=offsets, history_of=history_of, users=users, dense=dense)
+        batch.check(self.schema)
+        was = self.training
+        if was:
+            self.eval()
+        try:
+            return self(batch.to(next(self.parameters()).device)).logits.sigmoid()  # type: ignore[no-any-return]
+        finally:
+            if was:
+                self.train()

@@ -1,0 +1,232 @@
+"""The parts every model is made of: embedding tables, the normalisation and activations of MLPs, MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.layers import Dice
+from dien_kernels.layers._checks import check_size
+from dien_kernels.ops._checks import check_option
+
+ACTIVATIONS = ("dice", "prelu", "relu", "sigmoid")
+STATISTICS = ("moving", "batch")
+NORMS = (None, "fixed", "moving", "batch")
+
+
+class Embedded(NamedTuple):
+    """A batch after the tables; E is the width of an item, the sum over item fields."""
+
+    history: Tensor  # [N, E]
+    target: Tensor  # [B, E]
+    negatives: Tensor | None  # [N, K, E]
+    context: list[Tensor]  # user fields [B, .] in the schema's order, then dense features [B, F]
+
+
+class Embeddings(nn.Module):
+    """One table for each field; the tables of item fields serve histories, targets and negatives alike.
+
+    A table is read once for a batch, so it has one sparse gradient with a row for each id that was read.
+
+    Args:
+        schema: names and sizes of the fields.
+        size: width of every table, or a mapping of field names to widths, which must then name every field.
+        std: tables start as N(0, std^2).
+        sparse: True: gradients are sparse tensors, whose cost does not grow with the table.
+            ``torch.optim.SGD``, ``SparseAdam`` and ``dien_kernels.training``'s optimiser take them;
+            ``torch.optim.Adam`` does not.
+
+    Attributes: ``items`` and ``users``, ``nn.ModuleDict`` of ``nn.Embedding``; ``item_size``,
+        ``context_size``.
+    """
+
+    def __init__(
+        self, schema: Schema, size: int | Mapping[str, int] = 18, *, std: float = 0.05, sparse: bool = True
+    ) -> None:
+        super().__init__()
+        self.std = std
+        fields = {**schema.items, **schema.users}
+        if len(fields) < len(schema.items) + len(schema.users):
+            both = sorted(set(schema.items) & set(schema.users))
+            raise ValueError(f"schema must not use a name for an item field and a user field, got {both}")
+        sizes = dict(size) if isinstance(size, Mapping) else dict.fromkeys(fields, size)
+        if set(sizes) != set(fields):
+            raise ValueError(
+                f"embedding_size must name exactly the fields {sorted(fields)}, got {sorted(sizes)}"
+            )
+        for name, width in sizes.items():
+            check_size(f"embedding_size[{name!r}]", width)
+        self.items = nn.ModuleDict(
+            {name: nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.items.items()}
+        )
+        self.users = nn.ModuleDict(
+            {name: nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.users.items()}
+        )
+        self.item_size = sum(sizes[name] for name in schema.items)
+        self.context_size = sum(sizes[name] for name in schema.users) + len(schema.dense)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=self.std)
+
+    def forward(self, batch: Batch, negatives: bool = True) -> Embedded:
+        """``negatives=False`` leaves those of the batch unread."""
+        given = batch.negatives if negatives else None
+        n, b = next(iter(batch.history.values())).shape[0], batch.rows
+        columns = []
+        for name, table in self.items.items():
+            ids = [batch.history[name], batch.target[name]]
+            if given is not None:
+                ids.append(given[name].flatten())
+            columns.append(table(torch.cat(ids)))
+        items = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
+        context = [table(batch.users[name]) for name, table in self.users.items()]
+        if batch.dense is not None and batch.dense.shape[1]:
+            context.append(batch.dense.to(items.dtype))
+        history, target, rest = items.split([n, b, items.shape[0] - n - b])
+        if given is None:
+            return Embedded(history, target, None, context)
+        count = next(iter(given.values())).shape[1]
+        return Embedded(history, target, rest.view(n, count, self.item_size), context)
+
+
+class Norm(nn.Module):
+    """gamma * (x - mean) / sqrt(var + eps) + beta over the last dimension; ``statistics`` says of what.
+
+    ``"fixed"``: mean 0 and variance 1 for ever, so that it is a map of each feature by itself: what the
+    authors' code does, whose batch norm stays in inference mode. ``"moving"``: the batch in training, moving
+    averages in evaluation, ``torch.nn.BatchNorm1d``. ``"batch"``: the batch in both, as xdl does. A batch of
+    fewer than two rows has no variance: the moving averages are used, in training too.
+
+    eps: 1e-3 for "fixed", else 1e-5 unless given.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, size: int, statistics: str = "moving", eps: float | None = None) -> None:
+        super().__init__()
+        check_option("statistics", statistics, NORMS[1:])
+        self.statistics = statistics
+        self.eps = eps if eps is not None else 1e-3 if statistics == "fixed" else 1e-5
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        if statistics != "fixed":
+            self.register_buffer("running_mean", torch.zeros(size))
+            self.register_buffer("running_var", torch.ones(size))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, statistics={self.statistics!r}, eps={self.eps}"
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift) of the fixed map."""
+        return self.weight * (1 + self.eps) ** -0.5, self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.statistics == "fixed":
+            scale, shift = self.affine()
+            return x * scale + shift
+        several = x.shape[0] > 1
+        return nn.functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=several and (self.training or self.statistics == "batch"),
+            momentum=0.1 if self.training else 0.0,
+            eps=self.eps,
+        )
+
+
+class BatchDice(nn.Module):
+    """The Dice of the authors' code: statistics are the batch's own, in training and in evaluation.
+
+    ::
+
+        f(s) = p * s + (1 - p) * alpha * s,   p = sigmoid((s - E[s]) / (sqrt(E[(s - E[s])^2 + eps]) + eps))
+
+    So the value of a row depends on its companions; ``dien_kernels.layers.Dice`` keeps moving averages. Input
+    and result [P, M]; ``alpha`` [M] starts at 0. For one row p is 1/2.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-9) -> None:
+        super().__init__()
+        self.eps = eps
+        self.alpha = nn.Parameter(torch.zeros(size))
+
+    def forward(self, s: Tensor) -> Tensor:
+        away = s - s.mean(0)
+        deviation = (away.square() + self.eps).mean(0).sqrt()
+        p = torch.sigmoid(away / (deviation + self.eps))
+        return (p + (1 - p) * self.alpha) * s
+
+
+def activation_of(
+    name: str, size: int, *, dice_statistics: str = "moving", prelu_init: float = 0.25
+) -> nn.Module:
+    """A module for one of ``ACTIVATIONS`` on [P, size]; PReLU has a slope for each channel."""
+    check_option("activation", name, ACTIVATIONS)
+    check_option("dice_statistics", dice_statistics, STATISTICS)
+    if name == "dice":
+        return Dice(size) if dice_statistics == "moving" else BatchDice(size)
+    if name == "prelu":
+        return nn.PReLU(size, init=prelu_init)
+    return nn.ReLU() if name == "relu" else nn.Sigmoid()
+
+
+class MLP(nn.Module):
+    """[P, inputs] to one logit a row, [P].
+
+    ::
+
+        z_0 = Norm(x) or x,   z_i = act(W_i z_{i-1} + b_i),   o = W_L z_{L-1} + b_L
+        logit = o             outputs=1
+        logit = o_0 - o_1     outputs=2: softmax over two classes, the first of them the click
+
+    Args:
+        inputs: features of x.
+        units: widths of the hidden layers.
+        activation, dice_statistics, prelu_init: as in ``activation_of``.
+        norm: of the inputs: None, or the ``statistics`` of ``Norm``.
+        outputs: 1 or 2.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        units: Sequence[int] = (200, 80),
+        *,
+        activation: str = "dice",
+        dice_statistics: str = "moving",
+        prelu_init: float = 0.25,
+        norm: str | None = None,
+        outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        for i, unit in enumerate(units):
+            check_size(f"mlp[{i}]", unit)
+        check_option("norm", norm, NORMS)
+        check_option("outputs", outputs, (1, 2))
+        self.norm = None if norm is None else Norm(inputs, norm)
+        sizes = (inputs, *units)
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.activations = nn.ModuleList(
+            activation_of(activation, unit, dice_statistics=dice_statistics, prelu_init=prelu_init)
+            for unit in units
+        )
+        self.last = nn.Linear(sizes[-1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        for linear, act in zip(self.linears, self.activations, strict=True):
+            x = act(linear(x))
+        out: Tensor = self.last(x)
+        return out[:, 0] if out.shape[1] == 1 else out[:, 0] - out[:, 1]

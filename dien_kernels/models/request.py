@@ -1,0 +1,68 @@
+"""Requests as batches: one or several histories and the targets to be scored against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dien_kernels.batch import Batch
+
+
+def candidates(
+    history: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    *,
+    offsets: Tensor | None = None,
+    history_of: Tensor | None = None,
+    users: Mapping[str, Tensor] | None = None,
+    dense: Tensor | None = None,
+) -> Batch:
+    """A batch of B targets that read U histories, without labels.
+
+    Args:
+        history: item field to ids [N], oldest first, one history after another.
+        targets: item field to ids [B].
+        offsets: [U + 1]; None: all behaviours are one history, U = 1.
+        history_of: [B], the history each target reads; None: the only one, or with U > 1 history b for target
+        b. users: user field to ids [U], one for each history.
+        dense: [B, F].
+
+    Raises ``ValueError`` where ``history_of`` is needed and missing, or out of range.
+
+    >>> batch = candidates({"item": torch.tensor([3, 1, 4])}, {"item": torch.tensor([7, 8])})
+    >>> batch.history_of, batch.rows_total
+    (tensor([0, 0]), 6)
+    """
+    rows = next(iter(targets.values())).shape[0] if targets else 0
+    if offsets is None:
+        offsets = torch.tensor([0, next(iter(history.values())).shape[0] if history else 0])
+    histories = offsets.shape[0] - 1
+    if history_of is None:
+        if histories not in (1, rows):
+            raise ValueError(
+                f"history_of must be given for {rows} targets of {histories} histories, got None"
+            )
+        if histories != rows:
+            history_of = torch.zeros(rows, dtype=torch.int64)
+    elif history_of.numel() and not 0 <= int(history_of.min()) <= int(history_of.max()) < histories:
+        raise ValueError(
+            f"history_of must lie between 0 and {histories - 1}, "
+            f"got values from {int(history_of.min())} to {int(history_of.max())}"
+        )
+    of_user = {}
+    for name, ids in (users or {}).items():
+        if tuple(ids.shape) != (histories,):
+            raise ValueError(
+                f"users[{name!r}] must have an id for each of {histories} histories, got {tuple(ids.shape)}"
+            )
+        of_user[name] = ids if history_of is None else ids[history_of]
+    return Batch(
+        history=dict(history),
+        offsets=offsets,
+        target=dict(targets),
+        history_of=history_of,
+        users=of_user,
+        dense=dense,
+    )

@@ -1,0 +1,41 @@
+"""Training: from a config to a trained model, its metrics and its report.
+
+Room card. Lives here: configs, the loop, the optimiser, checkpoints, metrics, comparisons, reports. May
+import: ``data``, ``models``, ``batch``, ``ops``, and the packages of the extra ``train``. Must not be here:
+parsing of logs, layers, command lines.
+"""
+
+from dien_kernels.training.checkpoint import CheckpointError
+from dien_kernels.training.compare import compare
+from dien_kernels.training.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OutputConfig,
+    TrainingConfig,
+    dump,
+    load,
+)
+from dien_kernels.training.evaluation import evaluate, open_run
+from dien_kernels.training.loop import Interrupted, train
+from dien_kernels.training.metrics import Metrics, measure
+from dien_kernels.training.report import write_report
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "DataConfig",
+    "Interrupted",
+    "Metrics",
+    "ModelConfig",
+    "OutputConfig",
+    "TrainingConfig",
+    "compare",
+    "dump",
+    "evaluate",
+    "load",
+    "measure",
+    "open_run",
+    "train",
+    "write_report",
+]

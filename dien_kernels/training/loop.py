@@ -1,0 +1,352 @@
+"""The training loop: every number it makes is a function of the config, the data and the place in the run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shlex
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dien_kernels.batch import Batch
+from dien_kernels.data import Prepared
+from dien_kernels.ops import use_backend
+from dien_kernels.training import checkpoint, setup
+from dien_kernels.training.config import Config, differences, dump
+from dien_kernels.training.evaluation import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    PREDICTIONS,
+    RESULT,
+    check_fingerprint,
+    predict,
+)
+from dien_kernels.training.logs import Log
+from dien_kernels.training.metrics import measure
+from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training.report import write_report
+
+
+class Interrupted(Exception):  # noqa: N818, the user's wish is no error
+    """SIGINT came; the state is saved, and ``command`` goes on from there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.command = f"dien-kernels train --resume {shlex.quote(str(folder))}"
+        super().__init__(f"interrupted; a checkpoint is saved. Go on with:\n    {self.command}")
+
+
+class _Stop(Exception):  # noqa: N818
+    """Leaves the innermost loop once SIGINT has been seen."""
+
+
+class _Interrupt:
+    """Turns the first SIGINT inside the block into a flag; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.seen:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self.seen = True
+
+    def check(self) -> None:
+        if self.seen:
+            raise _Stop
+
+    def __enter__(self) -> _Interrupt:
+        # Only the main thread may set handlers; elsewhere SIGINT stays the caller's business.
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+
+@dataclass
+class State:
+    """The place in a run and what has to be remembered there.
+
+    Attributes:
+        epoch, step: the epoch and the number of its batches done; ``total`` over all epochs.
+        validated: ``total`` at the last validation.
+        best_auc, best_total: of the best validation so far.
+        worse: validations since then.
+        stopped: early stopping has ended the training.
+        seconds, rows: spent and seen in training steps.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: int = 0
+    validated: int = 0
+    best_auc: float = -math.inf
+    best_total: int = 0
+    worse: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+    rows: int = 0
+
+
+def train(config: Config, *, resume: bool = False, prepared: Prepared | None = None) -> dict[str, Any]:
+    """Train a model, evaluate its best checkpoint on the test split, and leave all of it in
+    ``output.folder``.
+
+    Each epoch ends with a validation, then a checkpoint; ``validate_every`` and ``checkpoint_every`` add more
+    inside it. The folder holds config.yaml, log.jsonl, checkpoints/ (the last two and best.pt), result.json,
+    predictions-test.parquet, report.html and tensorboard/.
+
+    With ``resume`` the newest readable checkpoint goes on, with the losses of a run never interrupted, bit
+    for bit, on the same machine and number of threads. A disk that refuses a periodic checkpoint is reported
+    and training goes on with the previous one in place; one that refuses best.pt stops the run, as its result
+    would be lost otherwise.
+
+    Returns the content of result.json. Raises ``Interrupted`` after SIGINT, ``FileExistsError`` if the folder
+    holds a run and ``resume`` is off, ``ValueError`` if config or data differ from those of the run to
+    resume, ``FloatingPointError`` for a loss that is not finite, ``CheckpointError`` as above.
+    """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    if config.output.report:
+        importlib.import_module("matplotlib")  # its absence should not come to light after the training
+    folder = Path(config.output.folder)
+    if not resume and checkpoint.steps(folder / CHECKPOINTS):
+        raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
+    found = checkpoint.load_latest(folder / CHECKPOINTS) if resume else None
+    if found is not None:
+        changed = differences(found[0]["config"], config.to_dict())
+        if changed:
+            raise ValueError(f"cannot resume {folder} with another config: {'; '.join(changed)}")
+    if prepared is None:
+        prepared = setup.open_data(config, reuse=resume)
+    if found is not None:
+        check_fingerprint(found[0], prepared)
+    folder.mkdir(parents=True, exist_ok=True)
+    with checkpoint.atomic(folder / CONFIG) as file:
+        file.write(dump(config).encode())
+    with use_backend(config.training.backend), _Interrupt() as interrupt:
+        trainer = _Trainer(config, prepared, interrupt, found[0] if found is not None else None)
+        with trainer.log:
+            try:
+                result = trainer.run()
+            except _Stop:
+                if (
+                    not trainer.finishing
+                ):  # then all is saved, and the model holds its best weights, not its last
+                    trainer.save(required=True)
+                raise Interrupted(folder) from None
+    if config.output.report:
+        write_report(folder, prepared=prepared)
+    return result
+
+
+class _Trainer:
+    def __init__(
+        self, config: Config, prepared: Prepared, interrupt: _Interrupt, content: dict[str, Any] | None
+    ) -> None:
+        self.config, self.prepared, self.interrupt = config, prepared, interrupt
+        self.folder = Path(config.output.folder)
+        self.device = setup.device_of(config)
+        self.model: Any = setup.make_model(config, prepared.schema)
+        options = config.training
+        self.optimizer = make_optimizer(
+            self.model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
+        )
+        self.initial_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(
+            "cuda", enabled=options.amp == "float16" and self.device.type == "cuda"
+        )
+        self.loaders = {s: setup.open_loader(config, prepared, s) for s in ("train", "valid", "test")}
+        for split, loader in self.loaders.items():
+            if loader.steps(0) == 0:
+                raise ValueError(
+                    f"the {split} split is empty: there are too few users or rows in {config.data.path}"
+                )
+        self.state = State()
+        if content is not None:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.state = State(**content["state"])
+        expected = sum(self.loaders["train"].steps(e) for e in range(options.epochs))
+        output = config.output
+        self.log = Log(
+            self.folder,
+            total=self.state.total,
+            expected=expected,
+            tensorboard=output.tensorboard,
+            progress=output.progress,
+        )
+        self.finishing = False
+        self._clear()
+
+    def run(self) -> dict[str, Any]:
+        state, options = self.state, self.config.training
+        while state.epoch < options.epochs and not state.stopped:
+            self._epoch()
+        return self._finish()
+
+    def _epoch(self) -> None:
+        state, options = self.state, self.config.training
+        for group, lr in zip(self.optimizer.param_groups, self.initial_lr, strict=True):
+            group["lr"] = lr * options.lr_decay**state.epoch
+        self._validate_if_due()  # the interruption may have come between a step and its validation
+        for batch in setup.batches(self.config, self.loaders["train"], state.epoch, state.step):
+            self.interrupt.check()
+            started = time.perf_counter()
+            self._step(batch)
+            state.seconds += time.perf_counter() - started
+            state.rows += batch.rows
+            state.step += 1
+            state.total += 1
+            self.log.step()
+            if state.step % options.log_every == 0:
+                self._write_window()
+            self._validate_if_due()
+            if state.stopped:
+                return self.save()
+            if options.checkpoint_every and state.step % options.checkpoint_every == 0:
+                self.save()
+        self.interrupt.check()
+        self._write_window()
+        if state.validated != state.total:
+            self._validate()
+        state.epoch += 1
+        state.step = 0
+        self.save()
+
+    def _step(self, batch: Batch) -> None:
+        options, state = self.config.training, self.state
+        setup.seed_step(options.seed, state.epoch, state.step)
+        batch = batch.to(self.device, non_blocking=True)
+        self.model.train()
+        with setup.autocast(self.config):
+            output = self.model(batch)
+            losses = self.model.loss(output, batch.label)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses.total).backward()
+        if options.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm(self.model.parameters(), options.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        auxiliary = losses.auxiliary
+        values = (losses.total, losses.click, losses.click.new_zeros(()) if auxiliary is None else auxiliary)
+        self._losses.append(torch.stack([v.detach().double() for v in values]))
+        self._rows.append(torch.stack([batch.label, output.logits.detach().float()]))  # type: ignore[list-item]
+
+    def _clear(self) -> None:
+        self._losses: list[Tensor] = []
+        self._rows: list[Tensor] = []
+        self._since = time.perf_counter()
+
+    def _write_window(self) -> None:
+        """Log the steps since the last line. Reads the device: not at every step."""
+        if not self._losses:
+            return
+        state = self.state
+        loss, click, auxiliary = torch.stack(self._losses).mean(0).tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} near step {state.total} (epoch {state.epoch + 1}): lower training.lr or "
+                f"training.clip_norm; the checkpoints in {self.folder / CHECKPOINTS} are from before"
+            )
+        label, logit = torch.cat(self._rows, 1).cpu().numpy()
+        auc = measure(label, logit).auc
+        speed = label.shape[0] / max(time.perf_counter() - self._since, 1e-9)
+        values = {"loss": loss, "click": click, "auxiliary": auxiliary}
+        values |= {"auc": None if math.isnan(auc) else auc, "samples_per_second": speed}
+        self.log.train(state.total, state.epoch, values)
+        self._clear()
+
+    def _validate_if_due(self) -> None:
+        every, state = self.config.training.validate_every, self.state
+        if every and state.step and state.step % every == 0 and state.validated != state.total:
+            self._write_window()
+            self._validate()
+
+    def _validate(self) -> None:
+        state, options = self.state, self.config.training
+        predictions = predict(self.model, self.loaders["valid"], self.config, self.interrupt.check)
+        metrics = predictions.measure()
+        self.log.valid(state.total, state.epoch, metrics.to_dict())
+        state.validated = state.total
+        if "auc" in metrics.reasons:
+            self.log.warn(f"no validation AUC, {metrics.reasons['auc']}: the newest model counts as the best")
+        if math.isnan(metrics.auc) or metrics.auc > state.best_auc:
+            state.best_auc = -math.inf if math.isnan(metrics.auc) else metrics.auc
+            state.best_total, state.worse = state.total, 0
+            content = {
+                "model": self.model.state_dict(),
+                "config": self.config.to_dict(),
+                "fingerprint": self.prepared.fingerprint,
+                "total": state.total,
+                "valid": metrics.to_dict(),
+            }
+            checkpoint.save(self.folder / CHECKPOINTS / BEST, content)
+        else:
+            state.worse += 1
+            if options.patience and state.worse >= options.patience:
+                state.stopped = True
+                self.log.say(f"stopped early: {state.worse} validations without a better AUC")
+        self._since = time.perf_counter()
+
+    def save(self, *, required: bool = False) -> None:
+        """Write a step checkpoint; a disk that refuses is reported, and an error only where it is
+        required."""
+        self._write_window()
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "state": asdict(self.state),
+            "config": self.config.to_dict(),
+            "fingerprint": self.prepared.fingerprint,
+        }
+        try:
+            checkpoint.save_step(self.folder / CHECKPOINTS, self.state.total, content)
+        except checkpoint.CheckpointError as error:
+            if required:
+                raise
+            self.log.warn(f"{error}; the previous one is kept and training goes on")
+        self._since = time.perf_counter()
+
+    def _finish(self) -> dict[str, Any]:
+        """The test evaluation of the best checkpoint, and result.json."""
+        self.finishing, state = True, self.state
+        best = checkpoint.load(self.folder / CHECKPOINTS / BEST)
+        self.model.load_state_dict(best["model"])
+        predictions = predict(self.model, self.loaders["test"], self.config, self.interrupt.check)
+        predictions.save(self.folder / PREDICTIONS)
+        result = {
+            "model": self.config.model.name,
+            "seed": self.config.training.seed,
+            "best_step": best["total"],
+            "steps": state.total,
+            "epochs": state.epoch,
+            "stopped_early": state.stopped,
+            "valid": best["valid"],
+            "test": predictions.measure().to_dict(),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "training_seconds": state.seconds,
+            "samples_per_second": state.rows / max(state.seconds, 1e-9),
+        }
+        with checkpoint.atomic(self.folder / RESULT) as file:
+            file.write(json.dumps(result, indent=1).encode())
+        return result

@@ -1,0 +1,158 @@
+"""Where the time of a training step goes, part by part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from dien_kernels.data import Prepared
+from dien_kernels.ops import use_backend
+from dien_kernels.training import setup
+from dien_kernels.training.config import Config
+from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+
+PARTS = (
+    "data",
+    "embedding",
+    "extractor",
+    "auxiliary",
+    "attention",
+    "evolution",
+    "mlp",
+    "loss",
+    "optimiser",
+    "other",
+)
+
+
+class _Clock:
+    """Adds the time since the last mark to the part that was running."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.forward: dict[str, float] = {}
+        self.backward: dict[str, float] = {}
+        self._device = device
+        self._into, self._part = self.forward, "other"
+        self._last = time.perf_counter()
+
+    def mark(self, part: str, into: dict[str, float] | None = None) -> None:
+        """From now on the time is ``part``'s (and goes into ``into``, if given)."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._into[self._part] = self._into.get(self._part, 0.0) + now - self._last
+        self._last, self._part = now, part
+        self._into = self._into if into is None else into
+
+
+class _Parts:
+    """The model's ``part`` hook: times the forward and remembers which autograd nodes each part made."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+        self._leaf = torch.zeros((), requires_grad=True)
+        self.spans: list[tuple[int, int, str]] = []
+
+    def number(self) -> int:
+        """Autograd numbers nodes in the order of their making; a node made now tells how far it has got."""
+        node: Any = (self._leaf + 0).grad_fn
+        return int(node._sequence_nr())
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        outer = self._clock._part
+        start = self.number()
+        self._clock.mark(name)
+        yield
+        self._clock.mark(outer)
+        self.spans.append((start, self.number(), name))
+
+    def of(self, number: int) -> str:
+        """The innermost part that made the node with this number."""
+        inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
+        return min(inside)[1] if inside else "loss"
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    seen, todo = set(), [root]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            todo += [below for below, _ in node.next_functions]
+
+
+def _hook_backward(loss: torch.Tensor, parts: _Parts, clock: _Clock) -> None:
+    """Before each node of the backward runs, the clock is told whose it is."""
+
+    def hook(name: str) -> Callable[[Any], None]:
+        return lambda gradients: clock.mark(name)
+
+    for node in _nodes(loss.grad_fn):
+        # Nodes that add to a parameter's gradient have no place in the order; their time goes to the node
+        # before them.
+        if node.name() != "torch::autograd::AccumulateGrad":
+            node.register_prehook(hook(parts.of(node._sequence_nr())))
+
+
+def time_parts(
+    config: Config, prepared: Prepared, *, steps: int = 20, warm: int = 3
+) -> dict[str, dict[str, float]]:
+    """Milliseconds a training step spends in each part: {"forward": {part: ms}, "backward": {part: ms}}.
+
+    A fresh model of the config takes ``warm`` + ``steps`` steps on training batches. The forward is timed by
+    the model's ``part`` hooks. In the backward each autograd node belongs to the part whose forward made it,
+    and the clock is read before every node. "data" is the wait for batches, "loss" what comes after the last
+    part, "other" the rest of the forward; "data" and "optimiser" (clipping included) stand under "forward".
+    Reading the clock costs a little; on CUDA it also waits for the device, so that the sum is above the time
+    of an undisturbed step.
+    """
+    device = setup.device_of(config)
+    model: Any = setup.make_model(config, prepared.schema)
+    options = config.training
+    optimizer = make_optimizer(
+        model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
+    )
+    loader = setup.open_loader(config, prepared, "train")
+    clock = _Clock(device)
+    done = 0
+    with use_backend(options.backend):
+        while done < warm + steps:
+            for batch in setup.batches(config, loader, 0):
+                if done == warm:
+                    clock.mark("data")
+                    clock.forward.clear()
+                    clock.backward.clear()
+                parts = _Parts(clock)
+                model.part = parts
+                clock.mark("other")
+                batch = batch.to(device)
+                setup.seed_step(options.seed, 0, done)
+                with setup.autocast(config):
+                    output = model(batch)
+                    clock.mark("loss")
+                    loss = model.loss(output, batch.label).total
+                _hook_backward(loss, parts, clock)
+                clock.mark("loss", clock.backward)
+                loss.backward()
+                clock.mark("optimiser", clock.forward)
+                if options.clip_norm is not None:
+                    clip_grad_norm(model.parameters(), options.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                clock.mark("data")
+                done += 1
+                if done == warm + steps:
+                    break
+    order = {name: i for i, name in enumerate(PARTS)}
+    return {
+        side: {
+            k: 1e3 * v / steps for k, v in sorted(times.items(), key=lambda kv: order.get(kv[0], len(PARTS)))
+        }
+        for side, times in (("forward", clock.forward), ("backward", clock.backward))
+    }

@@ -1,0 +1,155 @@
+"""From a config to the things of a run: data, loaders, device, model."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.data import Loader, Prepared, prepare
+from dien_kernels.models import build
+from dien_kernels.training.checkpoint import atomic
+from dien_kernels.training.config import Config, unknown_name
+
+PREPARED = "prepared"
+
+
+def open_data(config: Config, *, reuse: bool = False) -> Prepared:
+    """The prepared data of a run: ``data.path`` itself, or made of the raw logs there.
+
+    Raw logs are prepared into ``<output.folder>/prepared`` unless that was made of the same files with the
+    same options; ``reuse`` takes it as it is (a resumed run compares fingerprints). Raises ``ValueError``
+    without a path, ``FileNotFoundError`` where nothing is there, and what ``prepare`` raises.
+    """
+    if config.data.path is None:
+        raise ValueError("data.path is not set: name a prepared folder or raw logs")
+    source = Path(config.data.path)
+    if (source / "meta.json").exists():
+        if config.data.prepare:
+            raise ValueError(f"data.prepare is for raw logs, but {source} is prepared already")
+        return Prepared.open(source)
+    folder = Path(config.output.folder) / PREPARED
+    made_of = folder.with_suffix(".json")
+    if reuse and made_of.exists():
+        return Prepared.open(folder)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file or folder {source} (data.path)")
+    options = prepare_options(config.data.prepare, source)
+    stamp = {"files": _stamp(source), "options": options}
+    if made_of.exists() and json.loads(made_of.read_text()) == json.loads(json.dumps(stamp)):
+        return Prepared.open(folder)
+    made_of.unlink(missing_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(source, folder, progress=config.output.progress, overwrite=True, **options)
+    with atomic(made_of) as file:
+        file.write(json.dumps(stamp, indent=1).encode())
+    return prepared
+
+
+def prepare_options(given: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Arguments of ``prepare``, with the format told by the file's name where none is given.
+
+    Raises ``ValueError`` for a name that ``prepare`` does not have.
+    """
+    ours = ("sources", "out", "progress", "overwrite")
+    known = [name for name in inspect.signature(prepare).parameters if name not in ours]
+    for name in given:
+        if name not in known:
+            raise unknown_name("key", name, known, "data.prepare")
+    guess: dict[str, Any] = {}
+    suffixes = {suffix.lower() for suffix in source.suffixes[-2:]}
+    if "format" not in given and suffixes & {".csv", ".tsv"}:
+        guess = {"format": "csv", **({"delimiter": "\t"} if ".tsv" in suffixes else {})}
+    return {**guess, **given}
+
+
+def _stamp(source: Path) -> list[list[Any]]:
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def open_loader(config: Config, prepared: Prepared, split: str) -> Loader:
+    """The loader of one split: shuffled with negatives of the auxiliary loss for training, plain for the
+    others."""
+    data, train = config.data, split == "train"
+    return Loader(
+        prepared,
+        split,
+        batch_size=data.batch_size if train else data.eval_batch_size,
+        max_length=data.max_length,
+        negatives=data.negatives,
+        auxiliary_negatives=data.auxiliary_negatives if train else 0,
+        shuffle=train,
+        seed=config.training.seed,
+        workers=data.workers,
+        bucket=data.bucket,
+        pin_memory=device_of(config).type == "cuda",
+    )
+
+
+def batches(config: Config, loader: Loader, epoch: int, start: int = 0) -> Iterator[Batch]:
+    """The loader's batches, with empty histories where ``data.history`` is off."""
+    for batch in loader.epoch(epoch, start=start):
+        yield batch if config.data.history else without_history(batch)
+
+
+def without_history(batch: Batch) -> Batch:
+    """The batch with every history empty."""
+
+    def none_of(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: ids[:0] for name, ids in fields.items()}
+
+    negatives = None if batch.negatives is None else none_of(batch.negatives)
+    offsets = torch.zeros_like(batch.offsets)
+    return replace(batch, history=none_of(batch.history), offsets=offsets, negatives=negatives, rows_total=0)
+
+
+def make_model(config: Config, schema: Schema) -> nn.Module:
+    """The model of a config with weights drawn from its seed, on its device; raises what ``build`` raises."""
+    torch.manual_seed(config.training.seed)
+    model = build(config.model.name, schema, config.model.options, preset=config.model.preset)
+    return model.to(device_of(config))
+
+
+def device_of(config: Config) -> torch.device:
+    """The device of a config. Raises ``ValueError`` for a name torch does not know or CUDA where there is
+    none."""
+    name = config.training.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"training.device is {name!r}, but torch sees no CUDA device here")
+    return device
+
+
+def autocast(config: Config) -> contextlib.AbstractContextManager[Any]:
+    """The autocast of ``training.amp``; nothing without it. Raises ``ValueError`` for AMP off CUDA."""
+    amp = config.training.amp
+    if amp is None:
+        return contextlib.nullcontext()
+    if device_of(config).type != "cuda":
+        raise ValueError(
+            f"training.amp is {amp!r}, but AMP is for CUDA and the device is {device_of(config)}"
+        )
+    return torch.autocast("cuda", dtype=getattr(torch, amp))
+
+
+def seed_step(seed: int, epoch: int, step: int) -> None:
+    """Seed torch for one step, from nothing but its place in the run: a resumed run draws the same
+    dropout."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,195 @@
+"""Every reader, on small files written here: values, corrupt lines, what is missing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dien_kernels.data import Columns, _files, open_log
+from dien_kernels.data.log import Log
+
+
+def rows(log: Log) -> list[dict[str, Any]]:
+    return pa.Table.from_batches(log.read()).to_pylist()
+
+
+def tuples(log: Log) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in rows(log)]
+
+
+def test_parquet_with_usual_names_and_mapped_ones(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": [1, 2],
+            "item_id": ["a", "b"],
+            "ts": [3, 4],
+            "category_id": [5, None],
+            "price": [1.5, None],
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    log = open_log(tmp_path, columns={"user_fields": {"who": "user_id"}, "dense": ["price"]})
+    assert rows(log) == [
+        {"user": 1, "item": "a", "timestamp": 3, "category": 5, "who": 1, "price": 1.5},
+        {"user": 2, "item": "b", "timestamp": 4, "category": None, "who": 2, "price": 0.0},
+    ]
+    assert log.missing_dense == 1
+    named = Columns("item_id", "user_id", "ts", item_fields={"kind": "category_id"})
+    assert tuples(open_log(tmp_path / "log.parquet", columns=named)) == [("a", 1, 3, 5), ("b", 2, 4, None)]
+
+
+def test_null_rows_are_bad_lines_with_their_row(tmp_path: Path) -> None:
+    table = pa.table(
+        {"user": [1, None, 3, 4], "item": [1, 2, None, 4], "timestamp": [1.0, 2.0, 3.0, float("nan")]}
+    )
+    log = open_log(table, chunk_rows=2)
+    assert tuples(log) == [(1, 1, 1.0)]
+    assert log.bad.first == [
+        "table:2: no valid user",
+        "table:3: no valid item",
+        "table:4: no valid timestamp",
+    ]
+
+
+@pytest.mark.parametrize("block", [1 << 20, 40])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, zipped: bool) -> None:
+    monkeypatch.setattr(_files, "_BLOCK", block)
+    text = (
+        "user,item,timestamp,label,category\nu1,1,10,1,c\nu1,2\nu2,a b,soon,0,c\nu3,3,30,2,c\nu4,4, 40 ,0,\n"
+    )
+    path = tmp_path / ("log.csv.gz" if zipped else "log.csv")
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    log = open_log(path, "csv", labelled=True)
+    assert tuples(log) == [("u1", "1", 10, 1, "c"), ("u4", "4", 40, 0, None)]
+    assert sorted(log.bad.first) == [
+        f"{path.name}:3: 2 columns instead of 5",
+        f"{path.name}:4: no valid timestamp",
+        f"{path.name}:5: no valid label",
+    ]
+    with pytest.raises(ValueError, match=r"more than max_bad_lines=0 .*\n  log.csv[.gz]*:[34]: "):
+        rows(open_log(path, "csv", labelled=True, max_bad_lines=0))
+
+
+def test_csv_times(tmp_path: Path) -> None:
+    for number, (first, expected) in enumerate(
+        [("1.5", 1.5), ("1700000000000000001", 1700000000000000001), ("1970-01-01 00:00:01", 1000000)]
+    ):
+        path = tmp_path / f"{number}.tsv"
+        path.write_text(f"user\titem\ttime\n1\t2\t{first}\n")
+        assert tuples(open_log(path, "csv", delimiter="\t")) == [("1", "2", expected)]
+
+
+META = [
+    "{'asin': 'i1', 'title': \"It's\", 'categories': [['Books', 'Old'], ['Other']]}",  # a Python literal
+    json.dumps({"asin": "i2", "categories": [["Books", "New"]]}),
+    "{'asin': 'i3'}",
+    "{'asin': 'i4', 'categories': [['Books',",
+    "__import__('os').getpid()",
+]
+
+
+@pytest.mark.parametrize("lines", [100, 1])
+def test_amazon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
+    monkeypatch.setattr("dien_kernels.data.formats._LINES", lines)
+    reviews = [
+        json.dumps({"reviewerID": "A", "asin": "i1", "unixReviewTime": 5, "helpful": [0, 1], "overall": 5.0}),
+        "",
+        '{"reviewerID": "B", "asin": "i2", "unixRev',
+        json.dumps({"reviewerID": "B", "asin": "i3", "unixReviewTime": 6}),
+        json.dumps({"reviewerID": "B", "unixReviewTime": 6}),
+        json.dumps({"reviewerID": "A", "asin": "i2", "unixReviewTime": 4}),
+    ]
+    (tmp_path / "reviews_Books.json").write_text("\n".join(reviews))
+    with gzip.open(tmp_path / "meta_Books.json.gz", "wt") as file:
+        file.write("\n".join(META))
+    log = open_log(tmp_path, "amazon")
+    assert tuples(log) == [("A", "i1", 5, "Old"), ("B", "i3", 6, None), ("A", "i2", 4, "New")]
+    bad = sorted(line.split(": ")[0] for line in log.bad.first)
+    assert bad == [
+        "meta_Books.json.gz:4",
+        "meta_Books.json.gz:5",
+        "reviews_Books.json:3",
+        "reviews_Books.json:5",
+    ]
+    with pytest.raises(ValueError, match="max_bad_lines=3"):
+        rows(open_log(tmp_path, "amazon", max_bad_lines=3))
+    with pytest.raises(FileNotFoundError, match=r"no meta_.* among \['reviews_Books.json'\]"):
+        open_log(tmp_path / "reviews_Books.json", "amazon")
+
+
+def test_amazon_cut_gz_says_so(tmp_path: Path) -> None:
+    (tmp_path / "meta_X.json").write_text(META[0])
+    whole = gzip.compress(b'{"reviewerID": "A", "asin": "i1", "unixReviewTime": 5}\n' * 500)
+    (tmp_path / "reviews_X.json.gz").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="reviews_X.json.gz is damaged"):
+        rows(open_log(tmp_path, "amazon"))
+
+
+def test_taobao(tmp_path: Path) -> None:
+    (tmp_path / "UserBehavior.csv").write_text(
+        "1,10,100,pv,1511544070\n1,11,100,buy,1511544071\n2,12,101,look,1\n2,x,101,pv,2\n3,13,101,pv,3\n"
+    )
+    log = open_log(tmp_path / "UserBehavior.csv", "taobao")
+    assert rows(log) == [
+        {"user": 1, "item": 10, "category": 100, "timestamp": 1511544070},
+        {"user": 3, "item": 13, "category": 101, "timestamp": 3},
+    ]
+    assert log.bad.first == ["UserBehavior.csv:3: no valid user", "UserBehavior.csv:4: no valid item"]
+    assert [row["item"] for row in rows(open_log(tmp_path, "taobao", behaviours=["buy"]))] == [11]
+    with pytest.raises(ValueError, match=r"behaviours must be .*'pv'.* got \['click'\]"):
+        open_log(tmp_path, "taobao", behaviours=["click"])
+
+
+def test_movielens_csv_and_dat(tmp_path: Path) -> None:
+    csv, dat = tmp_path / "csv", tmp_path / "dat"
+    csv.mkdir()
+    dat.mkdir()
+    (csv / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,4.5,9\n1,3,x,10\n1,4,1.0,\n")
+    (csv / "movies.csv").write_text(
+        'movieId,title,genres\n2,"Jumanji, or: 2 (1995)",Adventure|Children\n3,Heat,(no genres listed)\n'
+    )
+    (dat / "ratings.dat").write_text("1::2::4::9\n1::3::4::10\n")
+    (dat / "movies.dat").write_bytes("2::Am\xe9lie: 1 (2001)::Adventure|Comedy\n3::Heat\n".encode("latin-1"))
+    expected = [(1, 2, 9, "Adventure"), (1, 3, 10, None)]
+    for folder, bad in ((csv, "ratings.csv:4: no valid timestamp"), (dat, "movies.dat:2: no movie")):
+        log = open_log(folder, "movielens")
+        assert tuples(log) == expected
+        assert log.bad.first == [bad]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"user": [1], "thing": [2], "timestamp": [3]}), path)
+    with pytest.raises(
+        ValueError, match=r"a.parquet has no item column .*it has \['user', 'thing', 'timestamp'\]"
+    ):
+        open_log(path)
+    with pytest.raises(ValueError, match=r"has no column 'brand'; it has"):
+        open_log(path, columns={"item": "thing", "item_fields": ["brand"]})
+    with pytest.raises(ValueError, match="'label' is named twice, or like"):
+        open_log(path, columns={"item": "thing", "user_fields": ["label"]})
+    with pytest.raises(ValueError, match="columns must be given for .*'users'"):
+        open_log(path, columns={"users": "user"})
+    with pytest.raises(FileNotFoundError, match=r"b.parquet does not exist; .* has \['a.parquet'\]"):
+        open_log(tmp_path / "b.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no file ending in .csv .*it has \['a.parquet'\]"):
+        open_log(tmp_path, "csv")
+    with pytest.raises(ValueError, match="format must be one of .*'excel'"):
+        open_log(path, "excel")
+    with pytest.raises(ValueError, match="labels='given' needs format 'parquet' or 'csv'"):
+        open_log(path, "taobao", labelled=True)
+    for name, content, words in (
+        ("e.csv", b"", "is empty"),
+        ("c.parquet", b"PAR1 no", "cannot be read as Parquet"),
+        ("f.csv", b"user,item\n1,2\n", "has no timestamp column"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            open_log(tmp_path / name, name.rpartition(".")[2])

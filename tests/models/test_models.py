@@ -1,0 +1,346 @@
+"""Models as citizens: shared histories, scoring, compilation, copies, stages, starting values, bad input."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.models import MODELS, build, candidates
+from tests.models.common import SCHEMA, SMALL_OF, model_of, random_batch, unshared
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PRESETS = [None, "paper", "authors"]
+EACH = pytest.mark.parametrize("name", MODELS)
+EACH_PRESET = pytest.mark.parametrize("preset", PRESETS)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: p.grad.to_dense() if p.grad.is_sparse else p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+@EACH_PRESET
+@EACH
+def test_rows_of_shared_histories_are_rows_with_copies(name: str, preset: str | None) -> None:
+    """Each history is read twice, as the auxiliary loss counts histories and not rows."""
+    shared = random_batch([3, 0, 5, 1], [2, 0, 3, 1, 2, 1, 0, 3])
+    one, two = model_of(name, {}, preset), model_of(name, {}, preset)
+    outputs = []
+    for model, batch in ((one, shared), (two, unshared(shared))):
+        outputs.append(model(batch))
+        model.loss(outputs[-1], batch.label).total.backward()
+    for mine, other in zip(*outputs, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    for key, gradient in gradients(two).items():
+        torch.testing.assert_close(gradients(one)[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+@EACH_PRESET
+@EACH
+def test_score_is_the_forward_pass(name: str, preset: str | None) -> None:
+    """Bit for bit that of training code in evaluation mode, and close to that of rows with copies."""
+    model = model_of(name, {}, preset)
+    for seed in range(2):
+        model(random_batch([4, 2, 3], seed=seed))  # moves the moving averages
+    batch = random_batch([3, 0, 5], [2, 0, 2, 1, 2])
+    users = {"user": torch.tensor([4, 1, 6])}
+    batch = replace(batch, users={"user": users["user"][batch.history_of]})
+    scores = model.score(
+        batch.history,
+        batch.target,
+        offsets=batch.offsets,
+        history_of=batch.history_of,
+        users=users,
+        dense=batch.dense,
+    )
+    assert model.training
+    model.eval()
+    logits = model(replace(batch, negatives=None)).logits
+    assert logits.requires_grad
+    assert torch.equal(scores, logits.detach().sigmoid())
+    torch.testing.assert_close(
+        scores, model(unshared(batch)).logits.detach().sigmoid(), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_candidates_of_one_history_run_its_extractor_once() -> None:
+    model = model_of("dien", {})
+    seen = []
+    model.extractor.register_forward_hook(lambda module, args, out: seen.append(tuple(args[0].shape)))
+    history = {"item": torch.tensor([1, 2, 3]), "cat": torch.tensor([0, 1, 2])}
+    targets = {"item": torch.arange(6), "cat": torch.arange(6) % 5}
+    dense = torch.zeros(6, 1, dtype=torch.float64)
+    scores = model.score(history, targets, users={"user": torch.tensor([2])}, dense=dense)
+    assert scores.shape == (6,)
+    assert seen == [(3, 5)]
+    assert bool(((scores > 0) & (scores < 1)).all())
+
+
+def test_candidates() -> None:
+    history, targets = {"item": torch.tensor([3, 1, 4])}, {"item": torch.tensor([7, 8])}
+    one = candidates(history, targets, users={"user": torch.tensor([5])})
+    assert one.history_of is not None
+    assert one.history_of.tolist() == [0, 0]
+    assert one.users["user"].tolist() == [5, 5]
+    assert one.rows_total == 6
+    own = candidates(history, targets, offsets=torch.tensor([0, 1, 3]))
+    assert own.history_of is None
+    assert own.rows_total == 3
+    with pytest.raises(ValueError, match="history_of must be given for 2 targets of 3 histories"):
+        candidates(history, targets, offsets=torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="history_of must lie between 0 and 0"):
+        candidates(history, targets, history_of=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"users\['user'\] must have an id for each of 1 histories"):
+        candidates(history, targets, users={"user": torch.tensor([5, 5])})
+
+
+def test_score_checks_ids() -> None:
+    model = build("average", Schema(items={"item": 5}))
+    with pytest.raises(ValueError, match=r"target\['item'\] must lie between 0 and 4"):
+        model.score({"item": torch.tensor([1])}, {"item": torch.tensor([5])})
+    assert model.training
+
+
+@pytest.mark.parametrize("name, preset", [("dien", "paper"), ("gru_attention", "authors")])
+def test_compiled_forward(name: str, preset: str) -> None:
+    model = model_of(name, {}, preset).eval()
+    batch = random_batch([3, 0, 5], [2, 0, 1, 2])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(batch).logits, model(batch).logits, rtol=1e-12, atol=1e-12)
+
+
+@EACH_PRESET
+@EACH
+def test_copies_and_state(name: str, preset: str | None) -> None:
+    batch = random_batch([3, 0, 2])
+    model = model_of(name, {}, preset)
+    model(batch)
+    model.eval()
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other = build(name, SCHEMA, SMALL_OF[name], preset).double().eval()
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(batch).logits, model(batch).logits)
+
+
+STAGES = {
+    "dien": ["embedding", "extractor", "auxiliary", "attention", "evolution", "mlp"],
+    "gru_attention": ["embedding", "extractor", "evolution", "attention", "mlp"],
+    "din": ["embedding", "attention", "mlp"],
+    "average": ["embedding", "mlp"],
+    "gru": ["embedding", "extractor", "mlp"],
+}
+
+
+@EACH
+def test_part_is_told_of_every_stage(name: str) -> None:
+    seen = []
+
+    @contextmanager
+    def part(stage: str) -> Iterator[None]:
+        seen.append(stage)
+        yield
+        seen.append(f"end of {stage}")
+
+    model = model_of(name, {})
+    plain = model(random_batch([3, 2])).logits
+    model.part = part
+    assert torch.equal(model(random_batch([3, 2])).logits, plain)
+    assert seen == [word for stage in STAGES[name] for word in (stage, f"end of {stage}")]
+
+
+def test_every_row_of_tables_that_was_not_read_has_no_gradient() -> None:
+    model = model_of("dien", {})
+    batch = random_batch([3, 2])
+    model.loss(model(batch), batch.label).total.backward()
+    gradient = model.embeddings.items["item"].weight.grad.coalesce()
+    assert batch.negatives is not None
+    read = torch.cat([batch.history["item"], batch.target["item"], batch.negatives["item"].flatten()])
+    assert gradient.indices()[0].tolist() == read.unique().tolist()
+
+
+def test_dense_tables_take_torch_adam() -> None:
+    model = model_of("dien", {"sparse": False})
+    batch = random_batch([3, 2])
+    model.loss(model(batch), batch.label).total.backward()
+    torch.optim.Adam(model.parameters()).step()
+
+
+def test_starting_values_of_the_authors() -> None:
+    """Gates start with bias 1, all other biases with 0, PReLU with 0.1, matrices within Glorot's bounds."""
+    model = build("dien", SCHEMA, preset="authors")
+    for layer, suffix in ((model.extractor, "_l0"), (model.evolution, "")):
+        bias, weight = getattr(layer, f"bias_ih{suffix}"), getattr(layer, f"weight_ih{suffix}")
+        assert bias.tolist() == [1.0] * 72 + [0.0] * 36
+        gates, candidate = weight[:72].abs().max(), weight[72:].abs().max()
+        assert 0.15 < gates <= (6 / (36 + 36 + 72)) ** 0.5 < 0.21 < candidate <= (6 / (36 + 36 + 36)) ** 0.5
+    assert model.extractor.bias_hh_l0.abs().max() == 0
+    assert not model.extractor.bias_hh_l0.requires_grad
+    assert model.evolution.bias_hh is None
+    assert bool((model.attention.query[1].weight == 0.1).all())
+    assert all(bool((linear.bias == 0).all()) for linear in model.modules() if isinstance(linear, nn.Linear))
+    table = model.embeddings.items["item"].weight
+    assert 0.4 < float(table.detach().abs().max()) <= (6 / (13 + 18)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "options, r, u",
+    [
+        ({"form": "authors"}, 2.0, 2.0),
+        ({}, 2.0, -2.0),
+        ({"evolution_update": "keep"}, 2.0, 2.0),
+        ({"evolution_bias": "tied"}, 1.0, -1.0),
+        ({"evolution": "agru"}, 2.0, 2.0),
+    ],
+    ids=str,
+)
+def test_gate_bias_is_seen_from_what_is_kept(options: dict[str, Any], r: float, u: float) -> None:
+    evolution = build("dien", SCHEMA, {**options, "gate_bias": 2.0, "embedding_size": 2}).evolution
+    assert evolution.bias_ih[:8].tolist() == [r] * 4 + [u] * 4
+    if "evolution_bias" not in options:
+        assert evolution.bias_hh[:8].abs().max() == 0
+
+
+def test_presets_name_existing_options() -> None:
+    for name, model in MODELS.items():
+        for preset, options in model.PRESETS.items():
+            assert set(options) <= set(model.options()), (name, preset)
+
+
+def test_options_are_those_of_the_constructor() -> None:
+    options = MODELS["gru_attention"].options()
+    assert {"mlp", "attention", "gru_readout", "pooling"} <= set(options)
+    assert options["auxiliary"] is None
+    assert not {"evolution", "form", "common", "options", "schema"} & set(options)
+    assert MODELS["average"].options()["pooling"] == "mean"
+
+
+BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("dien", {"atention": "din"}, "got 'atention': did you mean 'attention'"),
+    ("gru_attention", {"evolution": "augru"}, "must be among"),
+    ("dien", {"attention": "mlp"}, "attention must be one of"),
+    ("dien", {"evolution": "gru2"}, "evolution must be one of"),
+    ("dien", {"form": "P"}, "form must be one of"),
+    ("dien", {"extractor_bias": "tied"}, "extractor_bias must be one of"),
+    ("dien", {"evolution_reset": "never"}, "reset must be one of"),
+    ("dien", {"gru_readout": "sum"}, "gru_readout must be one of"),
+    ("dien", {"query": "dense"}, "query must be one of"),
+    ("dien", {"attention_normalize": "max"}, "attention_normalize must be one of"),
+    ("dien", {"hidden_size": 7}, "hidden_size must be 36"),
+    ("dien", {"hidden_size": 7, "auxiliary": None, "attention": "din"}, "query must be 'prelu'"),
+    ("dien", {"auxiliary": "dot"}, "auxiliary must be one of"),
+    ("dien", {"auxiliary": "mlp", "auxiliary_outputs": 3}, "auxiliary_outputs must be one of"),
+    ("dien", {"auxiliary": "mlp", "auxiliary_norm": "batch"}, "auxiliary_norm must be one of"),
+    ("dien", {"auxiliary_normalizer": "mean"}, "auxiliary_normalizer must be one of"),
+    ("dien", {"gate_bias": 1.0, "extractor_bias": False}, "gate_bias must be None"),
+    ("average", {"pooling": None}, "pooling must be"),
+    ("average", {"pooling": "max"}, "pooling must be"),
+    ("din", {"product": True}, "product must be False"),
+    ("din", {"activation": "gelu"}, "activation must be one of"),
+    ("din", {"dice_statistics": "fixed"}, "dice_statistics must be one of"),
+    ("din", {"norm": "layer"}, "norm must be one of"),
+    ("din", {"outputs": 3}, "outputs must be one of"),
+    ("din", {"init": "zeros"}, "init must be one of"),
+    ("din", {"mlp": (4, 0)}, r"mlp\[1\] must be at least 1"),
+    ("din", {"embedding_size": 0}, r"embedding_size\['item'\] must be at least 1"),
+    ("din", {"embedding_size": {"item": 3}}, "embedding_size must name exactly the fields"),
+    ("din", {"click_reduction": "none"}, "click_reduction must be one of"),
+]
+
+
+@pytest.mark.parametrize("name, options, message", BAD_OPTIONS, ids=str)
+def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, SCHEMA, options)
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="got 'dein': did you mean 'din' or 'dien'"):
+        build("dein", SCHEMA)
+    with pytest.raises(ValueError, match="got 'author': did you mean 'authors'"):
+        build("dien", SCHEMA, preset="author")
+    with pytest.raises(ValueError, match=r"a name for an item field and a user field, got \['id'\]"):
+        build("din", Schema(items={"id": 3}, users={"id": 3}))
+
+
+def bad_batches() -> Iterator[tuple[Batch, str]]:
+    good = random_batch([3, 2])
+    yield replace(good, history={"item": good.history["item"]}), "batch.history must have the fields"
+    yield (
+        replace(good, target={**good.target, "brand": good.target["cat"]}),
+        "batch.target must have the fields",
+    )
+    yield replace(good, users={}), "batch.users must have the fields"
+    yield replace(good, negatives={"item": good.history["item"]}), "batch.negatives must have the fields"
+    yield replace(good, dense=None), "batch.dense must have 1 columns, got 0"
+    yield replace(good, dense=torch.zeros(3, 1)), "batch.target must have as many rows"
+    yield replace(good, offsets=torch.tensor([0, 5])), "batch.target must have as many rows"
+    yield replace(good, negatives=None), "batch.negatives must be given to train the auxiliary loss"
+
+
+@pytest.mark.parametrize("batch, message", list(bad_batches()), ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_batches(batch: Batch, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_of("dien", {})(batch)
+
+
+def test_bad_labels() -> None:
+    model = model_of("average", {})
+    output = model(random_batch([3, 2]))
+    for label, got in ((None, "None"), (torch.zeros(3), r"\(3,\)")):
+        with pytest.raises(ValueError, match=rf"label must have shape \[B\] = \(2,\), got {got}"):
+            model.loss(output, label)
+
+
+def test_evaluation_needs_no_negatives() -> None:
+    model = model_of("dien", {}).eval()
+    batch = random_batch([3, 2], negatives=0)
+    output = model(batch)
+    assert output.auxiliary is None
+    losses = model.loss(output, batch.label)
+    assert torch.equal(losses.total, losses.click)
+
+
+def test_sixteen_bit_models_give_float32_logits() -> None:
+    batch = random_batch([3, 0, 2])
+    model = model_of("dien", {"query": "prelu", "dice_statistics": "moving"}, "authors", torch.bfloat16)
+    output = model(batch)
+    assert output.logits.dtype == torch.float32
+    model.loss(output, batch.label).total.backward()
+    exact = copy.deepcopy(model).double()(batch)
+    torch.testing.assert_close(output.logits.double(), exact.logits, rtol=0.05, atol=0.05)
+
+
+def test_autocast() -> None:
+    """Products run in 16 bits; state, losses and parameters stay float32."""
+    batch = random_batch([3, 0, 2])
+    for preset in ("paper", "authors"):
+        model = model_of("dien", {}, preset, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(batch)
+            losses = model.loss(output, batch.label)
+        losses.total.backward()
+        assert output.logits.dtype == losses.total.dtype == torch.float32
+        torch.testing.assert_close(output.logits, model(batch).logits, rtol=0.1, atol=0.1)
+        for key, gradient in gradients(model).items():
+            assert gradient.dtype == torch.float32, key
+            assert bool(gradient.isfinite().all()), key

@@ -1,0 +1,246 @@
+"""All models once more, from the equations alone: loops over rows and steps, in plain torch.
+
+``docs/models.md`` has the equations. Nothing here comes from the package: ``p`` holds a model's weights under
+their ``state_dict`` names, ``o`` every option by name, a batch is plain lists (``tests/models/common.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+Options = dict[str, Any]
+
+
+class Plain(NamedTuple):
+    """Rows and the histories they read, by number in ``u``; a history counts once in the auxiliary loss."""
+
+    histories: list[list[dict[str, int]]]  # of each history the behaviours, oldest first
+    negatives: list[list[list[dict[str, int]]]]  # of each behaviour its K negatives
+    u: list[int]
+    targets: list[dict[str, int]]
+    users: list[dict[str, int]]
+    dense: list[list[float]]
+    labels: list[float]
+
+
+class Answer(NamedTuple):
+    logits: Tensor
+    total: Tensor
+    click: Tensor
+    auxiliary: Tensor | None
+
+
+def embed(p: Weights, item: dict[str, int]) -> Tensor:
+    return torch.cat([p[f"embeddings.items.{name}.weight"][i] for name, i in item.items()])
+
+
+def act(kind: str | None, z: Tensor, slope: Tensor | None) -> Tensor:
+    if kind == "sigmoid":
+        return 1 / (1 + torch.exp(-z))
+    if kind == "relu":
+        return z * (z > 0)
+    if kind == "prelu":
+        return torch.where(z > 0, z, slope * z)
+    return z
+
+
+def gru(
+    p: Weights, name: str, xs: list[Tensor], a: list[Tensor] | None, kind: str, o: Options, which: str
+) -> list[Tensor]:
+    """Every state of one history: equations (1) to (9) of docs/math.md."""
+    weight, recurrent = p[f"{name}.weight_ih"], p[f"{name}.weight_hh"]
+    size = recurrent.shape[1]
+    zero = torch.zeros(3 * size, dtype=weight.dtype)
+    bias = o[f"{which}_bias"]
+    b = zero if bias is False else p[f"{name}.bias_ih"]
+    c = {True: p.get(f"{name}.bias_hh", zero), "tied": b, "single": zero, False: zero}[bias]
+    side = o[f"{which}_update"] or ("candidate" if kind == "augru" and o["form"] == "paper" else "keep")
+    h, states = torch.zeros(size, dtype=weight.dtype), []
+    for t, x in enumerate(xs):
+        at = a[t] if a is not None else None
+        if kind == "aigru":
+            x = at * x
+        wx, uh = weight @ x + b, recurrent @ h + c
+        r = 1 / (1 + torch.exp(-(wx[:size] + uh[:size])))
+        z = 1 / (1 + torch.exp(-(wx[size : 2 * size] + uh[size : 2 * size])))
+        if o[f"{which}_reset"] == "after":
+            n = torch.tanh(wx[2 * size :] + r * uh[2 * size :])
+        else:
+            n = torch.tanh(wx[2 * size :] + recurrent[2 * size :] @ (r * h) + c[2 * size :])
+        u = z if side == "candidate" else 1 - z
+        if kind in ("gru", "aigru"):
+            g = u
+        elif kind == "agru":
+            g = at
+        else:
+            forms = {"paper": at * u, "authors": at + (1 - at) * u, "prediction_flow": (1 - at) + at * u}
+            g = forms[o["form"]]
+        h = (1 - g) * h + g * n
+        states.append(h)
+    return states
+
+
+def attention(p: Weights, keys: list[Tensor], target: Tensor, o: Options) -> list[Tensor]:
+    query = target
+    if o["query"] == "prelu":
+        query = p["attention.query.0.weight"] @ target + p["attention.query.0.bias"]
+        query = act("prelu", query, p["attention.query.1.weight"])
+    scores = []
+    for k in keys:
+        if o["attention"] == "bilinear":
+            e = k @ p["attention.scores.weight"] @ query
+        else:
+            z = torch.cat([query, k, query - k, query * k])
+            count = len(o["attention_units"])
+            for i in range(count + 1):
+                z = p[f"attention.scores.linears.{i}.weight"] @ z + p[f"attention.scores.linears.{i}.bias"]
+                if i < count:
+                    slope = p.get(f"attention.scores.activations.{i}.weight")
+                    z = act(o["attention_activation"], z, slope)
+            e = z[0]
+        scores.append(e * (1 if o["attention_scale"] is None else o["attention_scale"]))
+    if o["attention_normalize"] == "sigmoid":
+        return [1 / (1 + torch.exp(-e)) for e in scores]
+    if o["attention_normalize"] is None or not scores:
+        return scores
+    total = sum(torch.exp(e) for e in scores)
+    return [torch.exp(e) / total for e in scores]
+
+
+def minus_log(x: Tensor, eps: float | str) -> Tensor:
+    """-log(sigmoid(x) + eps), or the exact logarithm clamped at 100."""
+    if eps == "clamp":
+        return torch.log1p(torch.exp(-x)).clamp(max=100)
+    return -torch.log(1 / (1 + torch.exp(-x)) + eps)
+
+
+def pair_logit(p: Weights, h: Tensor, e: Tensor, o: Options) -> Tensor:
+    if o["auxiliary"] == "inner":
+        return h @ e
+    z = torch.cat([h, e])
+    if o["auxiliary_norm"] == "fixed":
+        z = p["auxiliary.norm.weight"] * z / math.sqrt(1 + 1e-3) + p["auxiliary.norm.bias"]
+    count = len(o["auxiliary_units"])
+    for i in range(count + 1):
+        z = p[f"auxiliary.linears.{i}.weight"] @ z + p[f"auxiliary.linears.{i}.bias"]
+        if i < count:
+            z = act(o["auxiliary_activation"], z, p.get(f"auxiliary.slopes.{i}.weight"))
+    return z[0] if o["auxiliary_outputs"] == 1 else z[0] - z[1]
+
+
+def auxiliary(p: Weights, states: list[list[Tensor]], plain: Plain, o: Options) -> Tensor:
+    zero = sum(w.sum() for w in p.values()) * 0
+    positive, negative, rows, eps = [], [], [], o["auxiliary_eps"]
+    for hs, history, drawn in zip(states, plain.histories, plain.negatives, strict=True):
+        mine = []
+        for t in range(len(history) - 1):
+            pos = minus_log(pair_logit(p, hs[t], embed(p, history[t + 1]), o), eps)
+            neg = [minus_log(-pair_logit(p, hs[t], embed(p, k), o), eps) for k in drawn[t + 1]]
+            positive.append(pos)
+            negative += neg
+            mine += [pos, *neg]
+        rows.append(sum(mine) / len(mine) if mine else zero)
+    if not positive:
+        return zero
+    total = sum(positive) + sum(negative)
+    longest = max(len(history) for history in plain.histories)
+    return {
+        "joint": total / len(positive + negative),
+        "separate": sum(positive) / len(positive) + sum(negative) / len(negative),
+        "row": sum(rows) / len(rows),
+        "padded": total / (len(rows) * (longest - 1)),
+        "history": total / len(rows),
+    }[o["auxiliary_normalizer"]]
+
+
+def dice(x: Tensor, alpha: Tensor, name: str, p: Weights, o: Options, training: bool) -> Tensor:
+    mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
+    if o["dice_statistics"] == "batch":
+        away = (x - mean) / (torch.sqrt(var + 1e-9) + 1e-9)
+    else:
+        if not training or x.shape[0] < 2:
+            mean, var = p[f"{name}.bn.running_mean"], p[f"{name}.bn.running_var"]
+        away = (x - mean) / torch.sqrt(var + 1e-8)
+    share = 1 / (1 + torch.exp(-away))
+    return share * x + (1 - share) * alpha * x
+
+
+def head(p: Weights, x: Tensor, o: Options, training: bool) -> Tensor:
+    """[B, inputs] to [B]."""
+    if o["norm"] == "fixed":
+        x = p["mlp.norm.weight"] * x / math.sqrt(1 + 1e-3) + p["mlp.norm.bias"]
+    elif o["norm"] is not None:
+        mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
+        if x.shape[0] < 2 or (o["norm"] == "moving" and not training):
+            mean, var = p["mlp.norm.running_mean"], p["mlp.norm.running_var"]
+        x = p["mlp.norm.weight"] * (x - mean) / torch.sqrt(var + 1e-5) + p["mlp.norm.bias"]
+    for i in range(len(o["mlp"])):
+        x = x @ p[f"mlp.linears.{i}.weight"].T + p[f"mlp.linears.{i}.bias"]
+        name = f"mlp.activations.{i}"
+        if o["activation"] == "dice":
+            x = dice(x, p[f"{name}.alpha"], name, p, o, training)
+        else:
+            x = act(o["activation"], x, p.get(f"{name}.weight"))
+    out = x @ p["mlp.last.weight"].T + p["mlp.last.bias"]
+    return out[:, 0] if o["outputs"] == 1 else out[:, 0] - out[:, 1]
+
+
+def interest(
+    model: str, p: Weights, es: list[Tensor], states: list[Tensor], target: Tensor, o: Options
+) -> list[Tensor]:
+    """What a model reads of one row's history, in front of the head: nothing or one vector."""
+    if model == "average":
+        return []
+    nothing = torch.zeros(es[0].shape[0] if es else target.shape[0], dtype=target.dtype)
+    if model == "din":
+        scores = attention(p, es, target, o)
+        return [sum((a * e for a, e in zip(scores, es, strict=True)), nothing)]
+    hidden = torch.zeros(p["extractor.weight_hh"].shape[1], dtype=target.dtype)
+    if model == "gru":
+        return [states[-1] if states else hidden]
+    if o["evolution"] != "gru":
+        scores = attention(p, states, target, o)
+        evolved = gru(p, "evolution", states, scores, o["evolution"], o, "evolution")
+        return [evolved[-1] if evolved else hidden]
+    evolved = gru(p, "evolution", states, None, "gru", o, "evolution")
+    if o["gru_readout"] == "last":
+        return [evolved[-1] if evolved else hidden]
+    scores = attention(p, evolved, target, o)
+    return [sum((a * h for a, h in zip(scores, evolved, strict=True)), hidden)]
+
+
+def transcribe(model: str, weights: Weights, o: Options, plain: Plain, training: bool = True) -> Answer:
+    """The whole model. ``model`` is a key of ``MODELS``."""
+    p = {name.replace("_l0", ""): w for name, w in weights.items()}
+    dtype = p["mlp.last.weight"].dtype
+    es = [[embed(p, item) for item in history] for history in plain.histories]
+    states: list[list[Tensor]] = [[] for _ in es]
+    if model in ("dien", "gru_attention", "gru"):
+        states = [gru(p, "extractor", history, None, "gru", o, "extractor") for history in es]
+    rows = []
+    for b, target in enumerate(plain.targets):
+        history, e = es[plain.u[b]], embed(p, target)
+        x = [p[f"embeddings.users.{name}.weight"][i] for name, i in plain.users[b].items()]
+        x += [torch.tensor(plain.dense[b], dtype=dtype), e]
+        if o["pooling"] is not None:
+            pooled = sum(history, torch.zeros_like(e))
+            if o["pooling"] == "mean" and history:
+                pooled = pooled / len(history)
+            x.append(pooled)
+            if o["product"]:
+                x.append(e * pooled)
+        rows.append(torch.cat(x + interest(model, p, history, states[plain.u[b]], e, o)))
+    logits = head(p, torch.stack(rows), o, training)
+    y = torch.tensor(plain.labels, dtype=dtype)
+    terms = y * minus_log(logits, o["click_eps"]) + (1 - y) * minus_log(-logits, o["click_eps"])
+    click = terms.mean() if o["click_reduction"] == "mean" else terms.sum()
+    total, aux = o["click_weight"] * click, None
+    if o.get("auxiliary") is not None:
+        aux = auxiliary(p, states, plain, o)
+        total = total + o["auxiliary_weight"] * aux
+    return Answer(logits, total, click, aux)

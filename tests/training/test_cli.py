@@ -1,0 +1,170 @@
+"""The command line: from raw logs to scores, and one clear line for every error of the user's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dien_kernels import cli
+from dien_kernels.data import Prepared
+from dien_kernels.training import load, open_run
+
+TINY = [
+    "model.options.embedding_size=4",
+    "model.options.mlp=[8]",
+    "training.epochs=1",
+    "data.batch_size=256",
+    "output.tensorboard=false",
+]
+
+
+@pytest.fixture(scope="module")
+def run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on raw logs with columns of other names, started from the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    table = pq.read_table(prepared.path.parent / "logs.parquet")
+    renamed = table.rename_columns({"user": "who", "item": "what", "category": "kind", "timestamp": "time"})
+    pq.write_table(renamed, folder / "logs.parquet")
+    before = torch.get_num_threads()
+    words = ["train", "--data", str(folder / "logs.parquet"), "--user", "who", "--item", "what"]
+    words += ["--item-fields", "kind", "--targets", "every", "--threads", "1", "--seed", "3", "--quiet"]
+    assert cli.main([*words, "--out", str(folder / "run"), *TINY, "output.report=false"]) == 0
+    torch.set_num_threads(before)
+    return folder / "run"
+
+
+def test_train_takes_raw_logs_options_and_words(run: Path) -> None:
+    config = load(run / "config.yaml")
+    assert (config.training.seed, config.training.threads) == (3, 1)
+    assert config.data.prepare == {
+        "targets": "every",
+        "columns": {"user": "who", "item": "what", "item_fields": ["kind"]},
+    }
+    assert config.model.options == {"embedding_size": 4, "mlp": [8]}
+    assert list(Prepared.open(run / "prepared").schema.items) == ["item", "kind"]
+
+
+def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(run), "--split", "valid", "training.backend=reference"]) == 0
+    assert capsys.readouterr().out.startswith("valid: AUC 0.")
+
+
+def test_score_is_model_score(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = Prepared.open(run / "prepared")
+    items = [prepared.item_name(i) for i in range(1, 9)]
+    requests = pa.table({"history": [items[:4], items[4:6]], "candidates": [items[4:], [-5]]})
+    pq.write_table(requests, tmp_path / "requests.parquet")
+    assert (
+        cli.main(["score", str(run), str(tmp_path / "requests.parquet"), str(tmp_path / "scores.parquet")])
+        == 0
+    )
+    assert "2 requests, 5 candidates (1 unknown), 6 behaviours (0 unknown)" in capsys.readouterr().out
+    scores = pq.read_table(tmp_path / "scores.parquet")["scores"].to_pylist()
+    _, _, model = open_run(run)
+
+    def fields(raw: list[int]) -> dict[str, torch.Tensor]:
+        ids = prepared.encode_items(raw)
+        return {"item": torch.tensor(ids), "kind": torch.tensor(prepared.item_fields["kind"][ids])}
+
+    for row, found in zip(requests.to_pylist(), scores, strict=True):
+        wanted = model.score(fields(row["history"]), fields(row["candidates"])).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_prepare_and_compare(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    table = pq.read_table(run.parent / "logs.parquet")
+    pa.csv.write_csv(
+        table.rename_columns(["user_id", "item_id", "category_id", "timestamp"]), tmp_path / "logs.csv"
+    )
+    assert (
+        cli.main(["prepare", str(tmp_path / "logs.csv"), "--out", str(tmp_path / "data"), "--data-seed", "4"])
+        == 0
+    )
+    assert Prepared.open(tmp_path / "data").meta["options"]["seed"] == 4
+    words = ["compare", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "table"), "--quiet"]
+    assert cli.main([*words, "--models", "average", "dien", "--seeds", "0", "--samples", "20", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "| average" in out
+    assert (tmp_path / "table" / "comparison.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train"], "data.path is not set"),
+        (["train", "training.epoch=3"], "unknown key training.epoch: did you mean epochs"),
+        (["train", "no.yaml"], "no.yaml"),
+        (["train", "a.yaml", "b.yaml"], "only one config"),
+        (["train", "--data", "none.parquet"], "there is no file or folder none.parquet"),
+        (["train", "--data", "{logs}"], "has no user column"),
+        (["train", "--data", "{logs}", "--user", "who", "--item", "wat"], "has no column 'wat'"),
+        (["train", "--data", "{logs}", "data.prepare.target=every"], "unknown key data.prepare.target"),
+        (["train", "--data", "{prepared}", "model.name=diem"], "dien"),
+        (["train", "--data", "{prepared}", "model.options.auxilary=mlp"], "auxiliary"),
+        (["train", "--resume", "nowhere"], "nowhere holds no run"),
+        (["train", "--resume", "{run}", "training.lr=7"], "training.lr was 0.001, is 7.0"),
+        (["train", "--data", "{prepared}", "--out", "{run}"], "holds a run already"),
+        (["prepare", "none.csv", "--out", "x"], "none.csv"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["compare", "--data", "{prepared}", "--models", "wide"], "models must be some of"),
+        (["score", "{run}", "none.parquet", "out.parquet"], "there is no file none.parquet"),
+        (["score", "{run}", "{logs}", "out.parquet"], "no column 'history'"),
+    ],
+)
+def test_errors_are_one_line(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"logs": run.parent / "logs.parquet", "prepared": run / "prepared", "run": run}
+    words = [word.format(**places) if word.startswith("{") else word for word in words]
+    assert cli.main([*words, *(["--quiet"] if words[0] in ("train", "compare") else [])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dien-kernels: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        cli.main([*words, "--debug"])
+
+
+def test_argparse_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["trane"], ["info", "more"], ["train", "--epochs", "3"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 2
+
+
+_WITHOUT = """
+import sys
+for name in ("pyarrow", "polars", "sklearn", "yaml", "tqdm", "matplotlib", "tensorboard"):
+    sys.modules[name] = None
+from dien_kernels import cli
+status = [cli.main(words) for words in (["train", "--data", "x"], ["prepare", "x", "--out", "y"], ["info"])]
+sys.exit(status != [2, 2, 0])
+"""
+
+
+def test_without_the_extras() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _WITHOUT], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert found.returncode == 0, found.stderr
+    lines = found.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert all(line.endswith("pip install 'dien_kernels[train]'") for line in lines)
+    assert "backends" in found.stdout

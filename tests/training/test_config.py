@@ -1,0 +1,89 @@
+"""Configs: YAML, overrides, and errors that say what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dien_kernels.training import Config, DataConfig, TrainingConfig, dump, load
+from dien_kernels.training.config import differences
+
+
+def test_yaml_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {name: din}\ntraining:\n  lr: 1e-3\n  epochs: 3\noutput:\n")
+    config = load(path, ["training.epochs=4", "model.options.mlp=[8, 4]", "training.clip_norm=null"])
+    assert (config.model.name, config.model.options) == ("din", {"mlp": [8, 4]})
+    assert (config.training.lr, config.training.epochs, config.training.clip_norm) == (1e-3, 4, None)
+    assert config.data == DataConfig()
+
+
+def test_dump_is_read_back(tmp_path: Path) -> None:
+    config = load(None, ["data.prepare.columns.user=u", "data.path=a b.parquet", "training.amp=bfloat16"])
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("training.epoch=3", "unknown key training.epoch: did you mean epochs"),
+        ("trainig.epochs=3", "unknown section trainig: did you mean training"),
+        ("training.zzz=3", "known are epochs, lr"),
+        ("training.epochs=many", "training.epochs must be an integer, got 'many'"),
+        ("training.epochs=true", "training.epochs must be an integer, got True"),
+        ("training.epochs=0", "training.epochs must be at least 1, got 0"),
+        ("training.lr=fast", "training.lr must be a number, got 'fast'"),
+        ("training.clip_norm=0", "training.clip_norm must be above 0, got 0"),
+        ("training.lr=.nan", "training.lr must be above 0, got nan"),
+        ("training.threads=two", "training.threads must be an integer or null, got 'two'"),
+        ("training.amp=float8", "must be one of 'float16', 'bfloat16' or null, got 'float8'"),
+        ("training.backend=gpu", "must be one of 'auto', 'cpu'"),
+        ("output.report=maybe", "output.report must be true or false, got 'maybe'"),
+        ("model.options=3", "model.options must be a mapping from names to values, got 3"),
+        ("model=3", "section.key=value"),
+        ("training.epochs", "section.key=value"),
+        ("training.epochs.deep=3", "training.epochs is a single value"),
+    ],
+)
+def test_bad_words(word: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load(None, [word])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("training: 3", "training must be a section with keys, epochs, lr"),
+        ("trainings: {}", "unknown section trainings: did you mean training"),
+        ("training: {lerning_rate: 1}", "unknown key training.lerning_rate"),
+        ("[1, 2]", "must hold sections, data, model, training, output, got list"),
+        ("a: [", "is not YAML"),
+        ("model: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_python_configs_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"training\.epochs must be an integer"):
+        Config(training=TrainingConfig(epochs="3"))  # type: ignore[arg-type]
+
+
+def test_differences_name_what_may_not_change() -> None:
+    old = Config().to_dict()
+    free = load(None, ["data.workers=2", "training.epochs=9", "output.folder=else", "data.path=moved"])
+    assert differences(old, free.to_dict()) == []
+    changed = load(None, ["training.lr=1", "model.options.mlp=[1]"]).to_dict()
+    assert differences(old, changed) == [
+        "model.options.mlp was None, is [1]",
+        "training.lr was 0.001, is 1.0",
+    ]

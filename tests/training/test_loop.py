@@ -1,0 +1,366 @@
+"""The training loop: what it leaves behind, and that an interrupted run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from dien_kernels import cli
+from dien_kernels.data import Loader, Prepared, prepare
+from dien_kernels.training import (
+    CheckpointError,
+    Config,
+    dump,
+    evaluate,
+    evaluation,
+    logs,
+    loop,
+    open_run,
+    train,
+)
+from dien_kernels.training import checkpoint as ck
+
+MakeConfig = Callable[..., Config]
+
+
+def losses(folder: str) -> list[tuple[int, float, float, float]]:
+    rows = logs.read(Path(folder) / logs.FILE)
+    return [(r["total"], r["loss"], r["click"], r["auxiliary"]) for r in rows if r["kind"] == "train"]
+
+
+def validations(folder: str) -> list[tuple[int, float]]:
+    rows = logs.read(Path(folder) / logs.FILE)
+    return [(r["total"], r["log_loss"]) for r in rows if r["kind"] == "valid"]
+
+
+def same_weights(a: str, b: str) -> bool:
+    first, second = (ck.load(ck.steps(Path(f) / "checkpoints")[0]) for f in (a, b))
+    keys = first["model"].keys()
+    return (
+        all(torch.equal(first["model"][k], second["model"][k]) for k in keys)
+        and first["state"].keys() == second["state"].keys()
+    )
+
+
+# Runs a config and does something to itself in step number AT.
+_SCRIPT = """
+import os, signal, sys, warnings
+from dien_kernels import cli
+from dien_kernels.training import loop
+step = loop._Trainer._step
+def hit(self, batch):
+    if self.state.total == {at}:
+        {what}
+    step(self, batch)
+loop._Trainer._step = hit
+sys.exit(cli.main(["train", sys.argv[1]]))
+"""
+
+
+def run_and(what: str, at: int, config: Config, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config))
+    script = _SCRIPT.format(at=at, what=what)
+    return subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
+
+
+def test_what_a_run_leaves_behind(config_of: MakeConfig, prepared: Prepared) -> None:
+    config = config_of("run", "output.tensorboard=true", "training.log_every=4")
+    result = train(config)
+    folder = Path(config.output.folder)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "log.jsonl",
+        "checkpoints",
+        "result.json",
+        "predictions-test.parquet",
+        "tensorboard",
+    }
+    assert {p.name for p in (folder / "checkpoints").iterdir()} >= {"best.pt"}
+    rows = logs.read(folder / logs.FILE)
+    valid = [r for r in rows if r["kind"] == "valid"]
+    best = max(valid, key=lambda r: r["auc"])
+    assert result["best_step"] == best["total"]
+    assert result["valid"]["auc"] == best["auc"]
+    assert [r["total"] for r in valid] == [7, 13, 20, 26]  # and at the epochs' ends
+    # The test metrics are those of the best model, whose predictions are kept.
+    predictions = evaluation.Predictions.read(folder / "predictions-test.parquet")
+    assert result["test"]["auc"] == pytest.approx(
+        roc_auc_score(predictions.label, predictions.logit), abs=1e-12
+    )
+    assert predictions.group is not None
+    assert len(np.unique(predictions.group)) == prepared.split_size("test")
+    assert evaluate(folder).to_dict() == result["test"]
+    assert evaluate(folder, "valid").auc == result["valid"]["auc"]
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_a_model_learns(config_of: MakeConfig) -> None:
+    config = config_of("run", "training.epochs=6", "training.lr=0.03", "training.validate_every=0")
+    train(config)
+    click = [row[2] for row in losses(config.output.folder)]
+    assert np.mean(click[-10:]) < np.mean(click[:10]) - 0.02
+
+
+def test_losses_are_a_function_of_the_seed(config_of: MakeConfig, whole: str) -> None:
+    same, other = config_of("same"), config_of("other", "training.seed=1")
+    torch.rand(3)  # whatever was drawn before must not matter
+    for config in (same, other):
+        train(config)
+    assert losses(same.output.folder) == losses(whole)
+    assert losses(other.output.folder) != losses(whole)
+    assert same_weights(same.output.folder, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_mid_epoch_goes_on_with_equal_bits(
+    config_of: MakeConfig, whole: str, tmp_path: Path, workers: int
+) -> None:
+    killed = config_of("killed", f"data.workers={workers}")
+    steps = len(losses(whole)) // 2
+    at = steps + 5  # in the second epoch, two steps after a checkpoint
+    run = run_and("os.kill(os.getpid(), signal.SIGKILL)", at, killed, tmp_path)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not (Path(killed.output.folder) / "result.json").exists()
+    newest = ck.steps(Path(killed.output.folder) / "checkpoints")[0]
+    assert newest.name == f"step-{steps + 3:09d}.pt"
+    assert losses(killed.output.folder)[-1][0] == at
+    result = train(killed, resume=True)
+    assert losses(killed.output.folder) == losses(whole)
+    assert validations(killed.output.folder) == validations(whole)
+    assert same_weights(killed.output.folder, whole)
+    assert result["test"] == evaluate(whole).to_dict()
+
+
+def test_sigint_saves_and_says_how_to_go_on(config_of: MakeConfig, whole: str, tmp_path: Path) -> None:
+    stopped = config_of("it's stopped")
+    run = run_and("signal.raise_signal(signal.SIGINT)", 4, stopped, tmp_path)
+    assert run.returncode == 130
+    assert "Traceback" not in run.stderr
+    command = shlex.split(next(line for line in run.stderr.splitlines() if "--resume" in line))
+    assert command == ["dien-kernels", "train", "--resume", stopped.output.folder]
+    checkpoints = ck.steps(Path(stopped.output.folder) / "checkpoints")
+    assert [p.name for p in checkpoints] == ["step-000000005.pt", "step-000000003.pt"]
+    assert cli.main(command[1:]) == 0
+    assert losses(stopped.output.folder) == losses(whole)
+
+
+def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("stopped")
+    what = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)"
+    run = run_and(what, 4, config, tmp_path)
+    assert run.returncode == -signal.SIGINT
+    assert [p.name for p in ck.steps(Path(config.output.folder) / "checkpoints")] == ["step-000000003.pt"]
+
+
+def test_sigint_during_validation(config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = config_of("stopped")
+    real = loop.predict
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "predict", interrupted)
+        with pytest.raises(loop.Interrupted):
+            train(stopped)
+    assert validations(stopped.output.folder) == []
+    train(stopped, resume=True)
+    assert validations(stopped.output.folder) == validations(whole)
+    assert losses(stopped.output.folder) == losses(whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
+    whole: str, tmp_path: Path, config_of: MakeConfig
+) -> None:
+    cut = config_of("cut")
+    shutil.copytree(whole, cut.output.folder)
+    last, _ = ck.steps(Path(cut.output.folder) / "checkpoints")
+    os.truncate(last, last.stat().st_size // 2)
+    with pytest.warns(UserWarning, match=f"{last.name} is damaged"):
+        train(cut, resume=True)
+    assert losses(cut.output.folder) == losses(whole)
+    assert same_weights(cut.output.folder, whole)
+
+
+def test_another_config_or_other_data_are_refused(
+    config_of: MakeConfig, prepared: Prepared, whole: str, tmp_path: Path
+) -> None:
+    config = config_of("run", "training.epochs=1")
+    train(config)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(config)
+    with pytest.raises(ValueError, match=r"another config: training\.lr was 0\.01, is 0\.5"):
+        train(config_of("run", "training.lr=0.5"), resume=True)
+    logs_file = prepared.path.parent / "logs.parquet"
+    other = prepare(logs_file, tmp_path / "other", targets="every", seed=1, progress=False)
+    with pytest.raises(ValueError, match="fingerprint was"):
+        train(config.with_("data", path=str(other.path)), resume=True)
+    # More epochs and other workers are no other run.
+    more = config_of("run", "training.epochs=2", "data.workers=1")
+    train(more, resume=True)
+    assert losses(more.output.folder) == losses(whole)
+
+
+def test_early_stopping(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("run", "training.epochs=50", "training.patience=2", "training.validate_every=0")
+    aucs = iter(
+        [0.6, 0.7, 0.65, 0.7, 0.9]
+    )  # the fourth is the second in a row that is not better than the best
+    real = evaluation.Predictions.measure
+
+    def scripted(self: evaluation.Predictions) -> Any:
+        return real(self)._replace(auc=next(aucs))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Predictions, "measure", scripted)
+        result = train(config)
+    assert result["stopped_early"]
+    assert result["epochs"] == 4
+    assert result["valid"]["auc"] == 0.7
+    assert result["best_step"] == result["steps"] // 2
+    # A stopped run stays stopped.
+    assert train(config, resume=True)["steps"] == result["steps"]
+
+
+def test_disk_full_costs_a_periodic_checkpoint_only(
+    config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = config_of("full")
+    real, seen = os.fsync, []
+
+    def fsync(file: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{file}")
+        if "step-" in name and len(seen) < 1:
+            seen.append(name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.warns(
+        UserWarning, match="No space left on device; the previous one is kept and training goes on"
+    ):
+        train(full)
+    assert seen
+    assert losses(full.output.folder) == losses(whole)
+    assert same_weights(full.output.folder, whole)
+
+
+def test_disk_full_for_the_best_model_stops_and_nothing_is_lost(
+    config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = config_of("full")
+    real = ck.save
+
+    def save(path: Path, content: dict[str, Any]) -> None:
+        if path.name == "best.pt":
+            raise CheckpointError(f"cannot write the checkpoint {path}: No space left on device")
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ck, "save", save)
+        with pytest.raises(CheckpointError, match=r"best\.pt: No space left"):
+            train(full)
+    train(full, resume=True)
+    assert losses(full.output.folder) == losses(whole)
+    assert same_weights(full.output.folder, whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("run")
+    real = loop._Trainer._step
+
+    def poisoned(self: Any, batch: Any) -> None:
+        if self.state.total == 4:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(torch.nan)
+        real(self, batch)
+
+    monkeypatch.setattr(loop._Trainer, "_step", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss is nan near step 5"):
+        train(config)
+    newest = ck.load(ck.steps(Path(config.output.folder) / "checkpoints")[0])
+    assert all(torch.isfinite(t).all() for t in newest["model"].values())
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("training.device=tpu", "training.device must be auto, cpu, cuda"),
+        ("training.amp=float16", "AMP is for CUDA"),
+        ("model.name=dein", "dien"),
+        ("model.options.embeding_size=3", "embedding_size"),
+        ("data.path=/no/such/file.parquet", "/no/such/file"),
+        ("data.prepare.labels=next", "is prepared already"),
+    ],
+)
+def test_wrong_configs_name_what_is_wrong(config_of: MakeConfig, word: str, message: str) -> None:
+    device = [] if "device" in word else ["training.device=cpu"]
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        train(config_of("run", word, *device))
+    assert message in str(error.value)
+
+
+def test_raw_logs_are_prepared_once(
+    config_of: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dien_kernels.training import setup
+
+    calls, real = [], setup.prepare
+
+    @functools.wraps(real)
+    def counted(*arguments: Any, **options: Any) -> Prepared:
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(setup, "prepare", counted)
+    raw = prepared.path.parent / "logs.parquet"
+    config = config_of("run", f"data.path={raw}", "data.prepare.targets=every", "training.epochs=1")
+    train(config)
+    train(config, resume=True)
+    assert len(calls) == 1
+    assert calls[0]["targets"] == "every"
+    assert setup.open_data(config).fingerprint == prepared.fingerprint
+    assert len(calls) == 1
+    setup.open_data(config.override(["data.prepare.seed=3"]))
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match=r"unknown key data\.prepare\.target: did you mean targets"):
+        setup.open_data(config.override(["data.prepare.target=every"]))
+
+
+def test_target_only_sees_no_history(config_of: MakeConfig, prepared: Prepared) -> None:
+    from dien_kernels.training import setup
+
+    config = config_of("run", "model.name=average", "data.history=false", "training.epochs=1")
+    batch = next(setup.batches(config, setup.open_loader(config, prepared, "train"), 0))
+    batch.check(prepared.schema)
+    full = next(iter(Loader(prepared, "train", batch_size=128).epoch(0)))
+    assert batch.rows_total == 0
+    assert torch.equal(batch.target["item"], full.target["item"])
+    train(config)
+
+
+def test_open_run_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        open_run(tmp_path)
