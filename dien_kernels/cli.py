@@ -72,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
         made = commands.add_parser(name, help=text, description=text, formatter_class=formatter, **more)
         made.set_defaults(run=run)
@@ -92,24 +90,16 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "the metrics of a run's best model on a split")
     evaluate.add_argument("folder", help="of the run")
-    evaluate.add_argument(
-        "words", nargs="*", metavar="section.key=value", help="e.g. training.backend=reference"
-    )
+    evaluate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.backend=reference")
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
 
-    compare = command(
-        "compare", _compare, "train the rows of the paper's table on the same data", epilog=_OVERRIDES
-    )
+    compare = command("compare", _compare, "train the rows of the paper's table on the same data", epilog=_OVERRIDES)
     compare.add_argument("--models", nargs="+", metavar="NAME", help="rows of the table (default: all)")
-    compare.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2"
-    )
+    compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     compare.add_argument("--samples", type=int, default=1000, help="bootstrap draws (default: 1000)")
     _config_options(compare)
 
-    score = command(
-        "score", _score, "score a Parquet file of requests: lists 'history' and 'candidates' of item ids"
-    )
+    score = command("score", _score, "score a Parquet file of requests: lists 'history' and 'candidates' of item ids")
     score.add_argument("folder", help="of the run")
     score.add_argument("requests", help="Parquet to read")
     score.add_argument("out", help="Parquet to write: the requests and a list 'scores'")
@@ -121,9 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides"
-    )
+    parser.add_argument("words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides")
     parser.add_argument("--data", metavar="PATH", help="a prepared folder or raw logs (data.path)")
     parser.add_argument("--out", metavar="FOLDER", help="of the run (output.folder)")
     parser.add_argument("--backend", help="of the ops: auto, cpu, cuda, triton, reference (training.backend)")
@@ -136,13 +124,9 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
 def _log_options(parser: argparse.ArgumentParser) -> None:
     """Options for raw logs; what is not given keeps the default of ``prepare``."""
     group = parser.add_argument_group("raw logs")
-    group.add_argument(
-        "--format", help="parquet, csv, amazon, taobao or movielens (default: by the file's name)"
-    )
+    group.add_argument("--format", help="parquet, csv, amazon, taobao or movielens (default: by the file's name)")
     for role in ("user", "item", "timestamp", "label"):
-        group.add_argument(
-            f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)"
-        )
+        group.add_argument(f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)")
     for kind, text in (
         ("item-fields", "further item-side columns (default: category, where there is one)"),
         ("user-fields", "user-side columns"),
@@ -173,9 +157,7 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_bad_lines": "max_bad_lines",
         "data_seed": "seed",
     }
-    given = {
-        ours: getattr(options, name) for name, ours in names.items() if getattr(options, name) is not None
-    }
+    given = {ours: getattr(options, name) for name, ours in names.items() if getattr(options, name) is not None}
     return given | ({"columns": columns} if columns else {})
 
 
@@ -186,9 +168,7 @@ def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
     files = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
     if len(files) + (base is not None) > 1:
-        raise ValueError(
-            f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}"
-        )
+        raise ValueError(f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}")
     config = load(base or (files[0] if files else None), overrides)
     logs = _given_log_options(options)
     if logs:

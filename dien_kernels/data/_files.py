@@ -29,16 +29,12 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...]) -
             inside = sorted(path for path in source.iterdir() if path.name.endswith(endings))
             if not inside:
                 there = sorted(path.name for path in source.iterdir())[:10]
-                raise FileNotFoundError(
-                    f"{source} has no file ending in {' or '.join(endings)}; it has {there}"
-                )
+                raise FileNotFoundError(f"{source} has no file ending in {' or '.join(endings)}; it has {there}")
             paths += inside
         elif source.is_file():
             paths.append(source)
         else:
-            near = (
-                sorted(path.name for path in source.parent.iterdir())[:10] if source.parent.is_dir() else []
-            )
+            near = sorted(path.name for path in source.parent.iterdir())[:10] if source.parent.is_dir() else []
             raise FileNotFoundError(f"{source} does not exist; {source.parent} has {near}")
     for path in paths:
         if path.stat().st_size == 0:

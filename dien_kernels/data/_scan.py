@@ -50,9 +50,7 @@ class Spill:
 
     def whole(self) -> Rows:
         chunks = list(self.chunks())
-        return (
-            {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
-        )
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
 
 
 def grown(array: Array, size: int, fill: int) -> Array:
@@ -132,9 +130,7 @@ def _add(found: Scan, log: Log, batch: pa.RecordBatch) -> None:
 
     if found.user_last.dtype != time.dtype:
         if found.rows:
-            raise ValueError(
-                "the timestamps of all sources must be integers (or dates), or all floats; got both"
-            )
+            raise ValueError("the timestamps of all sources must be integers (or dates), or all floats; got both")
         found.user_last = found.user_last.astype(time.dtype)
     found.user_rows = _count(found.user_rows, user, users)
     found.user_clicks = _count(found.user_clicks, user[clicked], users)

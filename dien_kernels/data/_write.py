@@ -242,9 +242,7 @@ class Writer:
                     row = samples.row[samples.split == number]
                     columns = {**rows, "target": rows["item"]}
                     for name, file in growing[split].items():
-                        file.append(
-                            samples.end[samples.split == number] if name == "end" else columns[name][row]
-                        )
+                        file.append(samples.end[samples.split == number] if name == "end" else columns[name][row])
                 bar.update(user.size)
         flat, keys = behaviours.close(), owned.close()
         write_columns(self.folder / "behaviours.arrow", {"item": flat})

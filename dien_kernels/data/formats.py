@@ -149,9 +149,7 @@ def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> L
     def read() -> Iterator[pa.RecordBatch]:
         for path in paths:
             for batch, line_of in csv_batches(log, path, names, names=names):
-                columns = {
-                    name: as_number(batch.column(name), pl.Int64()) for name in names if name != "kind"
-                }
+                columns = {name: as_number(batch.column(name), pl.Int64()) for name in names if name != "kind"}
                 kind = batch.column("kind")
                 known = pc.fill_null(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)), False)
                 wanted = pc.or_(pc.is_in(kind, value_set=pa.array(list(behaviours))), pc.invert(known))

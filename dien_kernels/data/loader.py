@@ -217,9 +217,7 @@ class Loader:
             negative = samples.negatives[number].astype(np.int64)
         else:
             generator = stream(self.seed, epoch, index, _TARGETS)
-            negative = self._sampler.draw(np.repeat(user, self.negatives), generator).reshape(
-                -1, self.negatives
-            )
+            negative = self._sampler.draw(np.repeat(user, self.negatives), generator).reshape(-1, self.negatives)
         rows = np.concatenate([positive[:, None], negative], axis=1)
         label = np.zeros(rows.shape, np.float32)
         label[:, 0] = 1

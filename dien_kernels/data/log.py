@@ -76,9 +76,7 @@ class Columns:
         taken = list(RESERVED)
         for name in (*roles.item_fields, *roles.user_fields, *roles.dense):
             if name in taken:
-                raise ValueError(
-                    f"field {name!r} is named twice, or like one of {RESERVED}: map it to another name"
-                )
+                raise ValueError(f"field {name!r} is named twice, or like one of {RESERVED}: map it to another name")
             taken.append(name)
         missing = [column for column in roles.standard().values() if column not in names]
         if missing:

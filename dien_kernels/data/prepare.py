@@ -98,15 +98,11 @@ def prepare(
     shares = (float(fractions[0]), float(fractions[1]), float(fractions[2]))
     options = Options(labels, targets, split, shares, negatives, negative_sampling, minimum, seed)
     with _folder(Path(out), overwrite) as (folder, work):
-        with tqdm(
-            total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True
-        ) as bar:
+        with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True) as bar:
             log.advance = bar.update
             found = scan(log, work, chunk_rows)
         if not found.rows:
-            raise ValueError(
-                f"there is no usable row in {'the table' if isinstance(sources, pa.Table) else sources}"
-            )
+            raise ValueError(f"there is no usable row in {'the table' if isinstance(sources, pa.Table) else sources}")
         Writer(folder, work, log, found, options, progress, partition_rows).write()
     prepared = Prepared.open(folder)
     if log.bad.count:

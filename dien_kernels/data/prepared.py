@@ -217,9 +217,7 @@ class Prepared:
         """What was prepared and what was odd about it, in a few lines of text."""
         counts, report = self.meta["counts"], self.meta["report"]
         samples = ", ".join(f"{name} {size:,}" for name, size in counts["samples"].items())
-        fields = ", ".join(
-            f"{name} {size:,}" for name, size in {**self.schema.items, **self.schema.users}.items()
-        )
+        fields = ", ".join(f"{name} {size:,}" for name, size in {**self.schema.items, **self.schema.users}.items())
         lines = [
             f"{counts['users']:,} users, {counts['behaviours']:,} behaviours; vocabularies: {fields}",
             f"samples: {samples} ({self.meta['options']['labels']}, {self.meta['options']['targets']}, "

@@ -79,9 +79,7 @@ def synthetic(
     turns = np.cumsum(random.random(total) < turn)
     direction = np.where(turns % 2, -1, 1) * np.repeat(random.choice([-1, 1], users), lengths)
     moves = np.cumsum((random.random(total) >= stay) * direction)
-    place = (
-        moves - np.repeat(moves[starts], lengths) + np.repeat(random.integers(0, categories, users), lengths)
-    )
+    place = moves - np.repeat(moves[starts], lengths) + np.repeat(random.integers(0, categories, users), lengths)
     category = random.permutation(categories)[place % categories]
     stray = random.random(total) < noise
     category[stray] = random.integers(0, categories, int(stray.sum()))
@@ -97,8 +95,7 @@ def synthetic(
     order = np.argsort(time, kind="stable")
     columns = {"user": user, "item": item, "category": category}
     table = pa.table(
-        {name: column[order].astype(np.int32) for name, column in columns.items()}
-        | {"timestamp": time[order]}
+        {name: column[order].astype(np.int32) for name, column in columns.items()} | {"timestamp": time[order]}
     )
     if out is not None:
         pq.write_table(table, out)

@@ -41,11 +41,7 @@ class Vocabulary:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if array.type != wanted:
-            if (
-                pa.types.is_string(wanted)
-                or pa.types.is_integer(array.type)
-                or len(array) == array.null_count
-            ):
+            if pa.types.is_string(wanted) or pa.types.is_integer(array.type) or len(array) == array.null_count:
                 array = array.cast(wanted)
             else:
                 digits = array.cast(pa.string())
@@ -53,9 +49,7 @@ class Vocabulary:
                 array = pc.if_else(whole, digits, pa.scalar(None, pa.string())).cast(wanted)
         found = pc.index_in(array, value_set=self.values, skip_nulls=True)
         ids = pc.add(found.cast(pa.int64()), 1).fill_null(0)
-        return np.asarray(
-            ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(zero_copy_only=False)
-        )
+        return np.asarray(ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(zero_copy_only=False))
 
     def name(self, number: int) -> Any:
         """The raw value of an id, None for 0. ``IndexError`` for an id that is none."""

@@ -29,9 +29,7 @@ class AveragePooling(RankingModel):
 
     def __init__(self, schema: Schema, *, pooling: str = "mean", **common: Any) -> None:
         if pooling is None:
-            raise ValueError(
-                "pooling must be 'mean' or 'sum': it is all this model reads of a history, got None"
-            )
+            raise ValueError("pooling must be 'mean' or 'sum': it is all this model reads of a history, got None")
         super().__init__(schema, pooling=pooling, **common)
         self._finish(0)
 

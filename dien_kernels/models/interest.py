@@ -74,9 +74,7 @@ class Attention(nn.Module):
         check_option("attention_normalize", normalize, ("softmax", "sigmoid", None))
         self.query: nn.Module | None = None
         if query == "prelu":
-            self.query = nn.Sequential(
-                nn.Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init)
-            )
+            self.query = nn.Sequential(nn.Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
         elif kind == "din" and item_size != hidden_size:
             raise ValueError(
                 f"query must be 'prelu' where attention='din' compares items of {item_size} features with "
@@ -143,8 +141,7 @@ class Auxiliary(nn.Module):
         if kind == "inner":
             if hidden_size != item_size:
                 raise ValueError(
-                    f"hidden_size must be {item_size}, the width of an item, with auxiliary='inner', "
-                    f"got {hidden_size}"
+                    f"hidden_size must be {item_size}, the width of an item, with auxiliary='inner', got {hidden_size}"
                 )
             return
         if norm is not None:

@@ -55,9 +55,7 @@ class Embeddings(nn.Module):
             raise ValueError(f"schema must not use a name for an item field and a user field, got {both}")
         sizes = dict(size) if isinstance(size, Mapping) else dict.fromkeys(fields, size)
         if set(sizes) != set(fields):
-            raise ValueError(
-                f"embedding_size must name exactly the fields {sorted(fields)}, got {sorted(sizes)}"
-            )
+            raise ValueError(f"embedding_size must name exactly the fields {sorted(fields)}, got {sorted(sizes)}")
         for name, width in sizes.items():
             check_size(f"embedding_size[{name!r}]", width)
         self.items = nn.ModuleDict(
@@ -168,9 +166,7 @@ class BatchDice(nn.Module):
         return (p + (1 - p) * self.alpha) * s
 
 
-def activation_of(
-    name: str, size: int, *, dice_statistics: str = "moving", prelu_init: float = 0.25
-) -> nn.Module:
+def activation_of(name: str, size: int, *, dice_statistics: str = "moving", prelu_init: float = 0.25) -> nn.Module:
     """A module for one of ``ACTIVATIONS`` on [P, size]; PReLU has a slope for each channel."""
     check_option("activation", name, ACTIVATIONS)
     check_option("dice_statistics", dice_statistics, STATISTICS)
@@ -218,8 +214,7 @@ class MLP(nn.Module):
         sizes = (inputs, *units)
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
         self.activations = nn.ModuleList(
-            activation_of(activation, unit, dice_statistics=dice_statistics, prelu_init=prelu_init)
-            for unit in units
+            activation_of(activation, unit, dice_statistics=dice_statistics, prelu_init=prelu_init) for unit in units
         )
         self.last = nn.Linear(sizes[-1], outputs)
 

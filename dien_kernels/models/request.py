@@ -41,9 +41,7 @@ def candidates(
     histories = offsets.shape[0] - 1
     if history_of is None:
         if histories not in (1, rows):
-            raise ValueError(
-                f"history_of must be given for {rows} targets of {histories} histories, got None"
-            )
+            raise ValueError(f"history_of must be given for {rows} targets of {histories} histories, got None")
         if histories != rows:
             history_of = torch.zeros(rows, dtype=torch.int64)
     elif history_of.numel() and not 0 <= int(history_of.min()) <= int(history_of.max()) < histories:

@@ -82,9 +82,7 @@ def compare(
         raise ValueError(f"seeds must be different integers, got {list(seeds)}")
     folder = Path(config.output.folder)
     prepared = setup.open_data(config)
-    config = config.with_(
-        "data", path=str(prepared.path), prepare={}
-    )  # so that each run can be opened by itself
+    config = config.with_("data", path=str(prepared.path), prepare={})  # so that each run can be opened by itself
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
     for seed in seeds:  # seed by seed, so that an early look compares like with like
         for name in rows:
@@ -128,9 +126,7 @@ def _result(config: Config, prepared: Prepared) -> dict[str, Any]:
         return train(config, resume=started, prepared=prepared)
     changed = differences(load(folder / CONFIG).to_dict(), config.to_dict())
     if changed:
-        raise ValueError(
-            f"{folder} holds a run of another config: {'; '.join(changed)}; choose another output.folder"
-        )
+        raise ValueError(f"{folder} holds a run of another config: {'; '.join(changed)}; choose another output.folder")
     check_fingerprint(checkpoint.load(folder / CHECKPOINTS / BEST), prepared)
     result: dict[str, Any] = json.loads((folder / RESULT).read_text())
     return result
@@ -147,9 +143,7 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]
     return summary | {"samples_per_second": {"mean": float(np.mean(speeds)), "std": None}}
 
 
-def _differences(
-    folder: Path, rows: Sequence[str], seeds: Sequence[int], samples: int
-) -> dict[str, dict[str, float]]:
+def _differences(folder: Path, rows: Sequence[str], seeds: Sequence[int], samples: int) -> dict[str, dict[str, float]]:
     if OURS not in rows:
         return {}
 
@@ -192,9 +186,7 @@ def _csv(runs: Iterable[dict[str, Any]]) -> str:
     for r in runs:
         test = [r["test"][m] for m in METRICS]
         valid = r["valid"]["auc"]
-        writer.writerow(
-            [r["row"], r["seed"], r["best_step"], r["steps"], valid, *test, r["samples_per_second"]]
-        )
+        writer.writerow([r["row"], r["seed"], r["best_step"], r["steps"], valid, *test, r["samples_per_second"]])
     return buffer.getvalue()
 
 

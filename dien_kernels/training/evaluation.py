@@ -51,9 +51,7 @@ class Predictions(NamedTuple):
         return cls(table["label"].to_numpy(), table["logit"].to_numpy(), group.to_numpy() if known else None)
 
 
-def predict(
-    model: nn.Module, loader: Loader, config: Config, stop: Callable[[], None] = lambda: None
-) -> Predictions:
+def predict(model: nn.Module, loader: Loader, config: Config, stop: Callable[[], None] = lambda: None) -> Predictions:
     """The model's logits over all rows of a loader, in evaluation mode; ``stop`` is called before each
     batch."""
     device = setup.device_of(config)

@@ -73,9 +73,7 @@ class Log:
         if self._bar is not None:
             names = {"loss": "loss", "auc": "auc", "samples_per_second": "samples/s"}
             shown = {word: values[key] for key, word in names.items() if values.get(key) is not None}
-            self._bar.set_postfix(
-                {k: f"{v:.0f}" if k == "samples/s" else f"{v:.4f}" for k, v in shown.items()}
-            )
+            self._bar.set_postfix({k: f"{v:.0f}" if k == "samples/s" else f"{v:.4f}" for k, v in shown.items()})
 
     def valid(self, total: int, epoch: int, values: dict[str, Any]) -> None:
         """A validation after ``total`` steps."""

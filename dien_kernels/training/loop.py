@@ -146,9 +146,7 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
             try:
                 result = trainer.run()
             except _Stop:
-                if (
-                    not trainer.finishing
-                ):  # then all is saved, and the model holds its best weights, not its last
+                if not trainer.finishing:  # then all is saved, and the model holds its best weights, not its last
                     trainer.save(required=True)
                 raise Interrupted(folder) from None
     if config.output.report:
@@ -169,15 +167,11 @@ class _Trainer:
             self.model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
         )
         self.initial_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(
-            "cuda", enabled=options.amp == "float16" and self.device.type == "cuda"
-        )
+        self.scaler = torch.amp.GradScaler("cuda", enabled=options.amp == "float16" and self.device.type == "cuda")
         self.loaders = {s: setup.open_loader(config, prepared, s) for s in ("train", "valid", "test")}
         for split, loader in self.loaders.items():
             if loader.steps(0) == 0:
-                raise ValueError(
-                    f"the {split} split is empty: there are too few users or rows in {config.data.path}"
-                )
+                raise ValueError(f"the {split} split is empty: there are too few users or rows in {config.data.path}")
         self.state = State()
         if content is not None:
             self.model.load_state_dict(content["model"])

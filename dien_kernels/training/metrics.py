@@ -162,18 +162,12 @@ def bootstrap_difference(
         counts = generator.multinomial(users, np.full(users, 1 / users), size=size)
         rows = counts[:, user]
         differences[start : start + size] = np.mean(
-            [
-                weighted_auc(label, a, rows) - weighted_auc(label, b, rows)
-                for a, b in zip(ours, theirs, strict=True)
-            ],
+            [weighted_auc(label, a, rows) - weighted_auc(label, b, rows) for a, b in zip(ours, theirs, strict=True)],
             axis=0,
         )
     every = np.ones((1, len(user)))
     mean = np.mean(
-        [
-            weighted_auc(label, a, every) - weighted_auc(label, b, every)
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+        [weighted_auc(label, a, every) - weighted_auc(label, b, every) for a, b in zip(ours, theirs, strict=True)]
     )
     low, high = np.nanquantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(mean), float(low), float(high)

@@ -100,9 +100,7 @@ def _hook_backward(loss: torch.Tensor, parts: _Parts, clock: _Clock) -> None:
             node.register_prehook(hook(parts.of(node._sequence_nr())))
 
 
-def time_parts(
-    config: Config, prepared: Prepared, *, steps: int = 20, warm: int = 3
-) -> dict[str, dict[str, float]]:
+def time_parts(config: Config, prepared: Prepared, *, steps: int = 20, warm: int = 3) -> dict[str, dict[str, float]]:
     """Milliseconds a training step spends in each part: {"forward": {part: ms}, "backward": {part: ms}}.
 
     A fresh model of the config takes ``warm`` + ``steps`` steps on training batches. The forward is timed by
@@ -151,8 +149,6 @@ def time_parts(
                     break
     order = {name: i for i, name in enumerate(PARTS)}
     return {
-        side: {
-            k: 1e3 * v / steps for k, v in sorted(times.items(), key=lambda kv: order.get(kv[0], len(PARTS)))
-        }
+        side: {k: 1e3 * v / steps for k, v in sorted(times.items(), key=lambda kv: order.get(kv[0], len(PARTS)))}
         for side, times in (("forward", clock.forward), ("backward", clock.backward))
     }

@@ -120,14 +120,10 @@ def _curves(rows: list[dict[str, Any]]) -> Any:
     valid = [r for r in rows if r["kind"] == "valid"]
     for key, words in (("loss", "total"), ("click", "click"), ("auxiliary", "auxiliary")):
         if any(r[key] for r in train):
-            loss.plot(
-                [r["total"] for r in train], [r[key] for r in train], label=f"training, {words}", linewidth=1
-            )
+            loss.plot([r["total"] for r in train], [r[key] for r in train], label=f"training, {words}", linewidth=1)
     loss.plot([r["total"] for r in valid], [r["log_loss"] for r in valid], "o-", label="validation, log loss")
     known = [r for r in train if r["auc"] is not None]
-    auc.plot(
-        [r["total"] for r in known], [r["auc"] for r in known], label="training, each window", linewidth=1
-    )
+    auc.plot([r["total"] for r in known], [r["auc"] for r in known], label="training, each window", linewidth=1)
     known = [r for r in valid if r["auc"] is not None]
     auc.plot([r["total"] for r in known], [r["auc"] for r in known], "o-", label="validation")
     for axes, name in ((loss, "loss"), (auc, "AUC")):
@@ -175,9 +171,7 @@ def _attention(config: Any, prepared: Prepared, model: Any) -> str:
         return f"<p>{html.escape(config.model.name)} has no attention.</p>"
     start = int(lengths[:row].sum())
     scores = output.attention[start : start + int(lengths[row])].float().cpu().tolist()
-    items = next(iter(batch.history.values()))[
-        int(batch.offsets[history]) : int(batch.offsets[history + 1])
-    ].tolist()
+    items = next(iter(batch.history.values()))[int(batch.offsets[history]) : int(batch.offsets[history + 1])].tolist()
     largest = max([abs(s) for s in scores] + [1e-12])
     rows = [
         [

@@ -143,9 +143,7 @@ def autocast(config: Config) -> contextlib.AbstractContextManager[Any]:
     if amp is None:
         return contextlib.nullcontext()
     if device_of(config).type != "cuda":
-        raise ValueError(
-            f"training.amp is {amp!r}, but AMP is for CUDA and the device is {device_of(config)}"
-        )
+        raise ValueError(f"training.amp is {amp!r}, but AMP is for CUDA and the device is {device_of(config)}")
     return torch.autocast("cuda", dtype=getattr(torch, amp))
 
 

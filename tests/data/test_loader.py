@@ -75,9 +75,7 @@ def test_batches_decode_to_the_samples_of_the_definition(
 ) -> None:
     users, items, times, labels = zip(*log, strict=True)
     category = [f"c{item % 3}" for item in items]
-    table = pa.table(
-        {"user": users, "item": items, "timestamp": times, "label": labels, "category": category}
-    )
+    table = pa.table({"user": users, "item": items, "timestamp": times, "label": labels, "category": category})
     with tempfile.TemporaryDirectory() as folder:
         options = {"targets": "every" if every else "last", "labels": "given" if labelled else "next"}
         prepared = made(table, Path(folder) / "p", **options)
@@ -97,9 +95,7 @@ def test_batches_decode_to_the_samples_of_the_definition(
             batch.check(prepared.schema)
             assert 1 <= batch.rows <= batch_size
             lengths = batch.offsets.diff()
-            assert batch.rows_total == int(
-                (lengths if batch.history_of is None else lengths[batch.history_of]).sum()
-            )
+            assert batch.rows_total == int((lengths if batch.history_of is None else lengths[batch.history_of]).sum())
             rows = list(rows_of(prepared, batch))
             if labelled:
                 found.update(rows)
@@ -173,14 +169,8 @@ def test_evaluation_has_fixed_rows_in_any_arrangement(prepared: Prepared) -> Non
         return Counter(row for batch in loader.epoch(0) for row in rows_of(prepared, batch))
 
     reference = rows(batch_size=30)
-    assert sum(reference.values()) == 3 * prepared.split_size(
-        "test"
-    )  # negatives=2 of prepare, not of the loader
-    assert (
-        reference
-        == rows(batch_size=7, seed=5, bucket=False, negatives=1)
-        == rows(batch_size=300, shuffle=True)
-    )
+    assert sum(reference.values()) == 3 * prepared.split_size("test")  # negatives=2 of prepare, not of the loader
+    assert reference == rows(batch_size=7, seed=5, bucket=False, negatives=1) == rows(batch_size=300, shuffle=True)
     batch = Loader(prepared, "test", batch_size=30).batch(4, 0)
     assert batch.negatives is None
     assert same(batch, Loader(prepared, "test", batch_size=30, seed=9).batch(0, 0))

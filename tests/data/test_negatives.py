@@ -55,15 +55,11 @@ def test_user_who_owns_nearly_everything_gets_the_rest() -> None:
     size = 5000
     owned = np.delete(np.arange(size), [17, 4321])
     behaviours = np.concatenate([np.repeat(owned, 3), [17, 4321]]).astype(np.int32)
-    drawn = Negatives(behaviours, owned, size, 1, "popularity").draw(
-        np.zeros(50, np.int64), stream(0, 0, 0, 0)
-    )
+    drawn = Negatives(behaviours, owned, size, 1, "popularity").draw(np.zeros(50, np.int64), stream(0, 0, 0, 0))
     assert set(drawn.tolist()) == {17, 4321}
 
 
-@pytest.mark.parametrize(
-    "count", [3, 3000]
-)  # few draws: searched in the whole log; many: marked by a hash first
+@pytest.mark.parametrize("count", [3, 3000])  # few draws: searched in the whole log; many: marked by a hash first
 def test_both_ways_to_reject_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     prepared = made(synthetic(users=40, items=60, categories=3, events=1500), tmp_path / "p")
     draws = prepared.negatives()

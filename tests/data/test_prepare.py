@@ -101,9 +101,7 @@ def test_given_labels_by_hand(tmp_path: Path) -> None:
 
 
 def test_given_labels_by_time_and_by_user(tmp_path: Path) -> None:
-    by_time = made(
-        GIVEN, tmp_path / "t", labels="given", split="time", fractions=(0.6, 0.2, 0.2), columns=FIELDS
-    )
+    by_time = made(GIVEN, tmp_path / "t", labels="given", split="time", fractions=(0.6, 0.2, 0.2), columns=FIELDS)
     # Times 1 1 2 2 2 3 4: valid begins at the fifth, 2, and test at the last, 4.
     assert {split: [row[2] for row in samples(by_time, split)] for split in ("train", "valid", "test")} == {
         "train": [1, 1],
@@ -175,9 +173,7 @@ def test_order_of_the_log_matters_only_for_equal_times(tmp_path: Path) -> None:
 
 
 def test_users_who_own_everything_give_no_samples(tmp_path: Path) -> None:
-    table = pa.table(
-        {"user": [1, 1, 1, 2, 2, 3, 3], "item": [1, 2, 3, 1, 2, 2, 3], "timestamp": [1, 2, 3, 4, 5, 6, 7]}
-    )
+    table = pa.table({"user": [1, 1, 1, 2, 2, 3, 3], "item": [1, 2, 3, 1, 2, 2, 3], "timestamp": [1, 2, 3, 4, 5, 6, 7]})
     prepared = made(table, tmp_path / "p", split="time", fractions=(0.7, 0, 0.3), negatives=4)
     assert prepared.meta["report"]["users_owning_every_item"] == 1
     assert [row[0] for row in samples(prepared, "train")] == [1]
@@ -223,9 +219,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("options, words", BAD, ids=lambda value: str(value)[:30])
-def test_bad_options_say_what_is_allowed_and_leave_nothing(
-    tmp_path: Path, options: dict[str, Any], words: str
-) -> None:
+def test_bad_options_say_what_is_allowed_and_leave_nothing(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made(TINY, tmp_path / "p", **options)
     assert not (tmp_path / "p").exists()

@@ -48,21 +48,15 @@ def test_absent_and_foreign_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no prepared folder"):
         Prepared.open(tmp_path / "nowhere")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(
-        ValueError, match=r"is no prepared folder: it has no meta.json, only \['thesis.txt'\]"
-    ):
+    with pytest.raises(ValueError, match=r"is no prepared folder: it has no meta.json, only \['thesis.txt'\]"):
         Prepared.open(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["behaviours.arrow", "owned.arrow", "train.arrow", "vocabulary-item.parquet"]
-)
+@pytest.mark.parametrize("name", ["behaviours.arrow", "owned.arrow", "train.arrow", "vocabulary-item.parquet"])
 def test_cut_and_missing_files(folder: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-8])
-    with pytest.raises(
-        ValueError, match=rf"damaged: {name} has {len(whole) - 8} bytes instead of {len(whole)}"
-    ):
+    with pytest.raises(ValueError, match=rf"damaged: {name} has {len(whole) - 8} bytes instead of {len(whole)}"):
         Prepared.open(folder)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"damaged: {name} is missing; prepare it again"):

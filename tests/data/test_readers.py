@@ -45,9 +45,7 @@ def test_parquet_with_usual_names_and_mapped_ones(tmp_path: Path) -> None:
 
 
 def test_null_rows_are_bad_lines_with_their_row(tmp_path: Path) -> None:
-    table = pa.table(
-        {"user": [1, None, 3, 4], "item": [1, 2, None, 4], "timestamp": [1.0, 2.0, 3.0, float("nan")]}
-    )
+    table = pa.table({"user": [1, None, 3, 4], "item": [1, 2, None, 4], "timestamp": [1.0, 2.0, 3.0, float("nan")]})
     log = open_log(table, chunk_rows=2)
     assert tuples(log) == [(1, 1, 1.0)]
     assert log.bad.first == [
@@ -61,9 +59,7 @@ def test_null_rows_are_bad_lines_with_their_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [False, True])
 def test_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, zipped: bool) -> None:
     monkeypatch.setattr(_files, "_BLOCK", block)
-    text = (
-        "user,item,timestamp,label,category\nu1,1,10,1,c\nu1,2\nu2,a b,soon,0,c\nu3,3,30,2,c\nu4,4, 40 ,0,\n"
-    )
+    text = "user,item,timestamp,label,category\nu1,1,10,1,c\nu1,2\nu2,a b,soon,0,c\nu3,3,30,2,c\nu4,4, 40 ,0,\n"
     path = tmp_path / ("log.csv.gz" if zipped else "log.csv")
     path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
     log = open_log(path, "csv", labelled=True)
@@ -167,9 +163,7 @@ def test_movielens_csv_and_dat(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"user": [1], "thing": [2], "timestamp": [3]}), path)
-    with pytest.raises(
-        ValueError, match=r"a.parquet has no item column .*it has \['user', 'thing', 'timestamp'\]"
-    ):
+    with pytest.raises(ValueError, match=r"a.parquet has no item column .*it has \['user', 'thing', 'timestamp'\]"):
         open_log(path)
     with pytest.raises(ValueError, match=r"has no column 'brand'; it has"):
         open_log(path, columns={"item": "thing", "item_fields": ["brand"]})

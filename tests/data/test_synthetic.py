@@ -31,9 +31,7 @@ def test_sizes_and_shape() -> None:
     pairs = np.unique(np.stack([items, categories]), axis=1)
     assert pairs.shape[1] == np.unique(items).size <= 3000  # an item has one category
     counts = np.sort(np.bincount(items))[::-1]
-    assert (
-        counts[:300].sum() > 0.25 * counts.sum()
-    )  # a tenth of the items, far more than a tenth of the behaviours
+    assert counts[:300].sum() > 0.25 * counts.sum()  # a tenth of the items, far more than a tenth of the behaviours
     assert (np.diff(log["timestamp"].to_numpy()) >= 0).all()
 
 

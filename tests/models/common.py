@@ -50,9 +50,7 @@ def random_batch(
 def unshared(batch: Batch) -> Batch:
     """The same rows, each with a copy of its history."""
     assert batch.history_of is not None
-    parts = [
-        torch.arange(int(batch.offsets[u]), int(batch.offsets[u + 1])) for u in batch.history_of.tolist()
-    ]
+    parts = [torch.arange(int(batch.offsets[u]), int(batch.offsets[u + 1])) for u in batch.history_of.tolist()]
     index = torch.cat(parts)
     assert batch.negatives is not None
     return Batch(

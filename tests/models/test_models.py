@@ -74,9 +74,7 @@ def test_score_is_the_forward_pass(name: str, preset: str | None) -> None:
     logits = model(replace(batch, negatives=None)).logits
     assert logits.requires_grad
     assert torch.equal(scores, logits.detach().sigmoid())
-    torch.testing.assert_close(
-        scores, model(unshared(batch)).logits.detach().sigmoid(), rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(scores, model(unshared(batch)).logits.detach().sigmoid(), rtol=1e-10, atol=1e-12)
 
 
 def test_candidates_of_one_history_run_its_extractor_once() -> None:

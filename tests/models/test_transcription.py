@@ -163,9 +163,7 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 SAME = ("extractor_bias", "evolution_bias", "auxiliary_eps", "dice_statistics", "hidden_size")
 
 
-@pytest.mark.parametrize(
-    "name, base, changed", OPTIONS, ids=lambda v: v if isinstance(v, str) else str(v or "")
-)
+@pytest.mark.parametrize("name, base, changed", OPTIONS, ids=lambda v: v if isinstance(v, str) else str(v or ""))
 def test_options(name: str, base: dict[str, Any], changed: dict[str, Any]) -> None:
     """Each option is the function that is documented for it, and another one than without it."""
     mine = check_against_transcription(name, {**base, **changed}, RAGGED)

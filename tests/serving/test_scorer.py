@@ -39,9 +39,7 @@ def requests(prepared: Prepared) -> pa.Table:
     )
 
 
-def expected(
-    model: RankingModel, prepared: Prepared, history: list[int], candidates: list[int]
-) -> np.ndarray:
+def expected(model: RankingModel, prepared: Prepared, history: list[int], candidates: list[int]) -> np.ndarray:
     def fields(raw: list[int]) -> dict[str, torch.Tensor]:
         ids = prepared.encode_items(pa.array(raw, pa.int64()))
         return {
@@ -71,9 +69,7 @@ def test_files_and_chunks(prepared: Prepared, model: RankingModel, tmp_path: Pat
     table = requests(prepared)
     pq.write_table(table, tmp_path / "in.parquet")
     for chunk in (1, 3, 100):
-        counts = Scorer(model, prepared).score_file(
-            tmp_path / "in.parquet", tmp_path / "out.parquet", chunk=chunk
-        )
+        counts = Scorer(model, prepared).score_file(tmp_path / "in.parquet", tmp_path / "out.parquet", chunk=chunk)
         assert counts.unknown_candidates == 1
         found = pq.read_table(tmp_path / "out.parquet")
         wanted = Scorer(model, prepared).score_table(table)

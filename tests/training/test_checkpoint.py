@@ -90,9 +90,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_disk_full_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
+def test_disk_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     ck.save_step(tmp_path, 1, content(1))
 
     def full(*arguments: Any) -> None:
@@ -123,9 +121,7 @@ assert ck.load_latest(folder)[1].name == "step-000000001.pt"
 
 def test_a_write_that_the_system_refuses_half_way(tmp_path: Path) -> None:
     """A real failing write, inside torch's own writer: there the error takes other ways than Python's."""
-    run = subprocess.run(
-        [sys.executable, "-c", _TOO_LARGE, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", _TOO_LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "refused: cannot write the checkpoint" in run.stdout
     assert "File too large" in run.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]

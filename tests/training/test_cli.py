@@ -63,10 +63,7 @@ def test_score_is_model_score(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     items = [prepared.item_name(i) for i in range(1, 9)]
     requests = pa.table({"history": [items[:4], items[4:6]], "candidates": [items[4:], [-5]]})
     pq.write_table(requests, tmp_path / "requests.parquet")
-    assert (
-        cli.main(["score", str(run), str(tmp_path / "requests.parquet"), str(tmp_path / "scores.parquet")])
-        == 0
-    )
+    assert cli.main(["score", str(run), str(tmp_path / "requests.parquet"), str(tmp_path / "scores.parquet")]) == 0
     assert "2 requests, 5 candidates (1 unknown), 6 behaviours (0 unknown)" in capsys.readouterr().out
     scores = pq.read_table(tmp_path / "scores.parquet")["scores"].to_pylist()
     _, _, model = open_run(run)
@@ -80,17 +77,10 @@ def test_score_is_model_score(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_prepare_and_compare(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
-) -> None:
+def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None) -> None:
     table = pq.read_table(run.parent / "logs.parquet")
-    pa.csv.write_csv(
-        table.rename_columns(["user_id", "item_id", "category_id", "timestamp"]), tmp_path / "logs.csv"
-    )
-    assert (
-        cli.main(["prepare", str(tmp_path / "logs.csv"), "--out", str(tmp_path / "data"), "--data-seed", "4"])
-        == 0
-    )
+    pa.csv.write_csv(table.rename_columns(["user_id", "item_id", "category_id", "timestamp"]), tmp_path / "logs.csv")
+    assert cli.main(["prepare", str(tmp_path / "logs.csv"), "--out", str(tmp_path / "data"), "--data-seed", "4"]) == 0
     assert Prepared.open(tmp_path / "data").meta["options"]["seed"] == 4
     words = ["compare", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "table"), "--quiet"]
     assert cli.main([*words, "--models", "average", "dien", "--seeds", "0", "--samples", "20", *TINY]) == 0

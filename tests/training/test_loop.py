@@ -75,9 +75,7 @@ def run_and(what: str, at: int, config: Config, tmp_path: Path) -> subprocess.Co
     path = tmp_path / "config.yaml"
     path.write_text(dump(config))
     script = _SCRIPT.format(at=at, what=what)
-    return subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
 
 
 def test_what_a_run_leaves_behind(config_of: MakeConfig, prepared: Prepared) -> None:
@@ -102,9 +100,7 @@ def test_what_a_run_leaves_behind(config_of: MakeConfig, prepared: Prepared) -> 
     assert [r["total"] for r in valid] == [7, 13, 20, 26]  # and at the epochs' ends
     # The test metrics are those of the best model, whose predictions are kept.
     predictions = evaluation.Predictions.read(folder / "predictions-test.parquet")
-    assert result["test"]["auc"] == pytest.approx(
-        roc_auc_score(predictions.label, predictions.logit), abs=1e-12
-    )
+    assert result["test"]["auc"] == pytest.approx(roc_auc_score(predictions.label, predictions.logit), abs=1e-12)
     assert predictions.group is not None
     assert len(np.unique(predictions.group)) == prepared.split_size("test")
     assert evaluate(folder).to_dict() == result["test"]
@@ -223,9 +219,7 @@ def test_another_config_or_other_data_are_refused(
 
 def test_early_stopping(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("run", "training.epochs=50", "training.patience=2", "training.validate_every=0")
-    aucs = iter(
-        [0.6, 0.7, 0.65, 0.7, 0.9]
-    )  # the fourth is the second in a row that is not better than the best
+    aucs = iter([0.6, 0.7, 0.65, 0.7, 0.9])  # the fourth is the second in a row that is not better than the best
     real = evaluation.Predictions.measure
 
     def scripted(self: evaluation.Predictions) -> Any:
@@ -256,9 +250,7 @@ def test_disk_full_costs_a_periodic_checkpoint_only(
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.warns(
-        UserWarning, match="No space left on device; the previous one is kept and training goes on"
-    ):
+    with pytest.warns(UserWarning, match="No space left on device; the previous one is kept and training goes on"):
         train(full)
     assert seen
     assert losses(full.output.folder) == losses(whole)
@@ -285,9 +277,7 @@ def test_disk_full_for_the_best_model_stops_and_nothing_is_lost(
     assert same_weights(full.output.folder, whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("run")
     real = loop._Trainer._step
 
@@ -322,9 +312,7 @@ def test_wrong_configs_name_what_is_wrong(config_of: MakeConfig, word: str, mess
     assert message in str(error.value)
 
 
-def test_raw_logs_are_prepared_once(
-    config_of: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raw_logs_are_prepared_once(config_of: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     from dien_kernels.training import setup
 
     calls, real = [], setup.prepare

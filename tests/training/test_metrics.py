@@ -87,9 +87,7 @@ def test_bootstrap_is_paired_and_seeded() -> None:
     same = bootstrap_difference(label, group, [logit], [logit], samples=50)
     assert same == (0, 0, 0)  # unpaired draws would spread
     mean, low, high = bootstrap_difference(label, group, [logit] * 2, [logit + noise] * 2, samples=300)
-    assert (mean, low, high) == bootstrap_difference(
-        label, group, [logit] * 2, [logit + noise] * 2, samples=300
-    )
+    assert (mean, low, high) == bootstrap_difference(label, group, [logit] * 2, [logit + noise] * 2, samples=300)
     assert mean == pytest.approx(roc_auc_score(label, logit) - roc_auc_score(label, logit + noise))
     assert 0 < low < mean < high
 

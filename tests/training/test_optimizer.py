@@ -30,9 +30,7 @@ def ids_of(step: int, rows: int = 8, below: int = 10) -> Tensor:
     return torch.randint(below, (rows,), generator=torch.Generator().manual_seed(step))
 
 
-def train(
-    model: Toy, optimizer: torch.optim.Optimizer, steps: range, clip: float | None = None
-) -> list[Tensor]:
+def train(model: Toy, optimizer: torch.optim.Optimizer, steps: range, clip: float | None = None) -> list[Tensor]:
     norms = []
     for step in steps:
         optimizer.zero_grad()
