@@ -55,7 +55,7 @@ def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a prepared folder, or Parquet or CSV with the usual column names")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="replaced if it is there")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="its folders average and dien are replaced")
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
 
@@ -63,8 +63,9 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}, {threads} threads")
     print(f"native code: {isa}\n")
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
+    for name in ("average", "dien"):  # the runs of an earlier demo; nothing else in the folder is touched
+        shutil.rmtree(options.out / name, ignore_errors=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     data = options.data
     if data is None:
         data = options.out / "synthetic.parquet"
