@@ -1,28 +1,15 @@
 // One step of the recurrence and its derivative, once, for CPU SIMD lanes and CUDA threads alike.
 //
-// Equations (3) to (8) and (11) to (15) of docs/math.md on a lane type V that has +, -, * and a scalar broadcast.
+// Equations (7), (8), (11) to (13) and (15) of docs/math.md on a lane type V that has +, -, * and a scalar broadcast.
 // The update gate is on the candidate side here: callers store keep-side weights negated.
 // No include guard and no include: each instruction set includes this file inside its own namespace, so that the
 // linker can never pick a copy compiled for a wider machine. DIEN_INLINE is the includer's "always inline".
-
-template <class V>
-struct Gates {
-  V r, u, n;
-  V hn;  // W_hn h + b_hn where the reset comes after the product; unused before it
-};
 
 // (7), (8): the state moves towards the candidate by g = alpha + beta u.
 template <class V, class S>
 DIEN_INLINE V next_state(V h, V u, V n, S alpha, S beta) {
   return h + (alpha + beta * u) * (n - h);
 }
-
-// Gradients with respect to the four pre-activations a step forms.
-template <class V>
-struct GateGradients {
-  V an, ar, au;  // of gx_n, gx_r, gx_u: what the input product receives
-  V hn;          // of W_hn h + b_hn: what the recurrent product receives in place of `an`
-};
 
 template <class V>
 struct StepGradient {

@@ -62,9 +62,12 @@ def _library() -> list[tuple[str, str]]:
     facts = _native.build_facts()
     pairs = [("loaded", "yes" if _native.available() else f"no: {_native.reason()}")]
     if _native.available():
-        isa = _native.cpu_isa() or "none"
-        unverified = "" if _native.cpu_isa_verified() else " (unverified: the tests have never run on it)"
-        pairs.append(("instruction set", isa + unverified))
+        isa = _native.cpu_isa()
+        if isa is None:
+            isa = f"none: {_native.cpu_isa_reason()}"
+        elif not _native.cpu_isa_verified():
+            isa += " (unverified: the tests have never run on it)"
+        pairs.append(("instruction set", isa))
     for key, value in facts.items():
         if key == "isas":
             value = [" ".join((isa, *flags)) for isa, flags in value.items()]

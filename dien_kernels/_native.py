@@ -48,13 +48,23 @@ def build_facts() -> dict[str, Any]:
 
 
 def cpu_isa() -> str | None:
-    """The instruction set the CPU kernels use in this process; None without the library."""
+    """The instruction set the CPU kernels use in this process; None if they cannot run."""
+    return _ask_isa()[0]
+
+
+def cpu_isa_reason() -> str | None:
+    """Why the CPU kernels have no instruction set, in one line; None if they have one."""
+    return _ask_isa()[1]
+
+
+def _ask_isa() -> tuple[str | None, str | None]:
     if _reason is not None:
-        return None
+        return None, _reason
     try:
-        return str(torch.ops.dien_kernels._cpu_isa())
-    except (AttributeError, RuntimeError, NotImplementedError):  # a library without the CPU backend
-        return None
+        return str(torch.ops.dien_kernels._cpu_isa()), None
+    except (AttributeError, RuntimeError, NotImplementedError, ValueError) as error:
+        # A library without the CPU backend, or DIEN_KERNELS_ISA names what this machine lacks.
+        return None, str(error).strip().partition("\n")[0]
 
 
 def cpu_isa_verified() -> bool:

@@ -187,6 +187,9 @@ DIEN_INLINE T* kept_gates(const Job& job, int64_t units, const Row& row, int64_t
   return static_cast<T*>(job.gates) + (row.kept + step) * 4 * units;
 }
 
+// Whether any row reads a shared history. What no row reads must not enter a product: there may be NaN in it.
+inline bool is_read(const Job& job, int64_t u) { return job.first_reader[u] < job.first_reader[u + 1]; }
+
 // Shared histories: W_ih x of every step of one history, once for all its rows, without bias: [history step][3][Hp].
 template <class L, class T = typename L::Scalar>
 void project_history(const Job& job, const Shape<L>& s, const Weights<L>& w, const Row& row, T* xs, T* projection) {

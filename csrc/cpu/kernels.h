@@ -27,6 +27,7 @@ template <class L>
 void project_histories(const Job& job, const Shape<L>& shape, const Weights<L>& weights) {
   using T = typename L::Scalar;
   run_tasks(job, job.histories, [&](char* scratch, int64_t u) {
+    if (!is_read(job, u)) return;
     project_history<L>(job, shape, weights, job.history_rows[u], reinterpret_cast<T*>(scratch),
                        reinterpret_cast<T*>(job.projection));
   });

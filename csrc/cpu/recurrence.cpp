@@ -147,6 +147,13 @@ void plan_blocks(Job& job) {
   job.chunk_tokens = std::clamp<int64_t>((512 << 10) / token, 64, 512);
 }
 
+// A size in bytes or rows. Strides may be zero, so that a tensor can have more rows than any memory.
+int64_t product(int64_t a, int64_t b) {
+  int64_t result;
+  if (__builtin_mul_overflow(a, b, &result) || result > INT64_MAX / 4) throw std::bad_alloc();
+  return result;
+}
+
 // Up to here the weights are faster read as they lie: packing costs what four steps do.
 constexpr int64_t kFewTokens = 4;
 
@@ -173,17 +180,18 @@ void run(Job job, const Layout& layout, bool backward) {
 
   const auto rounded = [](int64_t n) { return (n + 63) / 64 * 64; };
   job.scratch_bytes = rounded(sizes.scratch);
-  const int64_t x_rows = job.jagged ? layout.x_rows : job.histories * job.steps;
-  const int64_t y_rows = job.jagged ? layout.attention_rows : job.batch * job.steps;
+  const int64_t x_rows = job.jagged ? layout.x_rows : product(job.histories, job.steps);
+  const int64_t y_rows = job.jagged ? layout.attention_rows : product(job.batch, job.steps);
   const std::pair<char**, int64_t> pieces[] = {
       {&job.packed, sizes.packed},
       {&job.partial, backward ? job.groups * sizes.partial : 0},
-      {&job.projection, job.shared ? x_rows * sizes.projection_row : 0},
-      {&job.shared_gradient, job.shared && backward ? y_rows * sizes.projection_row : 0},
+      {&job.projection, job.shared ? product(x_rows, sizes.projection_row) : 0},
+      {&job.shared_gradient, job.shared && backward ? product(y_rows, sizes.projection_row) : 0},
       {&job.scratch, job.threads.count * job.scratch_bytes},
   };
   int64_t total = 64;
-  for (const auto& [piece, bytes] : pieces) total += rounded(bytes);
+  for (const auto& [piece, bytes] : pieces)
+    if (__builtin_add_overflow(total, rounded(bytes), &total)) throw std::bad_alloc();
   plan.memory.reset(static_cast<char*>(std::aligned_alloc(64, total)));
   if (!plan.memory) throw std::bad_alloc();
   char* at = plan.memory.get();

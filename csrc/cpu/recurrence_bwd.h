@@ -71,6 +71,12 @@ struct Backward {
     const Partial sums = partial(group);
     for (int64_t u = group; u < job.histories; u += job.groups) {
       const Row& history = job.history_rows[u];
+      if (!is_read(job, u)) {
+        for (int64_t t = 0; job.dx && t < history.length; ++t)
+          zero_rows(job.dx, job.x.store, history.dx + t * job.dx_step, 1, s.I);
+        if (job.dx) zero_padding(job, job.dx, history.u, history.length, job.histories, s.I);
+        continue;
+      }
       for (int64_t from = 0; from < history.length; from += job.chunk_tokens) {
         const int64_t n = history.length - from < job.chunk_tokens ? history.length - from : job.chunk_tokens;
         for (int64_t t = 0; t < n; ++t) {

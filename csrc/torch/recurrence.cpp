@@ -11,6 +11,8 @@
 #include <initializer_list>
 #include <iterator>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -60,8 +62,13 @@ Tensor new_tensor(const Sizes& sizes, ScalarType type) {
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(std::data(sizes)[i], 1)) strides[i] = stride;
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), std::data(sizes), strides.data(),
-                                                  code_of(type), aoti_torch_device_type_cpu(), -1, &handle));
+  const auto error = aoti_torch_empty_strided(int64_t(sizes.size()), std::data(sizes), strides.data(), code_of(type),
+                                              aoti_torch_device_type_cpu(), -1, &handle);
+  if (error) {  // the shim keeps no words
+    std::string shape;
+    for (size_t i = 0; i < sizes.size(); ++i) shape += (i ? ", " : "") + std::to_string(std::data(sizes)[i]);
+    throw std::runtime_error("cannot allocate a result of shape [" + shape + "]: out of memory");
+  }
   return Tensor(handle);
 }
 

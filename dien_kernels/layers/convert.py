@@ -393,10 +393,13 @@ def _four_biases(
     if bias is None:
         return None, None
     check_storage(name, bias)
-    flat = bias.flatten()
     count = 4 if four else 3
-    if flat.shape[0] != count * hidden:
-        raise ValueError(f"{name} must hold {count} * H = {count * hidden} values, got shape {tuple(bias.shape)}")
+    shape = tuple(size for size in bias.shape if size != 1)  # layers and directions are 1
+    if shape not in ((count * hidden,), tuple(size for size in (count, hidden) if size != 1)):
+        raise ValueError(
+            f"{name} must have shape [{count}, H] = {(count, hidden)} or [{count} * H], got {tuple(bias.shape)}"
+        )
+    flat = bias.flatten()
     if not four:
         return _reorder(flat, order), None
     return _reorder(flat[: 3 * hidden], order), torch.cat((flat.new_zeros(2 * hidden), flat[3 * hidden :]))

@@ -1,52 +1,77 @@
-"""What the ops' ``autograd.Function``s share: the refusal of a second derivative.
+"""What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
 
-Room card. Lives here: ``differentiable_once``. May import: torch. Must not be here: any op's own derivative.
+Room card. Lives here: ``needs_autograd``, ``OnceFunction``, ``differentiable_once``. May import: torch. Must not be
+here: any op's own derivative.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+_ONCE = (
+    "dien_kernels' ops can be differentiated once, not twice, and in reverse mode only: their backward passes are "
+    "kernels without a derivative of their own"
+)
 
 
-class _Refuse(torch.autograd.Function):
-    """The identity, with an error for a derivative."""
+def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call must go through its Function: a raw op alone has no derivative, and would silently give zero.
+
+    A dual tensor of forward mode does not require a gradient; inside a level of it, the Function is there to refuse.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class OnceFunction(torch.autograd.Function):
+    """A Function with one derivative, in reverse mode."""
 
     @staticmethod
-    def forward(anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.view_as(t) for t in tensors)
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise NotImplementedError(_ONCE)
+
+
+class _Refuse(OnceFunction):
+    """The identity on the tensors behind the first ``count``, with an error for a derivative by any of them."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[count:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         return None
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "dien_kernels' ops can be differentiated once, not twice: their backward passes are kernels without "
-            "a derivative of their own"
-        )
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(_ONCE)
 
 
 def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """For ``backward`` methods: gradients that refuse to be differentiated.
 
     ``torch.autograd.function.once_differentiable`` does so only where the incoming gradient wants a derivative
-    itself; with a constant one (``y.sum()``) the terms that a second derivative lacks would go unnoticed.
+    itself; with a constant one (``y.sum()``) the terms that a second derivative lacks would go unnoticed. So the
+    gradients are made to hang on everything that they are functions of: what arrives, and what was saved.
     """
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors if torch.is_grad_enabled() and not torch.compiler.is_compiling() else ()
         with torch.no_grad():
             gradients = backward(ctx, *arriving)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        causes = [t for t in (*arriving, *saved) if t is not None and t.requires_grad]
+        if not causes or not saved:
             return gradients
         there = [g for g in gradients if g is not None]
-        refusing = iter(_Refuse.apply(torch.empty(0, requires_grad=True), *there))
+        refusing = iter(_Refuse.apply(len(causes), *causes, *there))
         return tuple(None if g is None else next(refusing) for g in gradients)
 
     return wrapped

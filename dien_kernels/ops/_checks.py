@@ -26,9 +26,24 @@ def autocast_dtype(like: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def autocast(value: Any, like: Tensor) -> Any:
+    """A big operand (or a list of them) in autocast's dtype where that is on; anything else as it came."""
+    dtype = autocast_dtype(like)
+    if dtype is None:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [autocast(v, like) for v in value]
+    if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return value.to(dtype)
+    return value
+
+
 def check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a {kind} one")
 
 
 def check_storage(name: str, value: Any) -> None:
@@ -59,7 +74,8 @@ def check_scalar_like(
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(value.shape)}")
     if value.dtype != compute:
         if value.dtype != like.dtype:
-            raise TypeError(f"{name} must have dtype {like.dtype} (as {like_name}) or {compute}, got {value.dtype}")
+            either = f"{like.dtype}" if like.dtype == compute else f"{like.dtype} (as {like_name}) or {compute}"
+            raise TypeError(f"{name} must have dtype {either}, got {value.dtype}")
         value = value.to(compute)
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
@@ -92,5 +108,5 @@ def check_index(
 
 
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, (str, int, type(None))) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -6,12 +6,13 @@ Room card. Lives here: ``Call`` (the facts), ``select`` (the choice, with every 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+
+from dien_kernels.ops._environment import choice
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -39,7 +40,7 @@ def _checked(name: str, where: str) -> str:
 
 
 # One process-wide word, not a ContextVar: Dynamo guards a plain global and recompiles when it changes.
-_forced = _checked(os.environ.get("DIEN_KERNELS_BACKEND", "auto"), "environment variable DIEN_KERNELS_BACKEND")
+_forced = choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS), "auto")
 
 
 @contextmanager

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from dien_kernels.ops._environment import choice as from_environment
 
 _CHOICES = ("recompute", "keep")
 
 
-def _checked(choice: str, where: str) -> str:
-    if choice not in _CHOICES:
-        raise ValueError(f"{where} must be one of {_CHOICES}, got {choice!r}")
-    return choice
-
-
-_choice = _checked(os.environ.get("DIEN_KERNELS_GATES", "keep"), "environment variable DIEN_KERNELS_GATES")
+_choice = from_environment("DIEN_KERNELS_GATES", _CHOICES, "keep")
 
 
 @contextmanager
 def use_gates(choice: str) -> Iterator[None]:
     """Inside the block, ``"keep"`` the gates of the forward (4 H values a step) or ``"recompute"`` them."""
     global _choice
-    before, _choice = _choice, _checked(choice, "use_gates(choice)")
+    if choice not in _CHOICES:
+        raise ValueError(f"use_gates(choice) must be one of {_CHOICES}, got {choice!r}")
+    before, _choice = _choice, choice
     try:
         yield
     finally:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dien_kernels.ops._checks import (
-    autocast_dtype,
     check_like,
     check_option,
     check_scalar_like,
@@ -95,18 +94,6 @@ def check_layers(
         shape = (1,) if tuple(slope.shape) == (1,) else (size,)
         checked_slopes.append(check_scalar_like(name, slope, shape, f"[1] or [M{i + 1}]", like, like_name))
     return Layers(list(weights), checked_biases, checked_slopes)
-
-
-def autocast(value: Any, like: Tensor) -> Any:
-    """A big operand (or a list of them) in autocast's dtype where that is on; anything else as it came."""
-    dtype = autocast_dtype(like)
-    if dtype is None:
-        return value
-    if isinstance(value, (list, tuple)):
-        return [autocast(v, like) for v in value]
-    if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return value.to(dtype)
-    return value
 
 
 class Tail:

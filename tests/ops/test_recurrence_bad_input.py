@@ -115,6 +115,16 @@ SHAPES = {
         arguments(history=index(0, 0, 1, 2), h0=...),
         r"attention must have shape .*\(4, 4\), got \(3, 4\)",
     ),
+    "x sparse": (TypeError, arguments(x=torch.ones(U, T, I).to_sparse()), r"x must be a dense .*sparse_coo"),
+    "w_hh sparse": (TypeError, arguments(w_hh=torch.ones(3 * H, H).to_sparse()), r"w_hh must be a dense .*sparse"),
+    "history of no history, with a mask": (
+        ValueError,
+        arguments(
+            x=torch.randn(0, T, I), attention=torch.rand(2, T), h0=..., history=index(0, 0), mask=torch.ones(0, T) > 0
+        ),
+        r"history must be empty where x has no history",
+    ),
+    "option of another type": (ValueError, arguments(padded=[1]), r"padded must be one of"),
     "attention with a feature": (
         ValueError,
         arguments(attention=torch.rand(U, T, 1)),
@@ -124,7 +134,7 @@ SHAPES = {
     "jagged attention of rank 2": (
         ValueError,
         jagged(attention=torch.rand(3, 4)),
-        r"attention must have shape",
+        r"attention must have one dimension",
     ),
     "attention of int64": (
         TypeError,

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from tests.cases import Case, actual, assert_matches, call, exact, make, running_on, target_params
+from dien_kernels import use_gates
+from tests.cases import Case, actual, assert_matches, call, exact, make, result_of, running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN = float("nan")
@@ -209,6 +210,24 @@ def test_unused_histories_have_zero_gradient(ragged: str, target: str) -> None:
         dx = actual(case, backend).tensors["d_x"]
     unused = dx[int(inputs.offsets[-2]) :] if inputs.offsets is not None else dx[-1]
     assert not unused.any()
+
+
+@pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("gates", ["keep", "recompute"])
+@pytest.mark.parametrize("kind", ["aigru", "authors"])
+@pytest.mark.parametrize("ragged", ["full", "lengths", "jagged"])
+def test_nan_in_an_unused_history_changes_nothing(ragged: str, kind: str, gates: str, target: str) -> None:
+    case = Case(kind, torch.float32, 6, 5, 3, 4, ragged, history=True)
+    inputs = make(case)
+    leaves = {name: leaf.detach().clone() for name, leaf in inputs.leaves.items()}
+    unused = slice(int(inputs.offsets[-2]), None) if inputs.offsets is not None else slice(-1, None)
+    leaves["x"][unused] = torch.nan
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    with running_on(target, case) as backend, use_gates(gates):
+        expected = actual(case, backend)
+        result = result_of(call(case, inputs, backend, **leaves), inputs, leaves)
+    for name, tensor in result:
+        assert torch.equal(tensor, expected.tensors[name]), name
 
 
 @pytest.mark.parametrize("target", target_params())

@@ -7,17 +7,18 @@ here: scores of different steps meet in the softmax only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import differentiable_once
-from dien_kernels.ops._checks import check_like, check_option, check_storage, check_tensor, compute_dtype
+from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
+from dien_kernels.ops._checks import autocast, check_like, check_option, check_storage, check_tensor, compute_dtype
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, autocast, check_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.attention import reference
 
@@ -57,7 +58,7 @@ def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[li
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(OnceFunction):
     @staticmethod
     def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
         return _FWD[backend](target, states, *_layers(counts, layers), lengths, offsets, mask, history, *options)
@@ -171,6 +172,10 @@ def attention_scores(
     check_option("normalize", normalize, ("softmax", None))
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    if scale is not None and not isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    check_option("activation", activation, ACTIVATIONS)
+    biases, slopes = biases or (), slopes or ()
     check_storage("states", states)
     check_tensor("target", target)
     target, weights, states = autocast(target, states), autocast(weights, states), autocast(states, states)
@@ -207,7 +212,7 @@ def attention_scores(
         normalize == "softmax",
     )
     tensors = layers.tensors()
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (target, states, *tensors)):
+    if needs_autograd((target, states, *tensors)):
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         scores: Tensor = _Attention.apply(
             name,

@@ -12,8 +12,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import differentiable_once
+from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
+    autocast,
     check_like,
     check_option,
     check_scalar_like,
@@ -23,7 +24,7 @@ from dien_kernels.ops._checks import (
 )
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, compact
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, autocast, check_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.auxiliary_loss import reference
 from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
@@ -60,7 +61,7 @@ def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[lis
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
 
-class _AuxiliaryLoss(torch.autograd.Function):
+class _AuxiliaryLoss(OnceFunction):
     @staticmethod
     def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
         return _FWD[backend](states, positive, negative, *_split(counts, layers), lengths, offsets, *options)
@@ -146,7 +147,7 @@ def auxiliary_loss(
         kind: ``"inner"`` or ``"mlp"``.
         activation: mlp only: ``"sigmoid"``, ``"relu"``, ``"prelu"`` or None, after every layer but the last.
         normalizer: as above; ``"padded"`` needs padded input.
-        eps: as above: a number of at least 0, or ``"clamp"``.
+        eps: as above: 0, a number up to 1 (and normal in the compute dtype), or ``"clamp"``.
         shift: False if positive and negative are already aligned with the states.
         backend: ``"auto"``, or a backend's name, which then runs or raises.
 
@@ -176,9 +177,13 @@ def auxiliary_loss(
         check_option("eps", eps, ("clamp",))
     elif isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a number or 'clamp', got {type(eps).__name__}")
-    elif not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be a finite number of at least 0, or 'clamp', got {eps}")
+    check_option("activation", activation, ACTIVATIONS)
+    weights, biases, slopes = weights or (), biases or (), slopes or ()
     check_storage("states", states)
+    if not isinstance(eps, str):
+        least = torch.finfo(compute_dtype(states.dtype)).tiny
+        if not (eps == 0 or least <= eps <= 1):
+            raise ValueError(f"eps must be 0, 'clamp' or a number from {least:.3g} to 1, got {eps}")
     check_tensor("positive", positive)
     check_tensor("negative", negative)
     positive, negative, weights, states = (autocast(v, states) for v in (positive, negative, weights, states))
@@ -202,7 +207,7 @@ def auxiliary_loss(
         int(shift),
     )
     tensors = layers.tensors()
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (states, positive, negative, *tensors)):
+    if needs_autograd((states, positive, negative, *tensors)):
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         loss: Tensor = _AuxiliaryLoss.apply(
             name, counts, options, states, positive, negative, ragged.lengths, ragged.offsets, *tensors

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops import _gates
-from dien_kernels.ops._autograd import differentiable_once
+from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
-    autocast_dtype,
+    autocast,
     check_like,
     check_option,
     check_scalar_like,
@@ -102,7 +102,7 @@ _FWD = {"cpu": raw("_recurrence_native_fwd"), "reference": raw("_recurrence_refe
 _BWD = {"cpu": raw("_recurrence_native_bwd"), "reference": raw("_recurrence_reference_bwd")}
 
 
-class _Recurrence(torch.autograd.Function):
+class _Recurrence(OnceFunction):
     @staticmethod
     def forward(backend, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, options):  # type: ignore[no-untyped-def]
         return _FWD[backend](x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options)
@@ -164,9 +164,7 @@ def recurrence(
     form = form_of(kind)
     call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset)
     name = select(call, backend)
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, attention, w_ih, w_hh, b_ih, b_hh, h0)
-    )
+    needs_grad = needs_autograd((x, attention, w_ih, w_hh, b_ih, b_hh, h0))
     options = Options(
         form.alpha0,
         form.alpha1,
@@ -208,14 +206,6 @@ def check_weights(
     return b_ih, b_hh
 
 
-def _autocast(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast the big operands take its dtype; attention, biases, h0, state and sums stay float32."""
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        return x.to(dtype), w_ih.to(dtype), w_hh.to(dtype)
-    return x, w_ih, w_hh
-
-
 def _run(
     kind: str,
     x: Tensor,
@@ -241,7 +231,8 @@ def _run(
     check_storage("x", x)
     check_tensor("w_ih", w_ih)
     check_tensor("w_hh", w_hh)
-    x, w_ih, w_hh = _autocast(x, w_ih, w_hh)
+    # Under autocast the big operands take its dtype; attention, biases, h0, state and sums stay float32.
+    w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
     ragged, index = check_ragged(x, "x", lengths, offsets, mask, history)
     b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh)
     jagged = offsets is not None
@@ -253,15 +244,18 @@ def _run(
         check_tensor("attention", attention)
         assert attention is not None
         if jagged:
-            rows = x.shape[0] if history is None else attention.shape[0] if attention.dim() == 1 else -1
-            meaning = "[N]" if history is None else "[steps of all rows]"
-            attention = check_scalar_like("attention", attention, (rows,), meaning, x, "x")
+            if attention.dim() != 1:
+                raise ValueError(f"attention must have one dimension with offsets, got shape {tuple(attention.shape)}")
+            rows = x.shape[0] if history is None else attention.shape[0]
+            attention = check_scalar_like("attention", attention, (rows,), "[N]", x, "x")
         else:
             attention = check_scalar_like("attention", attention, (batch, x.shape[1]), "[B, T]", x, "x")
     if h0 is not None:
         h0 = check_scalar_like("h0", h0, (batch, w_hh.shape[1]), "[B, H]", x, "x")
 
     row_index = index
+    if index is not None and ragged.history is not None and x.shape[0] == 0 and batch > 0:
+        raise ValueError(f"history must be empty where x has no history (U = 0), got {batch} rows")
     if index is not None:
         x = compact(x, index)
         if ragged.history is not None:  # the clamp only keeps this gather inside; the op reports the value

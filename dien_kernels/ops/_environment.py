@@ -1,0 +1,20 @@
+"""Choices from environment variables (docs/env.md)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+
+def choice(variable: str, allowed: tuple[str, ...], default: str) -> str:
+    """The variable's value; ``default`` where it is unset or empty, and with a warning where it is none of ``allowed``.
+
+    No error: ``import dien_kernels`` never fails.
+    """
+    value = os.environ.get(variable) or default
+    if value in allowed:
+        return value
+    warnings.warn(
+        f"environment variable {variable} must be one of {allowed}, got {value!r}: {default!r} is used", stacklevel=2
+    )
+    return default

@@ -1,0 +1,85 @@
+"""What none of the ops has, forward mode and second derivatives, is refused wherever somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dien_kernels import attention_scores, augru, auxiliary_loss
+from dien_kernels.ops._dispatch import use_backend
+
+REFUSAL = "differentiated once, not twice, and in reverse mode only"
+STATES = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def scalars() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Each op as a scalar function of its states alone, which is where a raw op would do without autograd."""
+    g = torch.Generator().manual_seed(1)
+
+    def values(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    w_ih, w_hh, attention, target, other = values(15, 3), values(15, 5), values(2, 4), values(2, 3), values(2, 4, 3)
+    return {
+        "augru": lambda x: augru(x, attention, w_ih, w_hh)[1].sum(),
+        "attention_scores": lambda x: attention_scores(target, x, normalize=None).square().sum(),
+        "auxiliary_loss": lambda x: auxiliary_loss(x, other, other.flip(0)),
+    }
+
+
+@pytest.fixture(params=["auto", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", list(scalars()))
+def test_forward_mode(name: str, backend: str) -> None:
+    function, tangent = scalars()[name], torch.ones_like(STATES)
+    with use_backend(backend):
+        with pytest.raises(NotImplementedError, match=REFUSAL):
+            torch.func.jvp(function, (STATES,), (tangent,))
+        with pytest.raises(NotImplementedError, match=REFUSAL), forward_ad.dual_level():
+            function(forward_ad.make_dual(STATES, tangent))
+        with forward_ad.dual_level():  # nothing dual in it: as always
+            assert torch.equal(function(STATES), function(STATES.clone()))
+
+
+def penalty(function: Callable[[Tensor], Tensor], layer: torch.nn.Module) -> Tensor:
+    """A gradient penalty behind a layer: the gradient is taken by the layer's input."""
+    leaf = STATES.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(function(layer(leaf)), leaf, create_graph=True)
+    return grad.square().sum()
+
+
+@pytest.mark.parametrize("name", list(scalars()))
+def test_second_derivative(name: str, backend: str) -> None:
+    function, layer = scalars()[name], torch.nn.Linear(3, 3, dtype=torch.float64)
+    leaf = STATES.clone().requires_grad_()
+    with use_backend(backend):
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            penalty(function, layer).backward()
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            penalty(function, layer).backward(inputs=[layer.weight])
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.autograd.grad(penalty(function, layer), [layer.weight])
+        (grad,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.autograd.grad(grad.square().sum() + leaf.sum(), leaf)
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.autograd.functional.hessian(function, STATES)
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.func.grad(lambda x: torch.func.grad(function)(x).square().sum())(STATES)
+
+
+@pytest.mark.parametrize("name", list(scalars()))
+def test_first_derivative_with_a_graph_is_the_same(name: str, backend: str) -> None:
+    function, leaf = scalars()[name], STATES.clone().requires_grad_()
+    with use_backend(backend):
+        (plain,) = torch.autograd.grad(function(leaf), leaf)
+        (graph,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        assert torch.equal(plain, graph)
+        assert torch.equal(plain, torch.func.grad(function)(STATES))
