@@ -27,7 +27,7 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
 
-TILE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values of z_1 alive at a time
+TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 NORMALIZERS = ("joint", "separate", "padded", "row")
 CLAMP = 100.0  # torch's binary cross entropy clamps the logarithm at -100
 
@@ -130,7 +130,7 @@ def _put(out: Tensor, index: Tensor | slice, rows: Tensor) -> None:
     if isinstance(index, slice):
         out[index] = rows
     else:
-        out.index_copy_(0, index, rows.to(out.dtype))
+        out.index_copy_(0, index, rows)
 
 
 def _f(z: Tensor, eps: float) -> Tensor:
@@ -265,23 +265,25 @@ def forward(flat: Flat, layers: Layers, pairs: Pairs, options: Options) -> Tenso
     return loss
 
 
-def backward(
-    dloss: Tensor, flat: Flat, layers: Layers, pairs: Pairs, options: Options
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """(L6) to (L8), the logits recomputed."""
+def forward_backward(
+    flat: Flat, layers: Layers, pairs: Pairs, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """(L1) to (L8) in one pass: the loss and its derivatives, in the compute dtype."""
     compute = compute_dtype(flat.states.dtype)
     scorer = _Scorer(layers, options, compute, flat.states.shape[1])
-    dstates, dpos, dneg = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in flat)
+    loss = flat.states.new_zeros((), dtype=compute)
+    dstates, dpos, dneg = (torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in flat)
     for chunk in _chunks(pairs, _width(flat, layers, options), flat.states.device.type):
         h = _take(flat.states, chunk.state, chunk.valid, compute)
         e = _behaviours(flat, chunk, compute)
         x, kept = scorer.forward(h, e)
-        dh, de = scorer.backward(_dterms(x, chunk, options) * dloss, h, e, kept)
+        loss += _terms(x, chunk, options)
+        dh, de = scorer.backward(_dterms(x, chunk, options), h, e, kept)
         de_pos, de_neg = _blocks(de, h.shape[0])
         _put(dstates, chunk.state, dh)
         _put(dpos, chunk.behaviour, de_pos[:, 0])
         _put(dneg, chunk.behaviour, de_neg)
-    return dstates, dpos, dneg, scorer.grads()
+    return loss, dstates, dpos, dneg, scorer.grads()
 
 
 # The backend cell: the same functions behind the raw ops' signatures.
@@ -299,14 +301,10 @@ def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *
     return forward(_flat(states, positive, negative), layers, pairs, opts)
 
 
-def bwd(dloss, states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
+def fwd_bwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
+    steps = None if offsets is not None else states.shape[1]
+    check_values(Ragged(lengths, offsets, None), steps, states.shape[0], None)
     pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    dstates, dpos, dneg, grads = backward(dloss, _flat(states, positive, negative), layers, pairs, opts)
-    inputs = layers.tensors()
-    return [
-        dstates.view(states.shape),
-        dpos.view(positive.shape),
-        dneg.view(negative.shape),
-        *(g.to(t.dtype) for g, t in zip(grads, inputs, strict=True)),
-    ]
+    loss, dstates, dpos, dneg, grads = forward_backward(_flat(states, positive, negative), layers, pairs, opts)
+    return [loss, dstates.view(states.shape), dpos.view(positive.shape), dneg.view(negative.shape), *grads]
