@@ -492,8 +492,8 @@ def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, his
     equal = None if offsets is None else _equal(states, offsets, history)
     if equal is not None:
         rows = states.reshape(target.shape[0], -1, states.shape[1])
-        scores = (t.reshape(rows.shape[:2]) for t in (da, out))
-        dq, dstates, grads = _backward_padded(*scores, target, rows, layers, equal, opts)
+        da, out = da.reshape(rows.shape[:2]), out.reshape(rows.shape[:2])
+        dq, dstates, grads = _backward_padded(da, out, target, rows, layers, equal, opts)
         dstates = dstates.view(states.shape)
     elif offsets is not None:
         pairs = _pairs(states, offsets, history, opts)
