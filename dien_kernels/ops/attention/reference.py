@@ -283,7 +283,8 @@ def _tiles(padded: Padded, steps: int, width: int, device: torch.device) -> Iter
 def _steps(states: Tensor, padded: Padded, tile: Tile, compute: torch.dtype) -> Tensor:
     """The states of a tile, zeros at invalid steps: a NaN there must not meet a product."""
     index = tile.rows if padded.history is None else padded.history[tile.rows]
-    k = states[:, : tile.steps][index].to(compute)
+    k = states[:, : tile.steps]
+    k = (k[index] if isinstance(index, slice) else k.index_select(0, index)).to(compute)
     return k if tile.valid is None else torch.where(tile.valid.unsqueeze(2), k, 0)
 
 
@@ -448,13 +449,20 @@ def _backward_jagged(
     return dq, dstates, grads
 
 
-def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> Padded | None:
-    """A jagged batch whose rows have equally many steps is a full padded one, where that may be read."""
-    batch = offsets.shape[0] - 1
-    if history is not None or not batch or not states.shape[0] or not reads_are_free(states.device):
+def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Tensor, Padded] | None:
+    """A jagged batch whose histories have equally many steps is a full padded one, where that may be read.
+
+    With shared histories only if (A5) pays: (A4) shares their part of it.
+    """
+    count = offsets.shape[0] - 1
+    if not count or not states.shape[0] or not reads_are_free(states.device):
         return None
     length = offsets.diff()
-    return Padded(None, length, None, True) if bool((length == length[0]).all()) else None
+    steps, hidden = states.shape[0] // count, states.shape[1]
+    if not bool((length == steps).all()) or not (history is None or matrix_a_row(steps, hidden)):
+        return None
+    length = length if history is None else length[history]
+    return states.reshape(count, steps, hidden), Padded(history, length, None, True)
 
 
 # The backend cell: the same functions behind the raw ops' signatures.
@@ -481,8 +489,7 @@ def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history
         equal = _equal(states, offsets, history)
         if equal is None:
             return _forward_jagged(target, states, layers, _pairs(states, offsets, history, opts), opts)
-        rows = states.reshape(target.shape[0], -1, states.shape[1])
-        return _forward_padded(target, rows, layers, equal, opts).flatten()
+        return _forward_padded(target, equal[0], layers, equal[1], opts).flatten()
     padded = _padded(states, lengths, mask, history, target.shape[0])
     return _forward_padded(target, states, layers, padded, opts)
 
@@ -491,9 +498,8 @@ def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, his
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     equal = None if offsets is None else _equal(states, offsets, history)
     if equal is not None:
-        rows = states.reshape(target.shape[0], -1, states.shape[1])
-        da, out = da.reshape(rows.shape[:2]), out.reshape(rows.shape[:2])
-        dq, dstates, grads = _backward_padded(da, out, target, rows, layers, equal, opts)
+        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (da, out))
+        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], opts)
         dstates = dstates.view(states.shape)
     elif offsets is not None:
         pairs = _pairs(states, offsets, history, opts)
