@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, Case
+from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, LOADERS, MODELS, Case
 
 
 class Inputs(NamedTuple):
@@ -17,13 +17,17 @@ class Inputs(NamedTuple):
     lengths: Tensor | None  # [B]; None where every row is full
     dresult: Tensor  # the gradient that comes from above; zero past each length
     valid: Tensor | None  # where results are compared; None: everywhere
+    data: Any = None  # what is read and has no derivative: a batch of ids, a log
 
     def to(self, dtype: torch.dtype) -> Inputs:
         leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in self.leaves.items()}
-        return Inputs(leaves, self.lengths, self.dresult.to(dtype), self.valid)
+        return self._replace(leaves=leaves, dresult=self.dresult.to(dtype))
 
 
-def _as_it_is(result: Tensor) -> Tensor:
+Tensors = dict[str, Tensor]
+
+
+def _as_it_is(result: Any) -> Any:
     return result
 
 
@@ -35,6 +39,10 @@ class Program(NamedTuple):
     note: str = ""
     dresult: Tensor | None = None  # where the result has another layout than the inputs' dresult
     padded: Callable[[Tensor], Tensor] = _as_it_is  # brings such a result back, for the comparison
+    as_inputs: Callable[[Tensors], Tensors] = _as_it_is  # brings gradients into the inputs' layout
+    optimise: Callable[[], object] | None = None  # with mode "step"
+    check: Callable[[], str | None] | None = None  # what is wrong with it; instead of the comparison
+    least_calls: int = 1  # in a visit
 
     def step(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
         """The thing to be timed: the forward, or forward and backward with fresh gradients."""
@@ -48,6 +56,8 @@ class Program(NamedTuple):
                 leaf.grad = None
             result = self.forward()
             torch.autograd.backward(result, dresult)
+            if self.optimise is not None:
+                self.optimise()
             return result
 
         return train
@@ -63,6 +73,14 @@ def draw_lengths(batch: int, steps: int, generator: torch.Generator) -> Tensor:
 def draw(case: Case) -> Inputs:
     """Seeded: every provider, process and commit measures the same numbers."""
     generator = torch.Generator().manual_seed(2018)
+    if case.op in MODELS:
+        from benchmarks import whole
+
+        return whole.draw(case, generator)
+    if case.op in LOADERS:
+        from benchmarks import loading
+
+        return loading.draw(case)
     batch, steps, _, hidden = case.size
 
     def normal(*shape: int) -> Tensor:

@@ -51,7 +51,7 @@ def _main(op: str, mode: str, *rest: str) -> None:
     batch, steps, inputs_size, hidden = map(int, size)
     case = Case("", op, mode, batch, steps, inputs_size, hidden, law, dtype, (provider,))
     torch.set_num_threads(int(threads))
-    with torch.inference_mode(not case.trains):
+    with torch.inference_mode(case.infers):
         for at in (case._replace(batch=2 * int(threads), steps=2), case):
             with torch.inference_mode(False):
                 inputs = draw(at)

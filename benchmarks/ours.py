@@ -7,14 +7,22 @@ from collections.abc import Callable
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, layers_of
-from benchmarks.registry import OURS, Case
+from benchmarks.registry import LOADERS, MODELS, OURS, Case
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
 from dien_kernels.ops import _gates
 
-NAMES = (OURS, "gates_keep", "gates_recompute")
+NAMES = (OURS, "gates_keep", "gates_recompute", "step_sparse", "step_reference", "step_mlp", "step_inner")
 
 
 def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto") -> Program:
+    if case.op in MODELS:
+        from benchmarks import whole
+
+        return whole.build(case, inputs, provider, backend)
+    if case.op in LOADERS:
+        from benchmarks import loading
+
+        return loading.build(case, inputs, provider)
     forward = _forward(case, inputs, backend)
     if provider != OURS:
         gates = provider.removeprefix("gates_")

@@ -12,6 +12,11 @@ OPS = {
     "attention": ("attention_bilinear", "attention_din"),
     "auxiliary_loss": ("auxiliary_inner", "auxiliary_mlp"),
 }
+# Whole models, by their auxiliary loss, and the loader by its worker processes.
+MODELS = ("dien_mlp", "dien_inner")
+LOADERS = ("loader_0", "loader_2")
+NAMES = (*sum(OPS.values(), ()), *MODELS, *LOADERS)
+MODES = ("fwd", "fwd+bwd", "call", "step", "load", "request")
 OURS = "dien_kernels"
 LAWS = ("full", "ragged")
 THREADS = (1, 2)  # what the targets speak of
@@ -23,9 +28,17 @@ SHORT_WIDTHS = (36, 64)
 CALL_WIDTHS = (36, 64, 128)
 UNIT_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64))
 
+STEP_BATCHES = (128, 1024)
+MODEL_SIZE = (100, 36, 36)  # T, I, H
+CANDIDATES = (1, 100, 1000)
+
 # The hidden widths of the papers' networks.
 DIN_WIDTHS = (80, 40)
 AUXILIARY_WIDTHS = (100, 50)
+MLP_WIDTHS = (200, 80)
+# Rows of the whole models' tables. An item is one row of each of the first two, side by side.
+ITEM_FIELDS = {"item": 50_000, "category": 1_000}
+USER_FIELDS = {"user": 10_000}
 
 RECURRENT_PEERS = {"gru": ("torch_gru_padded", "torch_gru_packed"), "augru": ("eager_loop",)}
 # Shown beside the others, without targets.
@@ -37,12 +50,14 @@ class Case(NamedTuple):
 
     suite: str
     op: str
-    mode: str  # "fwd", "fwd+bwd", or "call": a forward whose cost is the calling, not the arithmetic
+    # "fwd"; "fwd+bwd"; "call": a forward whose cost is the calling, not the arithmetic; "step": fwd+bwd with the
+    # optimiser's step; "load": the next batch; "request": a forward whose slow calls matter too
+    mode: str
     batch: int
     steps: int
     inputs: int
     hidden: int
-    law: str  # "full": every row has T steps; "ragged": between 1 and T, T/4 on average
+    law: str  # "full": every row has T steps; "ragged": between 1 and T, T/4 on average; "log": as the log has them
     dtype: str
     providers: tuple[str, ...]
 
@@ -52,7 +67,11 @@ class Case(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        return self.mode == "fwd+bwd"
+        return self.mode in ("fwd+bwd", "step")
+
+    @property
+    def infers(self) -> bool:
+        return self.mode in ("fwd", "call", "request")
 
     def __str__(self) -> str:
         return f"{self.suite}: {self.op} {self.mode} {self.law} B,T,I,H={','.join(map(str, self.size))}"
@@ -89,7 +108,33 @@ def _units() -> Iterator[Case]:
             yield Case("units", op, mode, *size, law, "float32", (OURS, peers[room]))
 
 
-_SUITES = {"speed": _speed, "short": _short, "latency": _latency, "gates": _gates, "units": _units}
+def _step() -> Iterator[Case]:
+    peers = {"dien_mlp": ("deepctr_dien",), "dien_inner": ()}
+    for batch, law, op in product(STEP_BATCHES, LAWS, MODELS):
+        providers = (OURS, "step_sparse", "step_reference", *peers[op])
+        yield Case("step", op, "step", batch, *MODEL_SIZE, law, "float32", providers)
+
+
+def _loader() -> Iterator[Case]:
+    for batch, op in product(STEP_BATCHES, LOADERS):
+        yield Case("loader", op, "load", batch, *MODEL_SIZE, "log", "float32", (OURS, "step_mlp", "step_inner"))
+
+
+def _score() -> Iterator[Case]:
+    for count in CANDIDATES:
+        yield Case("score", "dien_mlp", "request", count, *MODEL_SIZE, "full", "float32", (OURS, "deepctr_dien"))
+
+
+_SUITES = {
+    "speed": _speed,
+    "short": _short,
+    "latency": _latency,
+    "gates": _gates,
+    "units": _units,
+    "step": _step,
+    "loader": _loader,
+    "score": _score,
+}
 SUITES = tuple(_SUITES)
 
 
@@ -103,21 +148,28 @@ def tiny(case: Case) -> Case:
     return case._replace(batch=min(case.batch, 4), steps=min(case.steps, 6), inputs=5, hidden=5)
 
 
+# Batch sizes that a suite's targets speak of, where not of all.
+TARGET_BATCHES: dict[str, tuple[int, ...]] = {"step": (128,)}
 # How many times faster than a provider ours must at least be, by width H:
 # (suite, op, mode, law, provider) -> {H: ratio}. What is not here has no target.
-TARGETS: dict[tuple[str, str, str, str, str], dict[int, float]] = {
-    ("speed", "gru", "fwd", "full", "torch_gru_padded"): {36: 1.8, 64: 1.4, 128: 1.4},
-    ("speed", "gru", "fwd", "ragged", "torch_gru_padded"): {36: 6.0, 64: 5.0, 128: 4.0},
-    ("speed", "gru", "fwd", "ragged", "torch_gru_packed"): {36: 3.0, 64: 2.0, 128: 1.4},
-    ("speed", "gru", "fwd+bwd", "full", "torch_gru_padded"): {36: 2.0, 64: 1.6, 128: 1.2},
-    ("speed", "gru", "fwd+bwd", "full", "torch_gru_packed"): {36: 3.0, 64: 3.0, 128: 3.0},
-    ("speed", "gru", "fwd+bwd", "ragged", "torch_gru_packed"): {36: 4.0, 64: 4.0, 128: 4.0},
-    ("speed", "augru", "fwd+bwd", "full", "eager_loop"): {36: 2.5, 64: 1.6, 128: 1.1},
-    ("speed", "augru", "fwd+bwd", "ragged", "eager_loop"): {36: 5.0, 64: 4.0, 128: 3.0},
-} | {
-    ("short", "gru", mode, law, peer): dict.fromkeys(SHORT_WIDTHS, 1.0)
-    for mode, law, peer in product(("fwd", "fwd+bwd"), LAWS, RECURRENT_PEERS["gru"])
-}
+TARGETS: dict[tuple[str, str, str, str, str], dict[int, float]] = (
+    {
+        ("speed", "gru", "fwd", "full", "torch_gru_padded"): {36: 1.8, 64: 1.4, 128: 1.4},
+        ("speed", "gru", "fwd", "ragged", "torch_gru_padded"): {36: 6.0, 64: 5.0, 128: 4.0},
+        ("speed", "gru", "fwd", "ragged", "torch_gru_packed"): {36: 3.0, 64: 2.0, 128: 1.4},
+        ("speed", "gru", "fwd+bwd", "full", "torch_gru_padded"): {36: 2.0, 64: 1.6, 128: 1.2},
+        ("speed", "gru", "fwd+bwd", "full", "torch_gru_packed"): {36: 3.0, 64: 3.0, 128: 3.0},
+        ("speed", "gru", "fwd+bwd", "ragged", "torch_gru_packed"): {36: 4.0, 64: 4.0, 128: 4.0},
+        ("speed", "augru", "fwd+bwd", "full", "eager_loop"): {36: 2.5, 64: 1.6, 128: 1.1},
+        ("speed", "augru", "fwd+bwd", "ragged", "eager_loop"): {36: 5.0, 64: 4.0, 128: 3.0},
+    }
+    | {
+        ("short", "gru", mode, law, peer): dict.fromkeys(SHORT_WIDTHS, 1.0)
+        for mode, law, peer in product(("fwd", "fwd+bwd"), LAWS, RECURRENT_PEERS["gru"])
+    }
+    | {("step", "dien_mlp", "step", law, "deepctr_dien"): {36: 4.0} for law in LAWS}
+    | {("loader", op, "load", "log", step): {36: 5.0} for op, step in product(LOADERS, ("step_mlp", "step_inner"))}
+)
 # How long one call of ours may last, in microseconds: (suite, op, mode) -> limit.
 LIMITS_US: dict[tuple[str, str, str], float] = {
     ("latency", "gru", "call"): 30.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.registry import LIMITS_US, TARGETS, THREADS, cases
+from benchmarks.registry import LIMITS_US, TARGET_BATCHES, TARGETS, THREADS, cases
 from benchmarks.store import Row
 
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
@@ -15,13 +15,20 @@ _TITLES = {
     "latency": "One call at B = T = 1, inference",
     "gates": "Gates recomputed in the backward instead of kept (ratio: recomputed to kept)",
     "units": "Attention scores and auxiliary loss",
+    "step": "A training step of the whole DIEN (I = 18 + 18, samples/s in brackets)",
+    "loader": "The next batch of the loader, against a training step on the same batches (samples/s in brackets)",
+    "score": "Scores of B candidates for one history",
 }
+_PER_SECOND = ("step", "loader")
 _PROBLEM = ("suite", "op", "mode", "law", "B", "T", "I", "H", "dtype")
 Problem = tuple[str, ...]
 
 
 def target(row: Row) -> float | None:
     """The least ratio asked for against this provider."""
+    batches = TARGET_BATCHES.get(row["suite"])
+    if batches is not None and int(row["B"]) not in batches:
+        return None
     widths = TARGETS.get((row["suite"], row["op"], row["mode"], row["law"], row["provider"]), {})
     return widths.get(int(row["H"]))
 
@@ -54,7 +61,15 @@ def _is_base(row: Row) -> bool:
 
 
 def _time(row: Row) -> str:
-    us = float(row["p50_us"])
+    text = _duration(float(row["p50_us"]))
+    if row.get("p99_us"):
+        text += f", p99 {_duration(float(row['p99_us']))}"
+    if row["suite"] in _PER_SECOND:
+        text += f" ({1e6 * int(row['B']) / float(row['p50_us']):,.0f})"
+    return text
+
+
+def _duration(us: float) -> str:
     return f"{us:.1f} µs" if us < 1e3 else f"{us / 1e3:.2f} ms" if us < 1e5 else f"{us / 1e3:.0f} ms"
 
 
@@ -106,6 +121,7 @@ def _count(rows: list[Row]) -> str:
             "op": case.op,
             "mode": case.mode,
             "law": case.law,
+            "B": str(case.batch),
             "H": str(case.hidden),
         }
         held = [shared | {"provider": provider} for provider in case.providers]

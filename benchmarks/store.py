@@ -29,6 +29,7 @@ COLUMNS = (
         "p20_us",
         "p50_us",
         "p80_us",
+        "p99_us",
         "ratio",
         "ratio_p20",
         "ratio_p80",

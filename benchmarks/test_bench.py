@@ -1,6 +1,7 @@
 """Single providers under pytest-benchmark: ``pytest benchmarks --benchmark-only``, for comparing commits.
 
-Ratios come from the interleaving runner instead. Threads are those of OMP_NUM_THREADS.
+Ratios come from the interleaving runner instead. Threads are those of OMP_NUM_THREADS. Without ``--benchmark-only``
+also: whole models and the loader at tiny sizes, ``pytest benchmarks -k tiny``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.registry import Case, cases
-from benchmarks.timing import fault, prepare, truth
+from benchmarks.registry import MODELS, Case, cases, tiny
+from benchmarks.timing import fault, inputs_of, measure, prepare
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]
 
@@ -30,11 +31,58 @@ def _no_garbage_collection() -> Iterator[None]:
 def test_speed(case: Case, provider: str, benchmark: Any) -> None:
     benchmark.group = str(case)
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    inputs = truth(case)[0]
+    inputs = inputs_of(case)
     try:
         program = prepare(case, provider, inputs)
     except LookupError as reason:
         pytest.skip(f"{provider} is absent: {reason}")
     assert fault(program, case) is None
-    with torch.inference_mode(not case.trains):
+    with torch.inference_mode(case.infers):
         benchmark(program.step(case, inputs))
+
+
+WHOLE = list(dict.fromkeys(tiny(case) for suite in ("step", "loader", "score") for case in cases(suite)))
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: str(case).replace(" ", "-"))
+def test_tiny(case: Case) -> None:
+    """Every provider is right, where it is there at all, and has numbers."""
+    rows = measure(case, 1, 0.0, with_memory=False)
+    for row in rows:
+        if not row["note"].startswith("absent"):
+            assert float(row["p50_us"]) > 0, row
+            assert ("p99_us" in row) == (case.mode == "request")
+
+
+@pytest.mark.parametrize("op", MODELS)
+def test_tiny_steps_go_the_same_way(op: str) -> None:
+    """Ten steps of Adam: the loss falls, and by the same steps for every provider with dense gradients."""
+    case = next(c for c in WHOLE if c.suite == "step" and c.op == op and c.law == "ragged")
+    inputs, losses = inputs_of(case), {}
+    for provider in case.providers:
+        try:
+            step = prepare(case, provider, inputs).step(case, inputs)
+        except LookupError:
+            continue
+        losses[provider] = [float(step().detach()) for _ in range(10)]
+    for provider, falling in losses.items():
+        assert falling[-1] < falling[0], provider
+        if provider != "step_sparse":
+            assert falling == pytest.approx(losses["dien_kernels"], rel=1e-3)
+
+
+def test_tiny_weights_come_back_from_deepctr() -> None:
+    """The peer has our weights: its cell, read by the loader of the layers, is our evolution."""
+    from benchmarks.peers import deepctr_dien
+    from dien_kernels.layers import AUGRU, from_deepctr_torch
+
+    if deepctr_dien.absent():
+        pytest.skip(str(deepctr_dien.absent()))
+    case = next(c for c in WHOLE if "deepctr_dien" in c.providers)
+    inputs = inputs_of(case)
+    leaves = deepctr_dien.build(case, inputs).leaves
+    names = ("weight_ih", "weight_hh", "bias_ih")
+    layer = AUGRU.from_weights(from_deepctr_torch(*(leaves[f"evolution.{n}"].detach() for n in names)))
+    for name in names:
+        torch.testing.assert_close(getattr(layer, name), inputs.leaves[f"evolution.{name}"])
+    assert layer.bias_hh is layer.bias_ih

@@ -1,6 +1,6 @@
 """What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
 
-Room card. Lives here: ``needs_autograd``, ``OnceFunction``, ``differentiable_once``. May import: torch. Must not be
+Room card. Lives here: ``needs_autograd``, ``differentiable_once``. May import: torch. Must not be
 here: any op's own derivative.
 """
 
@@ -14,31 +14,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_ONCE = (
-    "dien_kernels' ops can be differentiated once, not twice, and in reverse mode only: their backward passes are "
-    "kernels without a derivative of their own"
-)
-
 
 def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call must go through its Function: a raw op alone has no derivative, and would silently give zero.
 
-    A dual tensor of forward mode does not require a gradient; inside a level of it, the Function is there to refuse.
+    A dual tensor of forward mode does not require a gradient; inside a level of it, the Function, which has no ``jvp``,
+    is there to refuse.
     """
     if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-class OnceFunction(torch.autograd.Function):
-    """A Function with one derivative, in reverse mode."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        raise NotImplementedError(_ONCE)
-
-
-class _Refuse(OnceFunction):
+class _Refuse(torch.autograd.Function):
     """The identity on the tensors behind the first ``count``, with an error for a derivative by any of them."""
 
     @staticmethod
@@ -51,7 +39,10 @@ class _Refuse(OnceFunction):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
-        raise RuntimeError(_ONCE)
+        raise RuntimeError(
+            "dien_kernels' ops can be differentiated once, not twice: their backward passes are kernels without a "
+            "derivative of their own"
+        )
 
 
 def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:

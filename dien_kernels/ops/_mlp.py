@@ -137,7 +137,7 @@ class Tail:
             self.db[i] += d.sum(0)
             d = d @ self.weights[i]
             if self.activation == "sigmoid":
-                d = torch.ops.aten.sigmoid_backward(d, a)
+                d = torch.ops.aten.sigmoid_backward.grad_input(d, a, grad_input=d)
             elif self.activation == "relu":
                 d = torch.where(a <= 0, 0, d)  # so written, NaN in a lets the gradient through, as in torch
             elif self.activation == "prelu":

@@ -485,8 +485,7 @@ def test_opcheck(kind: str) -> None:
         options = (kind == "inner", 0, 0, 0.0, 1)
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(ops._auxiliary_loss_reference_fwd.default, (*args, *options), test_utils=tests)
-        dloss = torch.tensor(0.5, dtype=torch.float64)
-        torch.library.opcheck(ops._auxiliary_loss_reference_bwd.default, (dloss, *args, *options), test_utils=tests)
+        torch.library.opcheck(ops._auxiliary_loss_reference_fwd_bwd.default, (*args, *options), test_utils=tests)
 
 
 def test_compile_without_a_break() -> None:

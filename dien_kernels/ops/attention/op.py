@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import autocast, check_like, check_option, check_storage, check_tensor, compute_dtype
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged
@@ -58,7 +58,7 @@ def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[li
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
 
-class _Attention(OnceFunction):
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
         return _FWD[backend](target, states, *_layers(counts, layers), lengths, offsets, mask, history, *options)

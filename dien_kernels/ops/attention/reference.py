@@ -30,7 +30,7 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
 
-TILE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values of z_1 alive at a time
+TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 
 
 class Options(NamedTuple):
@@ -81,12 +81,12 @@ class _Bilinear:
     def share(self, states: Tensor) -> None: ...
 
     def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
-        return (k * self.v[row]).sum(1) * self.scale
+        return (k * self.v.index_select(0, row)).sum(1) * self.scale
 
     def flat_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
         de = (de * self.scale).unsqueeze(1)
         add_rows(self.dv, row, de * k)
-        return de * self.v[row]
+        return de * self.v.index_select(0, row)
 
     def share_backward(self, states: Tensor, dstates: Tensor) -> None: ...
 
@@ -156,9 +156,12 @@ class _Din:
         self.shared = linear(states, self.w_step)
 
     def _z_flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> tuple[Tensor, Tensor]:
-        step = linear(k, self.w_step) if self.shared is None else self.shared[source]
-        p = k * self.q[row]
-        return linear(p, self.w_p).add_(step).add_(self.r[row]), p
+        p = k * self.q.index_select(0, row)
+        z = torch.addmm(self.r.index_select(0, row), p, self.w_p.t())
+        if self.shared is None:
+            return z.addmm_(k, self.w_step.t()), p
+        assert source is not None
+        return z.add_(self.shared.index_select(0, source)), p
 
     def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
         e, _ = self.tail.forward(self._z_flat(row, source, k)[0])
@@ -172,7 +175,7 @@ class _Din:
         self.dw_p.addmm_(dz.t(), p)  # (A9)
         dp = dz @ self.w_p
         add_rows(self.dq, row, dp * k)  # (A10)
-        dk = dp * self.q[row]  # (A11), with the step term here or in share_backward
+        dk = dp.mul_(self.q.index_select(0, row))  # (A11), with the step term here or in share_backward
         if self.d_shared is None:
             self.dw_step.addmm_(dz.t(), k)
             return dk.addmm_(dz, self.w_step)
@@ -280,7 +283,8 @@ def _tiles(padded: Padded, steps: int, width: int, device: torch.device) -> Iter
 def _steps(states: Tensor, padded: Padded, tile: Tile, compute: torch.dtype) -> Tensor:
     """The states of a tile, zeros at invalid steps: a NaN there must not meet a product."""
     index = tile.rows if padded.history is None else padded.history[tile.rows]
-    k = states[:, : tile.steps][index].to(compute)
+    k = states[:, : tile.steps]
+    k = (k[index] if isinstance(index, slice) else k.index_select(0, index)).to(compute)
     return k if tile.valid is None else torch.where(tile.valid.unsqueeze(2), k, 0)
 
 
@@ -377,7 +381,7 @@ def _chunks(pairs: Pairs, width: int, device: torch.device) -> Iterator[slice]:
 
 
 def _pair_steps(states: Tensor, pairs: Pairs, chunk: slice, compute: torch.dtype) -> Tensor:
-    k = (states[chunk] if pairs.source is None else states[pairs.source[chunk]]).to(compute)
+    k = (states[chunk] if pairs.source is None else states.index_select(0, pairs.source[chunk])).to(compute)
     return k if pairs.valid is None else torch.where(pairs.valid[chunk].unsqueeze(1), k, 0)
 
 
@@ -445,6 +449,22 @@ def _backward_jagged(
     return dq, dstates, grads
 
 
+def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Tensor, Padded] | None:
+    """A jagged batch whose histories have equally many steps is a full padded one, where that may be read.
+
+    With shared histories only if (A5) pays: (A4) shares their part of it.
+    """
+    count = offsets.shape[0] - 1
+    if not count or not states.shape[0] or not reads_are_free(states.device):
+        return None
+    length = offsets.diff()
+    steps, hidden = states.shape[0] // count, states.shape[1]
+    if not bool((length == steps).all()) or not (history is None or matrix_a_row(steps, hidden)):
+        return None
+    length = length if history is None else length[history]
+    return states.reshape(count, steps, hidden), Padded(history, length, None, True)
+
+
 # The backend cell: the same functions behind the raw ops' signatures.
 
 
@@ -466,14 +486,22 @@ def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history
     layers, opts = Layers(weights, biases, slopes), Options(*options)
     _check(states, lengths, offsets, history, opts)
     if offsets is not None:
-        return _forward_jagged(target, states, layers, _pairs(states, offsets, history, opts), opts)
+        equal = _equal(states, offsets, history)
+        if equal is None:
+            return _forward_jagged(target, states, layers, _pairs(states, offsets, history, opts), opts)
+        return _forward_padded(target, equal[0], layers, equal[1], opts).flatten()
     padded = _padded(states, lengths, mask, history, target.shape[0])
     return _forward_padded(target, states, layers, padded, opts)
 
 
 def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, history, out, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
-    if offsets is not None:
+    equal = None if offsets is None else _equal(states, offsets, history)
+    if equal is not None:
+        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (da, out))
+        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], opts)
+        dstates = dstates.view(states.shape)
+    elif offsets is not None:
         pairs = _pairs(states, offsets, history, opts)
         dq, dstates, grads = _backward_jagged(da, out, target, states, layers, pairs, opts)
     else:

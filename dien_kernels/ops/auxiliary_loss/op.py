@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -35,25 +35,28 @@ _TENSORS = (
 )
 _OPTIONS = "bool inner, int activation, int normalizer, float eps, int ahead"
 FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor"
-BWD_SCHEMA = f"(Tensor dloss, {_TENSORS}, {_OPTIONS}) -> Tensor[]"
+# The loss, then its derivative by each tensor of floats, in the compute dtype.
+FWD_BWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor[]"
 
 
 def _fake_fwd(states, *rest):  # type: ignore[no-untyped-def]
     return states.new_empty((), dtype=compute_dtype(states.dtype))
 
 
-def _fake_bwd(dloss, states, positive, negative, weights, biases, slopes, *rest):  # type: ignore[no-untyped-def]
-    return [t.new_empty(t.shape) for t in (states, positive, negative, *weights, *biases, *slopes)]
+def _fake_fwd_bwd(states, positive, negative, weights, biases, slopes, *rest):  # type: ignore[no-untyped-def]
+    compute = compute_dtype(states.dtype)
+    inputs = (states, positive, negative, *weights, *biases, *slopes)
+    return [_fake_fwd(states), *(t.new_empty(t.shape, dtype=compute) for t in inputs)]
 
 
 define_raw("_auxiliary_loss_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_auxiliary_loss_reference_bwd", BWD_SCHEMA, _fake_bwd)
+define_raw("_auxiliary_loss_reference_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
 implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
-implement_raw("_auxiliary_loss_reference_bwd", reference.bwd)
+implement_raw("_auxiliary_loss_reference_fwd_bwd", reference.fwd_bwd)
 register_backend("auxiliary_loss", "reference", reference.refuses)
 
 _FWD = {"reference": raw("_auxiliary_loss_reference_fwd")}
-_BWD = {"reference": raw("_auxiliary_loss_reference_bwd")}
+_FWD_BWD = {"reference": raw("_auxiliary_loss_reference_fwd_bwd")}
 
 
 def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -61,26 +64,34 @@ def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[lis
     return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
 
 
-class _AuxiliaryLoss(OnceFunction):
+class _AuxiliaryLoss(torch.autograd.Function):
+    """The derivative of a scalar is known but for a factor: it is computed with the loss, and scaled in the backward.
+
+    So nothing is computed twice and no logits are kept; what is kept has the inputs' size. The inputs are saved only so
+    that a second derivative can be refused by each of them.
+    """
+
     @staticmethod
     def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
-        return _FWD[backend](states, positive, negative, *_split(counts, layers), lengths, offsets, *options)
+        split = _split(counts, layers)
+        return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        ctx.backend, ctx.counts, ctx.options, *tensors = inputs
+        _, _, _, states, positive, negative, _, _, *layers = inputs
+        ctx.count = len(output) - 1
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:], states, positive, negative, *layers)
 
     @staticmethod
     @differentiable_once
-    def backward(ctx, dloss):  # type: ignore[no-untyped-def]
-        states, positive, negative, lengths, offsets, *layers = ctx.saved_tensors
+    def backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
         if dloss is None:
-            return (None,) * (8 + len(layers))
-        dstates, dpos, dneg, *dlayers = _BWD[ctx.backend](
-            dloss, states, positive, negative, *_split(ctx.counts, layers), lengths, offsets, *ctx.options
-        )
+            return (None,) * (5 + ctx.count)
+        gradients, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        scaled = [(d * dloss).to(t.dtype) for d, t in zip(gradients, inputs, strict=True)]
+        dstates, dpos, dneg, *dlayers = scaled
         return (None, None, None, dstates, dpos, dneg, None, None, *dlayers)
 
 
@@ -211,7 +222,7 @@ def auxiliary_loss(
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         loss: Tensor = _AuxiliaryLoss.apply(
             name, counts, options, states, positive, negative, ragged.lengths, ragged.offsets, *tensors
-        )
+        )[0]
     else:
         loss = _FWD[name](states, positive, negative, *layers, ragged.lengths, ragged.offsets, *options)
     return loss

@@ -27,7 +27,7 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
 
-TILE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values of z_1 alive at a time
+TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 NORMALIZERS = ("joint", "separate", "padded", "row")
 CLAMP = 100.0  # torch's binary cross entropy clamps the logarithm at -100
 
@@ -121,8 +121,16 @@ def _chunks(pairs: Pairs, width: int, device: str) -> Iterator[Pairs]:
 
 def _take(flat: Tensor, index: Tensor | slice, valid: Tensor | None, compute: torch.dtype) -> Tensor:
     """Rows in the compute dtype, zeros where invalid: a NaN there must not meet a product."""
-    rows = flat[index].to(compute)
+    rows = (flat[index] if isinstance(index, slice) else flat.index_select(0, index)).to(compute)
     return rows if valid is None else torch.where(valid.reshape((-1,) + (1,) * (rows.dim() - 1)), rows, 0)
+
+
+def _put(out: Tensor, index: Tensor | slice, rows: Tensor) -> None:
+    """The inverse of ``_take``: no row is named twice."""
+    if isinstance(index, slice):
+        out[index] = rows
+    else:
+        out.index_copy_(0, index, rows)
 
 
 def _f(z: Tensor, eps: float) -> Tensor:
@@ -143,7 +151,10 @@ def _df(z: Tensor, eps: float) -> Tensor:
 
 
 class _Scorer:
-    """(L1) or (L2) for a chunk of pairs: logits [p, 1 + K], the positive first, and their derivative."""
+    """(L1) or (L2) for a chunk of pairs, and their derivative: logits x [p (1 + K)], first those of the positives.
+
+    e [p (1 + K), D] are the behaviours in the same order: p positives, then K negatives of each pair.
+    """
 
     def __init__(self, layers: Layers, options: Options, compute: torch.dtype, hidden: int) -> None:
         self.inner, self.layers = options.inner, layers
@@ -157,23 +168,26 @@ class _Scorer:
             self.tail.zero_grads()
 
     def forward(self, h: Tensor, e: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """h [p, H] and e [p, 1 + K, D]"""
         if self.inner:
-            return torch.bmm(e, h.unsqueeze(2)).squeeze(2), []
-        z = linear(e, self.w_e).add_(linear(h, self.w_h, self.bias).unsqueeze(1))
-        x, kept = self.tail.forward(z.flatten(0, 1))
-        return x.view(e.shape[:2]), kept
+            return torch.cat([(part * h.unsqueeze(1)).sum(2).flatten() for part in _blocks(e, h.shape[0])]), []
+        z, r = linear(e, self.w_e), linear(h, self.w_h, self.bias).unsqueeze(1)
+        for part in _blocks(z, h.shape[0]):
+            part.add_(r)
+        x, kept = self.tail.forward(z)
+        return x.squeeze(1), kept
 
     def backward(self, dx: Tensor, h: Tensor, e: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """dh [p, H] and de"""
+        pairs = h.shape[0]
         if self.inner:  # (L7)
-            return torch.bmm(dx.unsqueeze(1), e).squeeze(1), dx.unsqueeze(2) * h.unsqueeze(1)
-        dz = self.tail.backward(dx.reshape(-1, 1), kept)  # (L8)
-        self.dw_e.addmm_(dz.t(), e.flatten(0, 1))
-        de = (dz @ self.w_e).view(e.shape)
-        dr = dz.view(*e.shape[:2], -1).sum(1)
+            de = torch.cat([(part * h.unsqueeze(1)).flatten(0, 1) for part in _blocks(dx.unsqueeze(1), pairs)])
+            return _sum_blocks(dx.unsqueeze(1) * e, pairs), de
+        dz = self.tail.backward(dx.unsqueeze(1), kept)  # (L8)
+        self.dw_e.addmm_(dz.t(), e)
+        dr = _sum_blocks(dz, pairs)
         self.dw_h.addmm_(dr.t(), h)
         self.db += dr.sum(0)
-        return dr @ self.w_h, de
+        return dr @ self.w_h, dz @ self.w_e
 
     def grads(self) -> list[Tensor]:
         if self.inner:
@@ -183,6 +197,17 @@ class _Scorer:
             all_biases = (self.db, *self.tail.db)
             biases = [d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)]
         return [torch.cat((self.dw_h, self.dw_e), 1), *self.tail.dw, *biases, *self.tail.ds]
+
+
+def _blocks(rows: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Views of the positives' rows [p, 1, .] and the negatives' [p, K, .]."""
+    return rows[:pairs].unsqueeze(1), rows[pairs:].view(pairs, -1, *rows.shape[1:])
+
+
+def _sum_blocks(rows: Tensor, pairs: int) -> Tensor:
+    """Over the positive and the negatives of each pair: [p, .]."""
+    positive, negatives = _blocks(rows, pairs)
+    return positive[:, 0] + (negatives[:, 0] if negatives.shape[1] == 1 else negatives.sum(1))
 
 
 class Flat(NamedTuple):
@@ -200,13 +225,32 @@ def _flat(states: Tensor, positive: Tensor, negative: Tensor) -> Flat:
 
 
 def _behaviours(flat: Flat, chunk: Pairs, compute: torch.dtype) -> Tensor:
+    """[p (1 + K), D], as ``_Scorer`` wants them."""
     positive = _take(flat.positive, chunk.behaviour, chunk.valid, compute)
-    return torch.cat((positive.unsqueeze(1), _take(flat.negative, chunk.behaviour, chunk.valid, compute)), 1)
+    return torch.cat((positive, _take(flat.negative, chunk.behaviour, chunk.valid, compute).flatten(0, 1)))
 
 
 def _width(flat: Flat, layers: Layers, options: Options) -> int:
     one = flat.positive.shape[1] if options.inner else layers.weights[0].shape[0]
     return one * (1 + flat.negative.shape[1])
+
+
+def _terms(x: Tensor, chunk: Pairs, options: Options) -> Tensor:
+    """(L3), (L4) of a chunk from its logits: a scalar."""
+    positive, negatives = _blocks(x, chunk.w_pos.shape[0])
+    value = _f(positive[:, 0], options.eps) * chunk.w_pos + _f(-negatives, options.eps).sum(1) * chunk.w_neg
+    return (value if chunk.valid is None else torch.where(chunk.valid, value, 0)).sum()
+
+
+def _dterms(x: Tensor, chunk: Pairs, options: Options) -> Tensor:
+    """(L6): the derivative by the logits."""
+    positive, negatives = _blocks(x, chunk.w_pos.shape[0])
+    dx_pos = _df(positive[:, 0], options.eps) * chunk.w_pos
+    dx_neg = -_df(-negatives, options.eps) * chunk.w_neg.unsqueeze(1)
+    if chunk.valid is not None:
+        dx_pos = torch.where(chunk.valid, dx_pos, 0)
+        dx_neg = torch.where(chunk.valid.unsqueeze(1), dx_neg, 0)
+    return torch.cat((dx_pos, dx_neg.flatten()))
 
 
 def forward(flat: Flat, layers: Layers, pairs: Pairs, options: Options) -> Tensor:
@@ -217,32 +261,29 @@ def forward(flat: Flat, layers: Layers, pairs: Pairs, options: Options) -> Tenso
     for chunk in _chunks(pairs, _width(flat, layers, options), flat.states.device.type):
         h = _take(flat.states, chunk.state, chunk.valid, compute)
         x, _ = scorer.forward(h, _behaviours(flat, chunk, compute))
-        value = _f(x[:, 0], options.eps) * chunk.w_pos + _f(-x[:, 1:], options.eps).sum(1) * chunk.w_neg
-        loss += (value if chunk.valid is None else torch.where(chunk.valid, value, 0)).sum()
+        loss += _terms(x, chunk, options)
     return loss
 
 
-def backward(
-    dloss: Tensor, flat: Flat, layers: Layers, pairs: Pairs, options: Options
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """(L6) to (L8), the logits recomputed."""
+def forward_backward(
+    flat: Flat, layers: Layers, pairs: Pairs, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """(L1) to (L8) in one pass: the loss and its derivatives, in the compute dtype."""
     compute = compute_dtype(flat.states.dtype)
     scorer = _Scorer(layers, options, compute, flat.states.shape[1])
-    dstates, dpos, dneg = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in flat)
+    loss = flat.states.new_zeros((), dtype=compute)
+    dstates, dpos, dneg = (torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in flat)
     for chunk in _chunks(pairs, _width(flat, layers, options), flat.states.device.type):
         h = _take(flat.states, chunk.state, chunk.valid, compute)
         e = _behaviours(flat, chunk, compute)
         x, kept = scorer.forward(h, e)
-        dx_pos = _df(x[:, :1], options.eps) * chunk.w_pos.unsqueeze(1)
-        dx_neg = -_df(-x[:, 1:], options.eps) * chunk.w_neg.unsqueeze(1)
-        dx = torch.cat((dx_pos, dx_neg), 1) * dloss
-        if chunk.valid is not None:
-            dx = torch.where(chunk.valid.unsqueeze(1), dx, 0)
-        dh, de = scorer.backward(dx, h, e, kept)
-        de = de.to(dpos.dtype)
-        dstates[chunk.state] = dh.to(dstates.dtype)
-        dpos[chunk.behaviour], dneg[chunk.behaviour] = de[:, 0], de[:, 1:]
-    return dstates, dpos, dneg, scorer.grads()
+        loss += _terms(x, chunk, options)
+        dh, de = scorer.backward(_dterms(x, chunk, options), h, e, kept)
+        de_pos, de_neg = _blocks(de, h.shape[0])
+        _put(dstates, chunk.state, dh)
+        _put(dpos, chunk.behaviour, de_pos[:, 0])
+        _put(dneg, chunk.behaviour, de_neg)
+    return loss, dstates, dpos, dneg, scorer.grads()
 
 
 # The backend cell: the same functions behind the raw ops' signatures.
@@ -260,14 +301,10 @@ def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *
     return forward(_flat(states, positive, negative), layers, pairs, opts)
 
 
-def bwd(dloss, states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
+def fwd_bwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
+    steps = None if offsets is not None else states.shape[1]
+    check_values(Ragged(lengths, offsets, None), steps, states.shape[0], None)
     pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    dstates, dpos, dneg, grads = backward(dloss, _flat(states, positive, negative), layers, pairs, opts)
-    inputs = layers.tensors()
-    return [
-        dstates.view(states.shape),
-        dpos.view(positive.shape),
-        dneg.view(negative.shape),
-        *(g.to(t.dtype) for g, t in zip(grads, inputs, strict=True)),
-    ]
+    loss, dstates, dpos, dneg, grads = forward_backward(_flat(states, positive, negative), layers, pairs, opts)
+    return [loss, dstates.view(states.shape), dpos.view(positive.shape), dneg.view(negative.shape), *grads]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops import _gates
-from dien_kernels.ops._autograd import OnceFunction, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -102,7 +102,7 @@ _FWD = {"cpu": raw("_recurrence_native_fwd"), "reference": raw("_recurrence_refe
 _BWD = {"cpu": raw("_recurrence_native_bwd"), "reference": raw("_recurrence_reference_bwd")}
 
 
-class _Recurrence(OnceFunction):
+class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(backend, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, options):  # type: ignore[no-untyped-def]
         return _FWD[backend](x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options)

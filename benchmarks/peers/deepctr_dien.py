@@ -1,0 +1,125 @@
+"""DeepCTR-Torch's DIEN (form "paper", AUGRU) on the padded batch, with the inputs' weights.
+
+Its input is one float matrix with a column for each id, made beforehand. A step is what its ``fit`` does between two
+batches: model, sum of the cross entropy, its (empty) regularisation, auxiliary loss, backward, Adam; without ``fit``'s
+metrics and progress bar. Its L2 on the tables, on by default, is off.
+
+Importing the package asks PyPI for its newest version, in a thread: the module that would is replaced by an empty one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
+
+from benchmarks.inputs import Inputs, Program, Tensors
+from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
+from benchmarks.whole import put, widths
+from dien_kernels.batch import Batch
+
+VERSION = "0.3.0"
+
+
+def absent() -> str | None:
+    for name in ("deepctr_torch", "sklearn", "tqdm"):
+        if importlib.util.find_spec(name) is None:
+            return f"no module {name} (pip install deepctr-torch=={VERSION} --no-deps; it needs scikit-learn and tqdm)"
+    return None
+
+
+def _package() -> tuple[Any, Any]:
+    silent: Any = types.ModuleType("deepctr_torch.utils")
+    silent.check_version = lambda version: None
+    sys.modules.setdefault("deepctr_torch.utils", silent)
+    from deepctr_torch import inputs, models
+
+    return inputs, models
+
+
+def model_of(case: Case) -> Any:
+    inputs, models = _package()
+    size = widths(case)
+    columns = [inputs.SparseFeat(n, rows, size[n]) for n, rows in (USER_FIELDS | ITEM_FIELDS).items()]
+    for name, rows in ITEM_FIELDS.items():
+        for prefix in ("hist_", "neg_hist_"):
+            one = inputs.SparseFeat(prefix + name, rows, size[name], embedding_name=name)
+            columns.append(inputs.VarLenSparseFeat(one, case.steps, length_name="length"))
+    return models.DIEN(
+        columns,
+        list(ITEM_FIELDS),
+        gru_type="AUGRU",
+        use_negsampling=True,
+        dnn_hidden_units=MLP_WIDTHS,
+        att_hidden_units=DIN_WIDTHS,
+        att_activation="sigmoid",
+        l2_reg_embedding=0,
+    )
+
+
+def leaves_of(model: Any) -> dict[str, Tensor]:
+    """Its parameters under our names. ``mlp.linears.0.weight`` has its columns in another order."""
+    own = dict(model.named_parameters())
+    gru, cell = "interest_extractor.gru.", "interest_evolution.interest_evolution.rnn."
+    unit, auxiliary = "interest_evolution.attention.local_att.", "interest_extractor.auxiliary_net."
+    names = {f"embeddings.items.{name}.weight": f"embedding_dict.{name}.weight" for name in ITEM_FIELDS}
+    names |= {f"embeddings.users.{name}.weight": f"embedding_dict.{name}.weight" for name in USER_FIELDS}
+    names |= {f"extractor.{n}_l0": f"{gru}{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    names |= {f"evolution.{n}": f"{cell}{n}" for n in ("weight_ih", "weight_hh", "bias_ih")}
+    for kind in ("weight", "bias"):
+        for i in range(len(DIN_WIDTHS)):
+            names[f"attention.scores.linears.{i}.{kind}"] = f"{unit}dnn.linears.{i}.{kind}"
+        names[f"attention.scores.linears.{len(DIN_WIDTHS)}.{kind}"] = f"{unit}dense.{kind}"
+        names |= {
+            f"auxiliary.linears.{i}.{kind}": f"{auxiliary}linears.{i}.{kind}" for i in range(len(AUXILIARY_WIDTHS) + 1)
+        }
+        names |= {f"mlp.linears.{i}.{kind}": f"dnn.linears.{i}.{kind}" for i in range(len(MLP_WIDTHS))}
+    names |= {"mlp.last.weight": "linear.weight", "mlp.last.bias": "out.bias"}
+    assert set(own) - {cell + "bias_hh"} == set(names.values()), "every parameter has a name of ours"
+    return {ours: own[theirs] for ours, theirs in names.items()}
+
+
+def matrix(case: Case, batch: Batch, model: Any) -> Tensor:
+    """The batch as its float matrix."""
+    history = torch.zeros(batch.rows, dtype=torch.int64) if batch.history_of is None else batch.history_of
+    length = batch.offsets.diff()
+    valid = torch.arange(case.steps) < length.unsqueeze(1)
+
+    def padded(flat: Tensor) -> Tensor:
+        out = torch.zeros(valid.shape, dtype=torch.int64)
+        out[valid] = flat
+        return out if batch.history_of is None else out[history]
+
+    negatives = batch.negatives or {}
+    columns = {**{n: i.unsqueeze(1) for n, i in (batch.users | batch.target).items()}}
+    columns |= {f"hist_{name}": padded(ids) for name, ids in batch.history.items()}
+    columns |= {f"neg_hist_{name}": padded(ids[:, 0]) for name, ids in negatives.items()}
+    columns["length"] = (length if batch.history_of is None else length[history]).unsqueeze(1)
+    return torch.cat([columns[name] for name in model.feature_index], 1).float()
+
+
+def build(case: Case, inputs: Inputs) -> Program:
+    model, hidden = model_of(case), case.hidden
+    leaves, x, y = leaves_of(model), matrix(case, inputs.data, model), inputs.data.label
+    first = "mlp.linears.0.weight"
+    put(inputs.leaves | {first: inputs.leaves[first].roll(hidden, 1)}, leaves)
+    if case.mode == "request":
+        model.eval()
+        return Program(lambda: model(x).squeeze(1), {}, "repeats the history for every candidate")
+    model.compile("adam", "binary_crossentropy")
+
+    def forward() -> Tensor:
+        loss = binary_cross_entropy(model(x).squeeze(1), y, reduction="sum")
+        total: Tensor = loss + model.get_regularization_loss() + model.aux_loss
+        return total.squeeze()
+
+    def as_inputs(gradients: Tensors) -> Tensors:
+        return gradients | {first: gradients[first].roll(-hidden, 1)}
+
+    note = f"deepctr-torch {VERSION}, Adam, no L2"
+    return Program(forward, leaves, note, as_inputs=as_inputs, optimise=model.optim.step)

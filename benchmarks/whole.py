@@ -1,0 +1,134 @@
+"""A whole DIEN: its weights, one batch of ids, and the package's model as a provider of steps and of scores.
+
+The model is DeepCTR-Torch's function, so that gradients and not only times can be compared: extractor with two biases
+on the keep side, DIN attention, the paper's AUGRU with one bias in both places, auxiliary MLP under one mean over
+positives and negatives, ReLU, and the sum of the cross entropy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import Inputs, Program, draw_lengths
+from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, OURS, USER_FIELDS, Case
+from dien_kernels import use_backend
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.models import DIEN
+from dien_kernels.training.optimizer import make_optimizer
+
+
+def widths(case: Case) -> dict[str, int]:
+    """Of every table: the fields of an item share I features, a user has as many as the first of them."""
+    first = case.inputs // 2
+    return {"item": first, "category": case.inputs - first, "user": first}
+
+
+def model_of(case: Case, schema: Schema, sparse: bool) -> DIEN:
+    sizes = widths(case)
+    return DIEN(
+        schema,
+        embedding_size={name: sizes[name] for name in (*schema.items, *schema.users)},
+        embedding_std=1.0,
+        sparse=sparse,
+        mlp=MLP_WIDTHS,
+        activation="relu",
+        click_reduction="sum",
+        attention="din",
+        attention_units=DIN_WIDTHS,
+        evolution_update="candidate",
+        evolution_bias="tied",
+        auxiliary=case.op.removeprefix("dien_"),
+        auxiliary_units=AUXILIARY_WIDTHS,
+        auxiliary_normalizer="joint",
+        auxiliary_eps="clamp",
+    )
+
+
+def draw(case: Case, generator: torch.Generator) -> Inputs:
+    """B histories for B targets; with mode "request" one history for all."""
+    schema = Schema(ITEM_FIELDS, USER_FIELDS)
+    histories = 1 if case.mode == "request" else case.batch
+    ragged = case.law == "ragged"
+    lengths = draw_lengths(histories, case.steps, generator) if ragged else torch.full((histories,), case.steps)
+    total = int(lengths.sum())
+
+    def ids(fields: Mapping[str, int], *shape: int) -> dict[str, Tensor]:
+        return {name: torch.randint(1, rows, shape, generator=generator) for name, rows in fields.items()}
+
+    batch = Batch(
+        history=ids(schema.items, total),
+        offsets=torch.cat((lengths.new_zeros(1), lengths.cumsum(0))),
+        target=ids(schema.items, case.batch),
+        label=torch.randint(2, (case.batch,), generator=generator).float(),
+        history_of=torch.zeros(case.batch, dtype=torch.int64) if case.mode == "request" else None,
+        negatives=ids(schema.items, total, 1),
+        users={
+            name: i[:1].expand(case.batch) if histories == 1 else i for name, i in ids(schema.users, case.batch).items()
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2018)
+        leaves = dict(model_of(case, schema, sparse=False).named_parameters())
+    dresult = torch.ones(case.batch) if case.mode == "request" else torch.ones(())
+    return Inputs(leaves, lengths, dresult, None, batch).to(getattr(torch, case.dtype))
+
+
+@torch.no_grad()
+def put(leaves: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for name, leaf in into.items():
+        leaf.copy_(leaves[name])
+
+
+def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto") -> Program:
+    sparse = provider == "step_sparse"
+    batch: Batch = inputs.data
+    model = model_of(case, Schema(ITEM_FIELDS, USER_FIELDS), sparse).to(inputs.dresult.dtype)
+    leaves = dict(model.named_parameters())
+    put(inputs.leaves, leaves)
+    if provider == "step_reference":
+        backend = "reference"
+    if case.mode == "request":
+        return _requests(model, batch, backend)
+    optimizer = make_optimizer(model) if sparse else torch.optim.Adam(model.parameters())
+
+    def forward() -> Tensor:
+        with use_backend(backend) if backend != "auto" else nullcontext():
+            return model.loss(model(batch), batch.label).total
+
+    note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, Adam"
+    return Program(forward, leaves, note, optimise=optimizer.step)
+
+
+def _requests(model: DIEN, batch: Batch, backend: str) -> Program:
+    user = {name: ids[:1] for name, ids in batch.users.items()}
+
+    def forward() -> Tensor:
+        with use_backend(backend) if backend != "auto" else nullcontext():
+            return model.score(batch.history, batch.target, users=user)
+
+    return Program(forward, {}, parts(model, forward) if backend == "auto" else "")
+
+
+def parts(model: DIEN, call: Callable[[], object], calls: int = 7) -> str:
+    """Where the time of ``call``'s forwards goes, in words: medians."""
+    spent: dict[str, list[float]] = {}
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent.setdefault(name, []).append(time.perf_counter() - started)
+
+    before: Any = model.part
+    model.part = part
+    for _ in range(calls):
+        call()
+    model.part = before
+    return ", ".join(f"{name} {1e3 * median(times):.2f} ms" for name, times in spent.items())
