@@ -7,7 +7,7 @@ here: scores of different steps meet in the softmax only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -172,10 +172,10 @@ def attention_scores(
     check_option("normalize", normalize, ("softmax", None))
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
-    if scale is not None and not isfinite(scale):
+    if scale is not None and not -inf < scale < inf:
         raise ValueError(f"scale must be finite, got {scale}")
     check_option("activation", activation, ACTIVATIONS)
-    biases, slopes = biases or (), slopes or ()
+    biases, slopes = () if biases is None else biases, () if slopes is None else slopes
     check_storage("states", states)
     check_tensor("target", target)
     target, weights, states = autocast(target, states), autocast(weights, states), autocast(states, states)

@@ -189,7 +189,8 @@ def auxiliary_loss(
     elif isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps must be a number or 'clamp', got {type(eps).__name__}")
     check_option("activation", activation, ACTIVATIONS)
-    weights, biases, slopes = weights or (), biases or (), slopes or ()
+    weights = () if weights is None else weights
+    biases, slopes = () if biases is None else biases, () if slopes is None else slopes
     check_storage("states", states)
     if not isinstance(eps, str):
         least = torch.finfo(compute_dtype(states.dtype)).tiny
