@@ -8,6 +8,8 @@
 #error "the instruction set's file defines DIEN_TILE_ROWS"
 #endif
 
+constexpr int64_t kPiece = 96;  // steps of a transposed product at a time
+
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Calls f<rows>(first) for tiles that cover rows 0..n.
@@ -115,18 +117,22 @@ DIEN_INLINE void product(const T* a, int64_t lda, int segments, int64_t segment,
   });
 }
 
-// c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k. Each call sums by itself before it is added:
-// two short chains round less than a long one.
+// c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k. Every step of k reads other cache lines, so k is
+// cut into pieces whose lines stay in the first-level cache for all m; each piece sums by itself before it is added, and
+// short chains round less than a long one.
 template <class L, class T = typename L::Scalar>
 DIEN_INLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
                                     int64_t vectors, T* c, int64_t ldc) {
-  for_column_tiles(vectors, [&]<int NV>(int64_t v) {
-    for_row_tiles(rows, [&]<int M>(int64_t m) {
-      typename L::V acc[M][NV] = {};
-      multiply_transposed<L>(a + m, lda, b + v * L::N, ldb, tokens, acc);
-      add_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+  for (int64_t first = 0; first < tokens; first += kPiece) {
+    const int64_t depth = tokens - first < kPiece ? tokens - first : kPiece;
+    for_column_tiles(vectors, [&]<int NV>(int64_t v) {
+      for_row_tiles(rows, [&]<int M>(int64_t m) {
+        typename L::V acc[M][NV] = {};
+        multiply_transposed<L>(a + first * lda + m, lda, b + first * ldb + v * L::N, ldb, depth, acc);
+        add_tile<L>(c + m * ldc + v * L::N, ldc, acc);
+      });
     });
-  });
+  }
 }
 
 // --- reading and writing tensors of any storage dtype and stride ---
