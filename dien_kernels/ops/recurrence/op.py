@@ -17,6 +17,7 @@ from dien_kernels.ops import _gates
 from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
+    autocast_dtype,
     check_like,
     check_option,
     check_scalar_like,
@@ -231,8 +232,8 @@ def _run(
     check_storage("x", x)
     check_tensor("w_ih", w_ih)
     check_tensor("w_hh", w_hh)
-    # Under autocast the big operands take its dtype; attention, biases, h0, state and sums stay float32.
-    w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
+    if autocast_dtype(x) is not None:  # the big operands take it; attention, biases, h0, state and sums stay float32
+        w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
     ragged, index = check_ragged(x, "x", lengths, offsets, mask, history)
     b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh)
     jagged = offsets is not None
