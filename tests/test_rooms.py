@@ -18,7 +18,7 @@ FLOORS = (
     {"cli", "_info", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-BACKENDS = {"native", "triton_kernel"}
+BACKENDS = {"native", "triton_kernel", "triton_launch"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -36,7 +36,8 @@ def _logistic2(x):
             is_pure=True,
             pack=1,
         )
-    return 1.0 / (1.0 + tl.exp2(-x))
+    else:
+        return 1.0 / (1.0 + tl.exp2(-x))
 
 
 @triton.jit
@@ -47,12 +48,12 @@ def _sigmoid(x):
 @triton.jit
 def _tanh(x, DTYPE: tl.constexpr):
     far = 2.0 * _logistic2(x * (2 * _LOG2_E)) - 1.0
-    if DTYPE != tl.float32:
+    if DTYPE == tl.float32:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
+        s = x * x
+        p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
+        return tl.where(s < 0.3, x * s * p + x, far)
+    else:
         return far
-    # Near 0 the subtraction above would leave few of float32's digits; least-squares fit, good to 4e-8.
-    s = x * x
-    p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
-    return tl.where(s < 0.3, x * s * p + x, far)
 
 
 @triton.jit
@@ -62,14 +63,16 @@ def _to(x, DTYPE: tl.constexpr):
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         return tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(DTYPE)
-    return x.to(DTYPE)
+    else:
+        return x.to(DTYPE)
 
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
     if _INTERPRETED:  # which multiplies the bits of bfloat16 as integers
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -88,15 +91,16 @@ def _product(
     """``value @ w``, both on chip; or, in chunks, of the rows that stand at ``at`` and one gate's block of W_hh."""
     if CHUNK == 0:
         return _dot(value, w, PRECISION)
-    unit = tl.arange(0, PADDED)
-    result = tl.zeros(value.shape, tl.float32)
-    for k0 in tl.range(0, H, CHUNK, num_stages=2):
-        k = k0 + tl.arange(0, CHUNK)
-        v = tl.load(at[:, None] + k[None, :], mask=live[:, None] & (k < H)[None, :], other=0.0)
-        inside = (k < H)[:, None] & (unit < H)[None, :]
-        block = tl.load(W + k[:, None] * k_step + unit[None, :] * unit_step, mask=inside, other=0.0)
-        result += _dot(v, block, PRECISION)
-    return result
+    else:
+        unit = tl.arange(0, PADDED)
+        result = tl.zeros(value.shape, tl.float32)
+        for k0 in tl.range(0, H, CHUNK, num_stages=2):
+            k = k0 + tl.arange(0, CHUNK)
+            v = tl.load(at[:, None] + k[None, :], mask=live[:, None] & (k < H)[None, :], other=0.0)
+            inside = (k < H)[:, None] & (unit < H)[None, :]
+            block = tl.load(W + k[:, None] * k_step + unit[None, :] * unit_step, mask=inside, other=0.0)
+            result += _dot(v, block, PRECISION)
+        return result
 
 
 @triton.jit
@@ -113,7 +117,8 @@ def _bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr):
     unit = tl.arange(0, PADDED)
     if B is None:
         return tl.zeros((PADDED,), tl.float32)
-    return tl.load(B + gate * H + unit, mask=unit < H, other=0.0)
+    else:
+        return tl.load(B + gate * H + unit, mask=unit < H, other=0.0)
 
 
 @triton.jit
@@ -171,7 +176,8 @@ def _steps_of(batch, histories, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr)
     sign: tl.constexpr = -1 if REVERSE else 1
     if TIME_MAJOR:
         return sign * tl.cast(histories, tl.int64), sign * tl.cast(batch, tl.int64), sign
-    return sign, sign, sign
+    else:
+        return sign, sign, sign
 
 
 @triton.jit
