@@ -68,11 +68,11 @@ def _to(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
+def _dot(a, b, start, PRECISION: tl.constexpr):
     if _INTERPRETED:  # which multiplies the bits of bfloat16 as integers
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), start, input_precision="ieee")
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        return tl.dot(a, b, start, input_precision=PRECISION)
 
 
 @triton.jit
@@ -85,21 +85,21 @@ def _weights(W, H: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def _product(
-    value, w, at, live, W, k_step, unit_step,
+    start, value, w, at, live, W, k_step, unit_step,
     H: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``value @ w``, both on chip; or, in chunks, of the rows that stand at ``at`` and one gate's block of W_hh."""
+    """``start + value @ w``, both on chip; or, in chunks, of the rows at ``at`` and one gate's block of W_hh."""
     if CHUNK == 0:
-        return _dot(value, w, PRECISION)
+        return _dot(value, w, start, PRECISION)
     else:
         unit = tl.arange(0, PADDED)
-        result = tl.zeros(value.shape, tl.float32)
+        result = start
         for k0 in tl.range(0, H, CHUNK, num_stages=2):
             k = k0 + tl.arange(0, CHUNK)
             v = tl.load(at[:, None] + k[None, :], mask=live[:, None] & (k < H)[None, :], other=0.0)
             inside = (k < H)[:, None] & (unit < H)[None, :]
             block = tl.load(W + k[:, None] * k_step + unit[None, :] * unit_step, mask=inside, other=0.0)
-            result += _dot(v, block, PRECISION)
+            result = _dot(v, block, result, PRECISION)
         return result
 
 
@@ -113,12 +113,14 @@ def _exchange(at, value, mask, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr):
-    unit = tl.arange(0, PADDED)
+def _bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """One gate's bias, the same in every row of a tile."""
+    tile = tl.zeros((ROWS, PADDED), tl.float32)
     if B is None:
-        return tl.zeros((PADDED,), tl.float32)
+        return tile
     else:
-        return tl.load(B + gate * H + unit, mask=unit < H, other=0.0)
+        unit = tl.arange(0, PADDED)
+        return tile + tl.load(B + gate * H + unit, mask=unit < H, other=0.0)[None, :]
 
 
 @triton.jit
@@ -219,10 +221,10 @@ def recurrence_forward(
     w_r = _weights(W_HH, H, PADDED)
     w_u = _weights(W_U, H, PADDED)
     w_n = _weights(W_N, H, PADDED)
-    b_r = _bias(B_IH, 0, H, PADDED) + _bias(B_HH, 0, H, PADDED)
-    b_u = _bias(B_IH, 1, H, PADDED) + _bias(B_HH, 1, H, PADDED)
-    b_n = _bias(B_IH, 2, H, PADDED)
-    b_hn = _bias(B_HH, 2, H, PADDED)
+    b_r = _bias(B_IH, 0, H, PADDED, ROWS) + _bias(B_HH, 0, H, PADDED, ROWS)
+    b_u = _bias(B_IH, 1, H, PADDED, ROWS) + _bias(B_HH, 1, H, PADDED, ROWS)
+    b_n = _bias(B_IH, 2, H, PADDED, ROWS)
+    b_hn = _bias(B_HH, 2, H, PADDED, ROWS)
     h_at, q_at = row, row
     if CHUNK != 0:
         h_at = SCRATCH + row * (2 * H)
@@ -236,9 +238,9 @@ def recurrence_forward(
     for t in tl.range(0, tl.max(length, 0), num_stages=STAGES, loop_unroll_factor=UNROLL):
         valid = t < length
         mask = valid[:, None] & inside
-        gx_r = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
-        gx_u = tl.load(x_at + H, mask=mask, other=0.0).to(tl.float32)
-        gx_n = tl.load(x_at + 2 * H, mask=mask, other=0.0).to(tl.float32)
+        gx_r = tl.load(x_at, mask=mask, other=0.0)
+        gx_u = tl.load(x_at + H, mask=mask, other=0.0)
+        gx_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
         a = None
         if ATTENTION is not None:
             a = tl.load(ATTENTION + a_at, mask=valid, other=0.0)
@@ -248,20 +250,18 @@ def recurrence_forward(
             gx_n *= a[:, None]
         operand = _to(h, DTYPE)
         _exchange(h_at, operand, state_mask, CHUNK)
-        r = _sigmoid(
-            _product(operand, w_r, h_at, live, W_HH, 1, H, H, PADDED, CHUNK, PRECISION) + (gx_r + b_r[None, :])
-        )  # (3)
-        a_u = _product(operand, w_u, h_at, live, W_U, 1, H, H, PADDED, CHUNK, PRECISION)
-        a_u += gx_u + b_u[None, :]
+        a_r = _product(gx_r + b_r, operand, w_r, h_at, live, W_HH, 1, H, H, PADDED, CHUNK, PRECISION)
+        a_u = _product(gx_u + b_u, operand, w_u, h_at, live, W_U, 1, H, H, PADDED, CHUNK, PRECISION)
+        r = _sigmoid(a_r)  # (3)
         u = _sigmoid(-a_u if KEEP_SIDE else a_u)  # (4)
         if RESET_BEFORE:
             q = _to(r * h, DTYPE)
             _exchange(q_at, q, state_mask, CHUNK)
-            g_n = _product(q, w_n, q_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
-            n = _tanh(gx_n + (b_n + b_hn)[None, :] + g_n, DTYPE)  # (6)
+            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            n = _tanh(a_n, DTYPE)  # (6)
         else:
-            g_n = _product(operand, w_n, h_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
-            n = _tanh(gx_n + b_n[None, :] + r * (g_n + b_hn[None, :]), DTYPE)  # (5)
+            gh_n = _product(b_hn, operand, w_n, h_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            n = _tanh(gx_n + b_n + r * gh_n, DTYPE)  # (5)
         g = _gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
         h = tl.where(valid[:, None], h + g * (n - h), h)  # (8)
         tl.store(y_at, _to(h, DTYPE), mask=mask)
@@ -302,10 +302,10 @@ def recurrence_backward(
     w_u = _weights(W_U, H, PADDED)
     w_n = _weights(W_N, H, PADDED)
     v_r, v_u, v_n = tl.trans(w_r), tl.trans(w_u), tl.trans(w_n)
-    b_r = _bias(B_IH, 0, H, PADDED) + _bias(B_HH, 0, H, PADDED)
-    b_u = _bias(B_IH, 1, H, PADDED) + _bias(B_HH, 1, H, PADDED)
-    b_n = _bias(B_IH, 2, H, PADDED)
-    b_hn = _bias(B_HH, 2, H, PADDED)
+    b_r = _bias(B_IH, 0, H, PADDED, ROWS) + _bias(B_HH, 0, H, PADDED, ROWS)
+    b_u = _bias(B_IH, 1, H, PADDED, ROWS) + _bias(B_HH, 1, H, PADDED, ROWS)
+    b_n = _bias(B_IH, 2, H, PADDED, ROWS)
+    b_hn = _bias(B_HH, 2, H, PADDED, ROWS)
     if DH_N is None:
         dh = tl.zeros((ROWS, PADDED), tl.float32)
     else:
@@ -330,9 +330,9 @@ def recurrence_backward(
         h = tl.load(before_at, mask=later[:, None] & inside, other=0.0).to(tl.float32)
         if H0 is not None:
             h = tl.where(later[:, None], h, h0)
-        p_r = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
-        p_u = tl.load(x_at + H, mask=mask, other=0.0).to(tl.float32)
-        p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0).to(tl.float32)
+        p_r = tl.load(x_at, mask=mask, other=0.0)
+        p_u = tl.load(x_at + H, mask=mask, other=0.0)
+        p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
         a = None
         if ATTENTION is not None:
             a = tl.load(ATTENTION + a_at, mask=valid, other=0.0)
@@ -349,19 +349,20 @@ def recurrence_backward(
         if CHUNK == 0:
             tl.store(h_at[:, None] + unit[None, :], operand, mask=mask)
         _exchange(h_at, operand, mask, CHUNK)
-        r = _sigmoid(_product(operand, w_r, h_at, valid, W_HH, 1, H, H, PADDED, CHUNK, PRECISION) + (gx_r + b_r[None, :]))
-        a_u = _product(operand, w_u, h_at, valid, W_U, 1, H, H, PADDED, CHUNK, PRECISION) + (gx_u + b_u[None, :])
+        a_r = _product(gx_r + b_r, operand, w_r, h_at, valid, W_HH, 1, H, H, PADDED, CHUNK, PRECISION)
+        a_u = _product(gx_u + b_u, operand, w_u, h_at, valid, W_U, 1, H, H, PADDED, CHUNK, PRECISION)
+        r = _sigmoid(a_r)
         u = _sigmoid(-a_u if KEEP_SIDE else a_u)
         if RESET_BEFORE:
             q = _to(r * h, DTYPE)
             if CHUNK == 0:
                 tl.store(q_at[:, None] + unit[None, :], q, mask=mask)
             _exchange(q_at, q, mask, CHUNK)
-            g_n = _product(q, w_n, q_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
-            n = _tanh(gx_n + (b_n + b_hn)[None, :] + g_n, DTYPE)
+            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            n = _tanh(a_n, DTYPE)
         else:
-            g_n = _product(operand, w_n, h_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION) + b_hn[None, :]
-            n = _tanh(gx_n + b_n[None, :] + r * g_n, DTYPE)
+            gh_n = _product(b_hn, operand, w_n, h_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            n = _tanh(gx_n + b_n + r * gh_n, DTYPE)
         g = _gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
 
         # Their gradients. A step that does not exist has none, whatever stands in its place.
@@ -379,20 +380,21 @@ def recurrence_backward(
         if RESET_BEFORE:
             dgh_n = _to(da_n, DTYPE)
             _exchange(gates_at + DGH_N, dgh_n, mask, CHUNK)
-            dq = _product(dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)  # (14b)
+            zero = tl.zeros((ROWS, PADDED), tl.float32)
+            dq = _product(zero, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)  # (14b)
             da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (15)
             dh_past += dq * r
         else:
-            da_r = da_n * g_n * r * (1.0 - r)  # (14a), (15)
+            da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
             db_hn += da_n * r
             dgh_n = _to(da_n * r, DTYPE)
             _exchange(gates_at + DGH_N, dgh_n, mask, CHUNK)
-            dh_past += _product(dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)
+            dh_past = _product(dh_past, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)
         dgh_r, dgh_u = _to(da_r, DTYPE), _to(da_u, DTYPE)
         _exchange(gates_at + DGH_R, dgh_r, mask, CHUNK)
         _exchange(gates_at + DGH_U, dgh_u, mask, CHUNK)
-        dh_past += _product(dgh_r, v_r, gates_at + DGH_R, valid, W_HH, H, 1, H, PADDED, CHUNK, PRECISION)
-        dh_past += _product(dgh_u, v_u, gates_at + DGH_U, valid, W_U, H, 1, H, PADDED, CHUNK, PRECISION)
+        dh_past = _product(dh_past, dgh_r, v_r, gates_at + DGH_R, valid, W_HH, H, 1, H, PADDED, CHUNK, PRECISION)
+        dh_past = _product(dh_past, dgh_u, v_u, gates_at + DGH_U, valid, W_U, H, 1, H, PADDED, CHUNK, PRECISION)
         dh = tl.where(valid[:, None], dh_past, dh)  # (17)
         db_r += da_r
         db_u += da_u

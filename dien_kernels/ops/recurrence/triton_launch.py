@@ -159,7 +159,12 @@ class _Job:
         return configuration(self.hidden, self.x.itemsize, backward, limit)
 
     def projection(self) -> Tensor:
-        return linear(self.x, self.w_ih)
+        """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
+        if self.x.dtype == torch.float32:
+            return linear(self.x, self.w_ih)
+        if self.x.is_cuda:
+            return torch.mm(self.x, self.w_ih.t(), out_dtype=torch.float32)
+        return linear(self.x.float(), self.w_ih.float())
 
     def real_x(self) -> Tensor:
         """x with zeros past each history's length: NaN there would reach dW_ih, as 0 times NaN."""
