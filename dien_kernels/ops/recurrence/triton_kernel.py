@@ -21,7 +21,8 @@ import triton.language as tl
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_SIZES = ["batch", "histories", "steps", "x_rows", "y_rows"]  # no kernel is compiled anew for another batch
+# No kernel is compiled anew for another batch; ``hidden`` is H where a loop over its chunks shall stay a loop.
+_SIZES = ["batch", "histories", "steps", "x_rows", "y_rows", "hidden"]
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def _weights(W, H: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def _product(
-    start, value, w, at, live, W, k_step, unit_step,
+    start, value, w, at, live, W, k_step, unit_step, hidden,
     H: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``start + value @ w``, both on chip; or, in chunks, of the rows at ``at`` and one gate's block of W_hh."""
@@ -94,7 +95,7 @@ def _product(
     else:
         unit = tl.arange(0, PADDED)
         result = start
-        for k0 in tl.range(0, H, CHUNK, num_stages=2):
+        for k0 in tl.range(0, hidden, CHUNK, num_stages=2):
             k = k0 + tl.arange(0, CHUNK)
             v = tl.load(at[:, None] + k[None, :], mask=live[:, None] & (k < H)[None, :], other=0.0)
             inside = (k < H)[:, None] & (unit < H)[None, :]
@@ -104,12 +105,17 @@ def _product(
 
 
 @triton.jit
-def _exchange(at, value, mask, CHUNK: tl.constexpr):
-    """Show the whole program a value through memory: after all have read what stood there, before any reads it."""
-    if CHUNK != 0:
-        tl.debug_barrier()
-        tl.store(at[:, None] + tl.arange(0, value.shape[1])[None, :], value, mask=mask)
-        tl.debug_barrier()
+def _store_row(at, value, mask):
+    tl.store(at[:, None] + tl.arange(0, value.shape[1])[None, :], value, mask=mask)
+
+
+@triton.jit
+def _for_sum(part, CHUNK: tl.constexpr):
+    """What a step adds to a sum over rows and steps; large tiles have no registers left to put off the rows' sum."""
+    if CHUNK == 0:
+        return part
+    else:
+        return tl.sum(part, 0)[None, :]
 
 
 @triton.jit
@@ -201,7 +207,7 @@ def _gate_move(u, a, ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.const
 @triton.jit(do_not_specialize=_SIZES)
 def recurrence_forward(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, H_N, SCRATCH,
-    batch, histories, steps, x_rows, y_rows,
+    batch, histories, steps, x_rows, y_rows, hidden,
     ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr, SCALE_INPUT: tl.constexpr,
     KEEP_SIDE: tl.constexpr, RESET_BEFORE: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
     H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
@@ -249,18 +255,23 @@ def recurrence_forward(
             gx_u *= a[:, None]
             gx_n *= a[:, None]
         operand = _to(h, DTYPE)
-        _exchange(h_at, operand, state_mask, CHUNK)
-        a_r = _product(gx_r + b_r, operand, w_r, h_at, live, W_HH, 1, H, H, PADDED, CHUNK, PRECISION)
-        a_u = _product(gx_u + b_u, operand, w_u, h_at, live, W_U, 1, H, H, PADDED, CHUNK, PRECISION)
+        if CHUNK != 0:
+            tl.debug_barrier()  # all have read what stood here in the last step
+            _store_row(h_at, operand, state_mask)
+            tl.debug_barrier()
+        a_r = _product(gx_r + b_r, operand, w_r, h_at, live, W_HH, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
+        a_u = _product(gx_u + b_u, operand, w_u, h_at, live, W_U, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
         r = _sigmoid(a_r)  # (3)
         u = _sigmoid(-a_u if KEEP_SIDE else a_u)  # (4)
         if RESET_BEFORE:
             q = _to(r * h, DTYPE)
-            _exchange(q_at, q, state_mask, CHUNK)
-            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            if CHUNK != 0:
+                _store_row(q_at, q, state_mask)
+                tl.debug_barrier()
+            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, live, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
             n = _tanh(a_n, DTYPE)  # (6)
         else:
-            gh_n = _product(b_hn, operand, w_n, h_at, live, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            gh_n = _product(b_hn, operand, w_n, h_at, live, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
             n = _tanh(gx_n + b_n + r * gh_n, DTYPE)  # (5)
         g = _gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
         h = tl.where(valid[:, None], h + g * (n - h), h)  # (8)
@@ -275,7 +286,7 @@ def recurrence_forward(
 def recurrence_backward(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, DY, DH_N,
     GATES, STATES, D_ATTENTION, D_BIAS, DH0,
-    batch, histories, steps, x_rows, y_rows,
+    batch, histories, steps, x_rows, y_rows, hidden,
     ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr, SCALE_INPUT: tl.constexpr,
     KEEP_SIDE: tl.constexpr, RESET_BEFORE: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
     H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
@@ -312,24 +323,24 @@ def recurrence_backward(
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
     if H0 is not None:
         h0 = tl.load(H0 + state_at, mask=state_mask, other=0.0)
-    db_r = tl.zeros((ROWS, PADDED), tl.float32)
-    db_u = tl.zeros((ROWS, PADDED), tl.float32)
-    db_n = tl.zeros((ROWS, PADDED), tl.float32)
-    db_hn = tl.zeros((ROWS, PADDED), tl.float32)
+    db_r = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
+    db_u = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
+    db_n = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
+    db_hn = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
     longest = tl.max(length, 0)
-    last = (longest - 1).to(tl.int64)
-    x_at = PROJECTION + (x + last * x_step)[:, None] * (3 * H) + unit[None, :]
-    y_now = y + last * y_step
-    a_at += last * a_step
-    before_at = Y + (y_now - y_step)[:, None] * H + unit[None, :]
+    x += (longest - 1) * x_step
+    y += (longest - 1) * y_step
+    a_at += (longest - 1) * a_step
     for s in tl.range(0, longest, num_stages=STAGES, loop_unroll_factor=UNROLL):
         t = longest - 1 - s
         valid = t < length
         mask = valid[:, None] & inside
         later = valid & (length - length + t > 0)  # t > 0 alone would be no mask in the interpreter
-        h = tl.load(before_at, mask=later[:, None] & inside, other=0.0).to(tl.float32)
+        before_at = Y + (y - y_step) * H
+        h = tl.load(before_at[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
         if H0 is not None:
             h = tl.where(later[:, None], h, h0)
+        x_at = (PROJECTION + x * (3 * H))[:, None] + unit[None, :]
         p_r = tl.load(x_at, mask=mask, other=0.0)
         p_u = tl.load(x_at + H, mask=mask, other=0.0)
         p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
@@ -340,33 +351,33 @@ def recurrence_backward(
         if SCALE_INPUT:
             gx_r, gx_u, gx_n = a[:, None] * p_r, a[:, None] * p_u, a[:, None] * p_n
         if DY is not None:
-            dh += tl.load(DY + y_now[:, None] * H + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)
+            dh += tl.load((DY + y * H)[:, None] + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)
 
-        # The gates, once more, from the same operands as in the forward.
-        operand = _to(h, DTYPE)
-        h_at = STATES + y_now * STATE_WIDTH
+        # The gates, once more, from the same operands as in the forward. A barrier: chunked products read what all wrote.
+        h_at = STATES + y * STATE_WIDTH
         q_at = h_at + H
-        if CHUNK == 0:
-            tl.store(h_at[:, None] + unit[None, :], operand, mask=mask)
-        _exchange(h_at, operand, mask, CHUNK)
-        a_r = _product(gx_r + b_r, operand, w_r, h_at, valid, W_HH, 1, H, H, PADDED, CHUNK, PRECISION)
-        a_u = _product(gx_u + b_u, operand, w_u, h_at, valid, W_U, 1, H, H, PADDED, CHUNK, PRECISION)
+        operand = _to(h, DTYPE)
+        _store_row(h_at, operand, mask)
+        if CHUNK != 0:
+            tl.debug_barrier()
+        a_r = _product(gx_r + b_r, operand, w_r, h_at, valid, W_HH, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
+        a_u = _product(gx_u + b_u, operand, w_u, h_at, valid, W_U, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
         r = _sigmoid(a_r)
         u = _sigmoid(-a_u if KEEP_SIDE else a_u)
         if RESET_BEFORE:
             q = _to(r * h, DTYPE)
-            if CHUNK == 0:
-                tl.store(q_at[:, None] + unit[None, :], q, mask=mask)
-            _exchange(q_at, q, mask, CHUNK)
-            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            _store_row(q_at, q, mask)
+            if CHUNK != 0:
+                tl.debug_barrier()
+            a_n = _product(gx_n + (b_n + b_hn), q, w_n, q_at, valid, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
             n = _tanh(a_n, DTYPE)
         else:
-            gh_n = _product(b_hn, operand, w_n, h_at, valid, W_N, 1, H, H, PADDED, CHUNK, PRECISION)
+            gh_n = _product(b_hn, operand, w_n, h_at, valid, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
             n = _tanh(gx_n + b_n + r * gh_n, DTYPE)
-        g = _gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
 
         # Their gradients. A step that does not exist has none, whatever stands in its place.
-        gates_at = GATES + y_now * GATE_WIDTH
+        gates_at = GATES + y * GATE_WIDTH
+        g = _gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
         dg = dh * (n - h)  # (11)
         da_n = tl.where(mask, dh * g * (1.0 - n * n), 0.0)  # (12)
         if BETA1 != 0:
@@ -379,36 +390,30 @@ def recurrence_backward(
         dh_past = dh * (1.0 - g)
         if RESET_BEFORE:
             dgh_n = _to(da_n, DTYPE)
-            _exchange(gates_at + DGH_N, dgh_n, mask, CHUNK)
+            _store_row(gates_at + DGH_N, dgh_n, mask)
+            if CHUNK != 0:
+                tl.debug_barrier()
             zero = tl.zeros((ROWS, PADDED), tl.float32)
-            dq = _product(zero, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)  # (14b)
-            da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (15)
+            dq = _product(zero, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+            da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (14b), (15)
             dh_past += dq * r
         else:
             da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
-            db_hn += da_n * r
             dgh_n = _to(da_n * r, DTYPE)
-            _exchange(gates_at + DGH_N, dgh_n, mask, CHUNK)
-            dh_past = _product(dh_past, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, H, PADDED, CHUNK, PRECISION)
+            _store_row(gates_at + DGH_N, dgh_n, mask)
+            db_hn += _for_sum(da_n * r, CHUNK)
         dgh_r, dgh_u = _to(da_r, DTYPE), _to(da_u, DTYPE)
-        _exchange(gates_at + DGH_R, dgh_r, mask, CHUNK)
-        _exchange(gates_at + DGH_U, dgh_u, mask, CHUNK)
-        dh_past = _product(dh_past, dgh_r, v_r, gates_at + DGH_R, valid, W_HH, H, 1, H, PADDED, CHUNK, PRECISION)
-        dh_past = _product(dh_past, dgh_u, v_u, gates_at + DGH_U, valid, W_U, H, 1, H, PADDED, CHUNK, PRECISION)
-        dh = tl.where(valid[:, None], dh_past, dh)  # (17)
-        db_r += da_r
-        db_u += da_u
-        db_n += da_n
-        if CHUNK == 0:
-            tl.store(gates_at[:, None] + DGH_R + unit[None, :], dgh_r, mask=mask)
-            tl.store(gates_at[:, None] + DGH_U + unit[None, :], dgh_u, mask=mask)
-            tl.store(gates_at[:, None] + DGH_N + unit[None, :], dgh_n, mask=mask)
+        _store_row(gates_at + DGH_R, dgh_r, mask)
+        _store_row(gates_at + DGH_U, dgh_u, mask)
         if SCALE_INPUT:
-            tl.store(gates_at[:, None] + DGX + unit[None, :], _to(a[:, None] * da_r, DTYPE), mask=mask)
-            tl.store(gates_at[:, None] + DGX + H + unit[None, :], _to(a[:, None] * da_u, DTYPE), mask=mask)
-            tl.store(gates_at[:, None] + DGX + 2 * H + unit[None, :], _to(a[:, None] * da_n, DTYPE), mask=mask)
+            _store_row(gates_at + DGX, _to(a[:, None] * da_r, DTYPE), mask)
+            _store_row(gates_at + (DGX + H), _to(a[:, None] * da_u, DTYPE), mask)
+            _store_row(gates_at + (DGX + 2 * H), _to(a[:, None] * da_n, DTYPE), mask)
         elif not RESET_BEFORE:
-            tl.store(gates_at[:, None] + DGX + 2 * H + unit[None, :], _to(da_n, DTYPE), mask=mask)
+            _store_row(gates_at + (DGX + 2 * H), _to(da_n, DTYPE), mask)
+        db_r += _for_sum(da_r, CHUNK)
+        db_u += _for_sum(da_u, CHUNK)
+        db_n += _for_sum(da_n, CHUNK)
         if ATTENTION is not None:
             d_a = tl.zeros(dg.shape, tl.float32)
             if ALPHA1 != 0:
@@ -418,9 +423,18 @@ def recurrence_backward(
             if SCALE_INPUT:
                 d_a += da_r * p_r + da_u * p_u + da_n * p_n  # (22)
             tl.store(D_ATTENTION + a_at, tl.sum(d_a, 1), mask=valid)
-        x_at -= x_step * (3 * H)
-        before_at -= y_step * H
-        y_now -= y_step
+
+        if CHUNK != 0:
+            tl.debug_barrier()
+        if not RESET_BEFORE:
+            n_at = gates_at + DGH_N
+            dh_past = _product(dh_past, dgh_n, v_n, n_at, valid, W_N, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+        r_at, u_at = gates_at + DGH_R, gates_at + DGH_U
+        dh_past = _product(dh_past, dgh_r, v_r, r_at, valid, W_HH, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+        dh_past = _product(dh_past, dgh_u, v_u, u_at, valid, W_U, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+        dh = tl.where(valid[:, None], dh_past, dh)  # (17)
+        x -= x_step
+        y -= y_step
         a_at -= a_step
     tl.store(DH0 + state_at, dh, mask=state_mask)
     bias_at = D_BIAS + tl.program_id(0) * (4 * H) + unit

@@ -211,7 +211,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
         recurrence_forward, (-(-job.batch // launch.rows),), x,
         job.projection(), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
         x.new_empty(job.batch, 2 * job.hidden) if launch.chunk else None,
-        *job.sizes, **job.options, **_compiled(launch),
+        *job.sizes, job.hidden, **job.options, **_compiled(launch),
     )  # fmt: skip
     return y, h_n, order
 
@@ -241,7 +241,7 @@ def bwd(
         recurrence_backward, (programs,), x,
         job.projection(), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
         None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(),
-        gates, states, d_attention, d_bias, dh0, *job.sizes, **job.options, **_compiled(launch),
+        gates, states, d_attention, d_bias, dh0, *job.sizes, job.hidden, **job.options, **_compiled(launch),
         GATE_WIDTH=columns.width, DGX=columns.dgx, DGH_R=columns.dgh_r, DGH_U=columns.dgh_u, DGH_N=columns.dgh_n,
     )  # fmt: skip
     d_bias = d_bias.sum(0)
