@@ -110,12 +110,15 @@ def _store_row(at, value, mask):
 
 
 @triton.jit
-def _for_sum(part, CHUNK: tl.constexpr):
-    """What a step adds to a sum over rows and steps; large tiles have no registers left to put off the rows' sum."""
+def _collect(total, at, part, H: tl.constexpr, CHUNK: tl.constexpr):
+    """Add a step's part to a sum over rows and steps: in registers, or at ``at`` where a tile leaves none."""
     if CHUNK == 0:
-        return part
+        return total + part
     else:
-        return tl.sum(part, 0)[None, :]
+        unit = tl.arange(0, part.shape[1])
+        so_far = tl.load(at + unit, mask=unit < H, other=0.0)
+        tl.store(at + unit, so_far + tl.sum(part, 0), mask=unit < H)
+        return total
 
 
 @triton.jit
@@ -127,6 +130,14 @@ def _bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl
     else:
         unit = tl.arange(0, PADDED)
         return tile + tl.load(B + gate * H + unit, mask=unit < H, other=0.0)[None, :]
+
+
+@triton.jit
+def _biases(B_IH, B_HH, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of r and u both biases together; of n the input's and the state's."""
+    b_r = _bias(B_IH, 0, H, PADDED, ROWS) + _bias(B_HH, 0, H, PADDED, ROWS)
+    b_u = _bias(B_IH, 1, H, PADDED, ROWS) + _bias(B_HH, 1, H, PADDED, ROWS)
+    return b_r, b_u, _bias(B_IH, 2, H, PADDED, ROWS), _bias(B_HH, 2, H, PADDED, ROWS)
 
 
 @triton.jit
@@ -227,10 +238,7 @@ def recurrence_forward(
     w_r = _weights(W_HH, H, PADDED)
     w_u = _weights(W_U, H, PADDED)
     w_n = _weights(W_N, H, PADDED)
-    b_r = _bias(B_IH, 0, H, PADDED, ROWS) + _bias(B_HH, 0, H, PADDED, ROWS)
-    b_u = _bias(B_IH, 1, H, PADDED, ROWS) + _bias(B_HH, 1, H, PADDED, ROWS)
-    b_n = _bias(B_IH, 2, H, PADDED, ROWS)
-    b_hn = _bias(B_HH, 2, H, PADDED, ROWS)
+    b_r, b_u, b_n, b_hn = _biases(B_IH, B_HH, H, PADDED, ROWS)
     h_at, q_at = row, row
     if CHUNK != 0:
         h_at = SCRATCH + row * (2 * H)
@@ -313,20 +321,18 @@ def recurrence_backward(
     w_u = _weights(W_U, H, PADDED)
     w_n = _weights(W_N, H, PADDED)
     v_r, v_u, v_n = tl.trans(w_r), tl.trans(w_u), tl.trans(w_n)
-    b_r = _bias(B_IH, 0, H, PADDED, ROWS) + _bias(B_HH, 0, H, PADDED, ROWS)
-    b_u = _bias(B_IH, 1, H, PADDED, ROWS) + _bias(B_HH, 1, H, PADDED, ROWS)
-    b_n = _bias(B_IH, 2, H, PADDED, ROWS)
-    b_hn = _bias(B_HH, 2, H, PADDED, ROWS)
+    bias_r, bias_u, bias_n, bias_hn = _biases(B_IH, B_HH, H, PADDED, ROWS)
     if DH_N is None:
         dh = tl.zeros((ROWS, PADDED), tl.float32)
     else:
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
-    if H0 is not None:
+    if H0 is not None and CHUNK == 0:
         h0 = tl.load(H0 + state_at, mask=state_mask, other=0.0)
-    db_r = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
-    db_u = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
-    db_n = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
-    db_hn = tl.zeros((ROWS if CHUNK == 0 else 1, PADDED), tl.float32)
+    bias_at = D_BIAS + tl.program_id(0) * (4 * H)
+    db_r = tl.zeros((ROWS, PADDED), tl.float32)
+    db_u = tl.zeros((ROWS, PADDED), tl.float32)
+    db_n = tl.zeros((ROWS, PADDED), tl.float32)
+    db_hn = tl.zeros((ROWS, PADDED), tl.float32)
     longest = tl.max(length, 0)
     x += (longest - 1) * x_step
     y += (longest - 1) * y_step
@@ -338,8 +344,14 @@ def recurrence_backward(
         later = valid & (length - length + t > 0)  # t > 0 alone would be no mask in the interpreter
         before_at = Y + (y - y_step) * H
         h = tl.load(before_at[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
+        b_r, b_u, b_n, b_hn = bias_r, bias_u, bias_n, bias_hn
+        if CHUNK != 0:  # tiles so large leave no registers for what can be read again
+            b_r, b_u, b_n, b_hn = _biases(B_IH, B_HH, H, PADDED, ROWS)
         if H0 is not None:
-            h = tl.where(later[:, None], h, h0)
+            if CHUNK == 0:
+                h = tl.where(later[:, None], h, h0)
+            else:
+                h += tl.load(H0 + state_at, mask=(valid & (length - length + t == 0))[:, None] & inside, other=0.0)
         x_at = (PROJECTION + x * (3 * H))[:, None] + unit[None, :]
         p_r = tl.load(x_at, mask=mask, other=0.0)
         p_u = tl.load(x_at + H, mask=mask, other=0.0)
@@ -401,7 +413,7 @@ def recurrence_backward(
             da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
             dgh_n = _to(da_n * r, DTYPE)
             _store_row(gates_at + DGH_N, dgh_n, mask)
-            db_hn += _for_sum(da_n * r, CHUNK)
+            db_hn = _collect(db_hn, bias_at + 3 * H, da_n * r, H, CHUNK)
         dgh_r, dgh_u = _to(da_r, DTYPE), _to(da_u, DTYPE)
         _store_row(gates_at + DGH_R, dgh_r, mask)
         _store_row(gates_at + DGH_U, dgh_u, mask)
@@ -411,9 +423,9 @@ def recurrence_backward(
             _store_row(gates_at + (DGX + 2 * H), _to(a[:, None] * da_n, DTYPE), mask)
         elif not RESET_BEFORE:
             _store_row(gates_at + (DGX + 2 * H), _to(da_n, DTYPE), mask)
-        db_r += _for_sum(da_r, CHUNK)
-        db_u += _for_sum(da_u, CHUNK)
-        db_n += _for_sum(da_n, CHUNK)
+        db_r = _collect(db_r, bias_at + 0 * H, da_r, H, CHUNK)
+        db_u = _collect(db_u, bias_at + 1 * H, da_u, H, CHUNK)
+        db_n = _collect(db_n, bias_at + 2 * H, da_n, H, CHUNK)
         if ATTENTION is not None:
             d_a = tl.zeros(dg.shape, tl.float32)
             if ALPHA1 != 0:
@@ -437,11 +449,11 @@ def recurrence_backward(
         y -= y_step
         a_at -= a_step
     tl.store(DH0 + state_at, dh, mask=state_mask)
-    bias_at = D_BIAS + tl.program_id(0) * (4 * H) + unit
-    tl.store(bias_at, tl.sum(db_r, 0), mask=unit < H)
-    tl.store(bias_at + H, tl.sum(db_u, 0), mask=unit < H)
-    tl.store(bias_at + 2 * H, tl.sum(db_n, 0), mask=unit < H)
-    tl.store(bias_at + 3 * H, tl.sum(db_n if RESET_BEFORE else db_hn, 0), mask=unit < H)
+    if CHUNK == 0:
+        tl.store(bias_at + unit, tl.sum(db_r, 0), mask=unit < H)
+        tl.store(bias_at + H + unit, tl.sum(db_u, 0), mask=unit < H)
+        tl.store(bias_at + 2 * H + unit, tl.sum(db_n, 0), mask=unit < H)
+        tl.store(bias_at + 3 * H + unit, tl.sum(db_hn, 0), mask=unit < H)
 
 
 @triton.jit(do_not_specialize=_SIZES)

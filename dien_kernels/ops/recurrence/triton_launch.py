@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -38,23 +39,58 @@ def refuses(call: Call) -> str | None:
 class Launch(NamedTuple):
     """How a kernel is compiled and launched for one size."""
 
-    rows: int  # of the batch in a program; 16 is the least a matrix instruction takes
     chunk: int  # rows of W_hh read at a time, 0: all are kept on chip
-    stages: int  # steps of input on their way ahead of their use
+    stages: int  # 2: the next step's inputs are on their way during this one
     unroll: int  # steps that share one read of the weights from shared memory to registers
     warps: int
+    registers: int | None = None  # for each thread at most; told only where ptxas would take fewer and spill
+    rows: int = 16  # of the batch in a program: the least that a matrix instruction takes
+
+
+# By padded hidden size: chosen by compiled instructions, spills and barriers (benchmarks/results/gpu_triton.csv), not
+# yet by time. The bytes are the shared memory that a launch of 16 or 32 bits takes: the next row serves smaller devices.
+_FORWARD_16 = {
+    16: ((0, Launch(0, 2, 4, 2)),),
+    32: ((0, Launch(0, 2, 4, 4)),),
+    64: ((0, Launch(0, 2, 4, 8, 168)),),
+    128: ((127_040, Launch(0, 2, 1, 8)), (0, Launch(32, 1, 1, 8))),
+    256: ((0, Launch(32, 1, 1, 8)),),
+}
+_FORWARD_32 = {
+    16: ((0, Launch(0, 2, 4, 2)),),
+    32: ((0, Launch(0, 2, 4, 4)),),
+    64: ((131_200, Launch(0, 2, 2, 8)), (0, Launch(16, 1, 1, 8))),  # TF32x3 keeps each weight in two parts
+    128: ((0, Launch(16, 1, 1, 8)),),
+    256: ((0, Launch(16, 1, 1, 8)),),
+}
+_BACKWARD_16 = {
+    16: ((0, Launch(0, 2, 1, 2)),),
+    32: ((0, Launch(0, 2, 1, 4)),),
+    64: ((0, Launch(0, 2, 1, 8)),),
+    128: ((0, Launch(32, 1, 1, 8)),),
+    256: ((0, Launch(16, 1, 1, 8)),),
+}
+_BACKWARD_32 = {
+    16: ((0, Launch(0, 2, 1, 2)),),
+    32: ((0, Launch(0, 2, 1, 4)),),
+    64: ((204_800, Launch(0, 1, 1, 8)), (0, Launch(16, 1, 1, 8))),
+    128: ((0, Launch(16, 1, 1, 8)),),
+    256: ((0, Launch(16, 1, 1, 8)),),
+}
 
 
 def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int) -> Launch:
-    """The launch for a hidden size, bytes of an element and bytes of shared memory a program may have."""
-    padded = padded_size(hidden)
-    if backward:
-        if padded <= 64:
-            return Launch(16, 0, 2, 1, 8)
-        return Launch(16, 32 if itemsize == 2 else 16, 1, 1, 8)
-    if padded <= 64:
-        return Launch(16, 0, 3, 4, 8)
-    return Launch(16, 32 if itemsize == 2 else 16, 1, 1, 8)
+    """The launch for a hidden size, bytes of an element and bytes of shared memory that a program may have."""
+    narrow, wide = (_BACKWARD_16, _BACKWARD_32) if backward else (_FORWARD_16, _FORWARD_32)
+    rows = (narrow if itemsize == 2 else wide)[padded_size(hidden)]
+    return next(launch for needed, launch in rows if needed <= shared_memory)
+
+
+def shared_memory_of(x: Tensor) -> int:
+    """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
+    if not x.is_cuda:
+        return 0
+    return int(torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin)
 
 
 def padded_size(hidden: int) -> int:
@@ -153,10 +189,7 @@ class _Job:
         return self.w_hh.new_empty(shape) if self.all_written else self.w_hh.new_zeros(shape)
 
     def configuration(self, backward: bool) -> Launch:
-        if not self.x.is_cuda:
-            return configuration(self.hidden, self.x.itemsize, backward, 0)
-        limit = torch.cuda.get_device_properties(self.x.device).shared_memory_per_block_optin
-        return configuration(self.hidden, self.x.itemsize, backward, limit)
+        return configuration(self.hidden, self.x.itemsize, backward, shared_memory_of(self.x))
 
     def projection(self) -> Tensor:
         """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
@@ -182,18 +215,19 @@ def _precision(x: Tensor) -> str:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    if not like.is_cuda:
-        kernel[grid](*arguments, **options)
-        return
-    with torch.cuda.device(like.device):
+    """Every launch goes through here; a test that compiles or simulates the kernels takes its place."""
+    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         kernel[grid](*arguments, **options)
 
 
-def _compiled(launch: Launch) -> dict[str, int]:
-    return {
+def _compiled(launch: Launch) -> dict[str, Any]:
+    options = {
         "ROWS": launch.rows, "CHUNK": launch.chunk, "STAGES": launch.stages, "UNROLL": launch.unroll,
-        "num_warps": launch.warps,
+        "num_warps": launch.warps, "enable_fp_fusion": True,
     }  # fmt: skip
+    if launch.registers is not None and torch.version.hip is None:
+        options["maxnreg"] = launch.registers
+    return options
 
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
@@ -235,7 +269,7 @@ def bwd(
     columns = _gates(hidden, job.scale_input, job.reset_before)
     gates = job.new(job.y_rows, columns.width)
     states = job.new(job.y_rows, (1 + job.reset_before) * hidden)
-    d_bias = torch.empty(programs, 4, hidden, **small)
+    d_bias = torch.zeros(programs, 4, hidden, **small)
     dh0 = torch.empty(job.batch, hidden, **small)
     _launch(
         recurrence_backward, (programs,), x,
@@ -255,7 +289,7 @@ def bwd(
         dgx.t() @ job.real_x(),
         _dw_hh(job, gates, states, columns),
         d_bias[:3].flatten(),
-        d_bias[[0, 1, 3]].flatten(),
+        (d_bias if job.reset_before else d_bias[[0, 1, 3]])[:3].flatten().clone(),
         dh0,
     )
 
@@ -281,6 +315,6 @@ def _sum_readers(job: _Job, dgx_rows: Tensor) -> Tensor:
         sum_readers, (job.histories, 3), dgx,
         dgx_rows, dgx, readers, first, job.lengths, job.offsets, job.y_start, *job.sizes,
         TIME_MAJOR=job.time_major, H=job.hidden, PADDED=padded_size(job.hidden), GATE_WIDTH=dgx_rows.stride(0),
-        STEPS=16, num_warps=4,
+        STEPS=16, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return dgx
