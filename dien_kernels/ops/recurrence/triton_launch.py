@@ -90,7 +90,8 @@ def shared_memory_of(x: Tensor) -> int:
     """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
     if not x.is_cuda:
         return 0
-    return int(torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin)
+    device = torch.cuda.get_device_properties(x.device)
+    return int(getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block))
 
 
 def padded_size(hidden: int) -> int:
@@ -99,7 +100,7 @@ def padded_size(hidden: int) -> int:
 
 
 class Gates(NamedTuple):
-    """Columns of a step's gate gradients: dgx and dgh share what they have in common (16), in that order or its rotation."""
+    """Columns of a step's gate gradients: dgx and dgh share what they have in common (16)."""
 
     width: int
     dgx: int  # r, u, n from here on, times gamma
@@ -250,9 +251,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     return y, h_n, order
 
 
-def bwd(
-    dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
     job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
     hidden = job.hidden
     small = {"dtype": torch.float32, "device": x.device}
@@ -261,7 +260,8 @@ def bwd(
         dh0 = torch.zeros(job.batch, hidden, **small) if dh_n is None else dh_n.to(torch.float32, copy=True)
         d_bias = torch.zeros(2, 3 * hidden, **small)
         dx = x.new_zeros(x.shape if need_dx else (0,))
-        return dx, d_attention, w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape), d_bias[0], d_bias[1].clone(), dh0
+        dw_ih, dw_hh = w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape)
+        return dx, d_attention, dw_ih, dw_hh, d_bias[0], d_bias[1].clone(), dh0
     from dien_kernels.ops.recurrence.triton_kernel import recurrence_backward
 
     launch = job.configuration(backward=True)
