@@ -73,7 +73,7 @@ def test_special_imports_stay_in_their_files(path: Path) -> None:
         words = name.split(".")
         assert words[0] not in ("benchmarks", "tests"), f"{path.name} imports {name}"
         if words[0] == "triton":
-            assert path.name == "triton_kernel.py", f"{path.name} imports {name}"
+            assert path.stem.startswith("triton_kernel"), f"{path.name} imports {name}"
         if words[:2] == ["torch", "library"]:
             assert path.name == "_register.py", f"{path.name} imports {name}"
 

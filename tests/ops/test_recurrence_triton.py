@@ -68,9 +68,9 @@ GRID = (
 @compiled
 def test_grid_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    files = ("test_recurrence.py", "test_recurrence_layouts.py", Path(__file__).name)
+    files = [f"tests/ops/{name}" for name in ("test_recurrence.py", "test_recurrence_layouts.py", Path(__file__).name)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", GRID, *(f"tests/ops/{f}" for f in files)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", GRID, *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=ROOT,
         capture_output=True,

@@ -47,8 +47,8 @@ class Launch(NamedTuple):
     rows: int = 16  # of the batch in a program: the least that a matrix instruction takes
 
 
-# By padded hidden size: chosen by compiled instructions, spills and barriers (benchmarks/results/gpu_triton.csv), not
-# yet by time. The bytes are the shared memory that a launch of 16 or 32 bits takes: the next row serves smaller devices.
+# By padded hidden size and bits of storage: chosen by compiled instructions, spills and barriers, not yet by time
+# (benchmarks/results/gpu_triton.csv). The number is the shared memory a launch takes; the next serves smaller devices.
 _FORWARD_16 = {
     16: ((0, Launch(0, 2, 4, 2)),),
     32: ((0, Launch(0, 2, 4, 4)),),
@@ -262,7 +262,7 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         dx = x.new_zeros(x.shape if need_dx else (0,))
         dw_ih, dw_hh = w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape)
         return dx, d_attention, dw_ih, dw_hh, d_bias[0], d_bias[1].clone(), dh0
-    from dien_kernels.ops.recurrence.triton_kernel import recurrence_backward
+    from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
 
     launch = job.configuration(backward=True)
     programs = -(-job.batch // launch.rows)
@@ -305,7 +305,7 @@ def _dw_hh(job: _Job, gates: Tensor, states: Tensor, columns: Gates) -> Tensor:
 
 
 def _sum_readers(job: _Job, dgx_rows: Tensor) -> Tensor:
-    from dien_kernels.ops.recurrence.triton_kernel import sum_readers
+    from dien_kernels.ops.recurrence.triton_kernel_backward import sum_readers
 
     assert job.history is not None
     by_history, readers = job.history.sort(stable=True)
