@@ -77,7 +77,7 @@ def recurrence_backward(
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
     if H0 is not None and CHUNK == 0:
         h0 = tl.load(H0 + state_at, mask=state_mask, other=0.0)
-    bias_at = D_BIAS + tl.program_id(0) * (4 * H)
+    bias_at = D_BIAS + tl.program_id(0).to(tl.int64) * (4 * H)
     db_r = tl.zeros((ROWS, PADDED), tl.float32)
     db_u = tl.zeros((ROWS, PADDED), tl.float32)
     db_n = tl.zeros((ROWS, PADDED), tl.float32)

@@ -212,7 +212,7 @@ class _Job:
 
 def _precision(x: Tensor) -> str:
     """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
@@ -255,13 +255,15 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
     job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
     hidden = job.hidden
     small = {"dtype": torch.float32, "device": x.device}
-    d_attention = torch.zeros((0,) if attention is None else attention.shape, **small)
+    d_attention = None if attention is None else torch.zeros(attention.shape, **small)
     if job.nothing:
-        dh0 = torch.zeros(job.batch, hidden, **small) if dh_n is None else dh_n.to(torch.float32, copy=True)
+        dh0 = torch.zeros(job.batch, hidden, **small)
+        if dh_n is not None:
+            dh0.copy_(dh_n)
         d_bias = torch.zeros(2, 3 * hidden, **small)
         dx = x.new_zeros(x.shape if need_dx else (0,))
         dw_ih, dw_hh = w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape)
-        return dx, d_attention, dw_ih, dw_hh, d_bias[0], d_bias[1].clone(), dh0
+        return dx, _or_empty(d_attention, x), dw_ih, dw_hh, d_bias[0].clone(), d_bias[1].clone(), dh0
     from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
 
     launch = job.configuration(backward=True)
@@ -278,20 +280,25 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         gates, states, d_attention, d_bias, dh0, *job.sizes, job.hidden, **job.options, **_compiled(launch),
         GATE_WIDTH=columns.width, DGX=columns.dgx, DGH_R=columns.dgh_r, DGH_U=columns.dgh_u, DGH_N=columns.dgh_n,
     )  # fmt: skip
-    d_bias = d_bias.sum(0)
+    db_r, db_u, db_n, db_hn = d_bias.sum(0)
     dgx = gates[:, columns.dgx : columns.dgx + 3 * hidden]
     if job.shared:
         dgx = _sum_readers(job, dgx)
     dx = (dgx @ w_ih).view(x.shape) if need_dx else x.new_empty(0)
     return (
         dx,
-        d_attention,
+        _or_empty(d_attention, x),
         dgx.t() @ job.real_x(),
         _dw_hh(job, gates, states, columns),
-        d_bias[:3].flatten(),
-        (d_bias if job.reset_before else d_bias[[0, 1, 3]])[:3].flatten().clone(),
+        torch.cat((db_r, db_u, db_n)),
+        torch.cat((db_r, db_u, db_n if job.reset_before else db_hn)),
         dh0,
     )
+
+
+def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
+    """A raw op returns tensors only."""
+    return x.new_empty(0) if gradient is None else gradient
 
 
 def _dw_hh(job: _Job, gates: Tensor, states: Tensor, columns: Gates) -> Tensor:
