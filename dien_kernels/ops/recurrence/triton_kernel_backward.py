@@ -100,7 +100,7 @@ def recurrence_backward(
             if CHUNK == 0:
                 h = tl.where(later[:, None], h, h0)
             else:
-                h += tl.load(H0 + state_at, mask=(valid & (length - length + t == 0))[:, None] & inside, other=0.0)
+                h += tl.load((H0 + row * H)[:, None] + unit[None, :], mask=(valid & (length - length + t == 0))[:, None] & inside, other=0.0)
         x_at = (PROJECTION + x * (3 * H))[:, None] + unit[None, :]
         p_r = tl.load(x_at, mask=mask, other=0.0)
         p_u = tl.load(x_at + H, mask=mask, other=0.0)
@@ -149,40 +149,46 @@ def recurrence_backward(
             da_u = tl.zeros(dg.shape, tl.float32)
         da_u = tl.where(mask, -da_u if KEEP_SIDE else da_u, 0.0)
         dh_past = dh * (1.0 - g)
+        if not RESET_BEFORE:
+            da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
+            db_hn = _collect(db_hn, bias_at + 3 * H, da_n * r, H, CHUNK)
+        dgh_u, dgh_n = to(da_u, DTYPE), to(da_n if RESET_BEFORE else da_n * r, DTYPE)
+        store_row(gates_at + DGH_U, dgh_u, mask)
+        store_row(gates_at + DGH_N, dgh_n, mask)
+        if SCALE_INPUT:
+            store_row(gates_at + (DGX + H), to(a[:, None] * da_u, DTYPE), mask)
+            store_row(gates_at + (DGX + 2 * H), to(a[:, None] * da_n, DTYPE), mask)
+        elif not RESET_BEFORE:
+            store_row(gates_at + (DGX + 2 * H), to(da_n, DTYPE), mask)
+        db_u = _collect(db_u, bias_at + 1 * H, da_u, H, CHUNK)
+        db_n = _collect(db_n, bias_at + 2 * H, da_n, H, CHUNK)
+        d_a = tl.zeros(dg.shape, tl.float32)
+        if ALPHA1 != 0:
+            d_a += ALPHA1 * dg
+        if BETA1 != 0:
+            d_a += BETA1 * u * dg  # (21)
+        if SCALE_INPUT:
+            if CHUNK != 0:
+                p_u = tl.load(x_at + H, mask=mask, other=0.0)
+                p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
+            d_a += da_u * p_u + da_n * p_n  # (22)
+
         if RESET_BEFORE:
-            dgh_n = to(da_n, DTYPE)
-            store_row(gates_at + DGH_N, dgh_n, mask)
             if CHUNK != 0:
                 tl.debug_barrier()
             zero = tl.zeros((ROWS, PADDED), tl.float32)
             dq = product(zero, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
             da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (14b), (15)
             dh_past += dq * r
-        else:
-            da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
-            dgh_n = to(da_n * r, DTYPE)
-            store_row(gates_at + DGH_N, dgh_n, mask)
-            db_hn = _collect(db_hn, bias_at + 3 * H, da_n * r, H, CHUNK)
-        dgh_r, dgh_u = to(da_r, DTYPE), to(da_u, DTYPE)
+        dgh_r = to(da_r, DTYPE)
         store_row(gates_at + DGH_R, dgh_r, mask)
-        store_row(gates_at + DGH_U, dgh_u, mask)
+        db_r = _collect(db_r, bias_at, da_r, H, CHUNK)
         if SCALE_INPUT:
             store_row(gates_at + DGX, to(a[:, None] * da_r, DTYPE), mask)
-            store_row(gates_at + (DGX + H), to(a[:, None] * da_u, DTYPE), mask)
-            store_row(gates_at + (DGX + 2 * H), to(a[:, None] * da_n, DTYPE), mask)
-        elif not RESET_BEFORE:
-            store_row(gates_at + (DGX + 2 * H), to(da_n, DTYPE), mask)
-        db_r = _collect(db_r, bias_at + 0 * H, da_r, H, CHUNK)
-        db_u = _collect(db_u, bias_at + 1 * H, da_u, H, CHUNK)
-        db_n = _collect(db_n, bias_at + 2 * H, da_n, H, CHUNK)
+            if CHUNK != 0:
+                p_r = tl.load(x_at, mask=mask, other=0.0)
+            d_a += da_r * p_r
         if ATTENTION is not None:
-            d_a = tl.zeros(dg.shape, tl.float32)
-            if ALPHA1 != 0:
-                d_a += ALPHA1 * dg
-            if BETA1 != 0:
-                d_a += BETA1 * u * dg  # (21)
-            if SCALE_INPUT:
-                d_a += da_r * p_r + da_u * p_u + da_n * p_n  # (22)
             tl.store(D_ATTENTION + a_at, tl.sum(d_a, 1), mask=valid)
 
         if CHUNK != 0:
@@ -197,7 +203,13 @@ def recurrence_backward(
         x -= x_step
         y -= y_step
         a_at -= a_step
-    tl.store(DH0 + state_at, dh, mask=state_mask)
+    if CHUNK == 0:
+        tl.store(DH0 + state_at, dh, mask=state_mask)
+    else:
+        row, live, length, x, y, a_at = rows(
+            ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
+        )  # fmt: skip
+        tl.store((DH0 + row * H)[:, None] + unit[None, :], dh, mask=live[:, None] & inside)
     if CHUNK == 0:
         tl.store(bias_at + unit, tl.sum(db_r, 0), mask=unit < H)
         tl.store(bias_at + H + unit, tl.sum(db_u, 0), mask=unit < H)
