@@ -5,6 +5,7 @@ The interpreter must be switched on before Triton is imported, so the grid runs 
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -165,10 +166,23 @@ def test_simulated_code_matches_reference(case: Case, ptxsim: ModuleType) -> Non
         assert_matches(case, actual(case, "triton"))
 
 
+def stored(dtype: torch.dtype, architecture: int, hidden: int) -> dict[str, float]:
+    """Instructions of a step by kernel, as ``make gpu-report`` has stored them for this version of Triton."""
+    import triton
+
+    with (ROOT / "benchmarks" / "results" / "gpu_triton.csv").open(newline="") as file:
+        return {
+            row["kernel"]: float(row["instructions"])
+            for row in csv.DictReader(file)
+            if (row["triton"], row["arch"], row["kind"], row["reset"], row["dtype"], row["hidden"])
+            == (triton.__version__, f"sm_{architecture}", "authors", "after", str(dtype)[6:], str(hidden))
+        }
+
+
 @compiled
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_compiled_code_does_not_spill(dtype: torch.dtype, architecture: int) -> None:
+def test_compiled_code_does_not_spill_or_grow(dtype: torch.dtype, architecture: int) -> None:
     pytest.importorskip("triton")
     codes = {}
 
@@ -180,6 +194,8 @@ def test_compiled_code_does_not_spill(dtype: torch.dtype, architecture: int) -> 
     assert set(codes) == {"recurrence_forward", "recurrence_backward"}
     for name, code in codes.items():
         assert code.spills == 0, f"{name}: {code}"
+        before = stored(dtype, architecture, 64).get(name, code.instructions)
+        assert code.instructions <= 1.02 * before, f"{name}: {code}, stored {before}"
     if dtype == torch.bfloat16:
         forward = codes["recurrence_forward"]
         assert forward.instructions <= 165, forward

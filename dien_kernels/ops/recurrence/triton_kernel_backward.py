@@ -100,7 +100,11 @@ def recurrence_backward(
             if CHUNK == 0:
                 h = tl.where(later[:, None], h, h0)
             else:
-                h += tl.load((H0 + row * H)[:, None] + unit[None, :], mask=(valid & (length - length + t == 0))[:, None] & inside, other=0.0)
+                h += tl.load(
+                    (H0 + row * H)[:, None] + unit[None, :],
+                    mask=(valid & (length - length + t == 0))[:, None] & inside,
+                    other=0.0,
+                )
         x_at = (PROJECTION + x * (3 * H))[:, None] + unit[None, :]
         p_r = tl.load(x_at, mask=mask, other=0.0)
         p_u = tl.load(x_at + H, mask=mask, other=0.0)
@@ -205,9 +209,10 @@ def recurrence_backward(
         a_at -= a_step
     if CHUNK == 0:
         tl.store(DH0 + state_at, dh, mask=state_mask)
-    else:
+    else:  # read again, not kept
         row, live, length, x, y, a_at = rows(
-            ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
+            ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
+            ROWS, REVERSE, TIME_MAJOR,
         )  # fmt: skip
         tl.store((DH0 + row * H)[:, None] + unit[None, :], dh, mask=live[:, None] & inside)
     if CHUNK == 0:
