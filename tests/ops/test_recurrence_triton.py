@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops.recurrence import triton_launch
-from tests.cases import KINDS, Case, actual, assert_matches, running_on
+from dien_kernels.ops.recurrence import op, triton_launch
+from dien_kernels.ops.recurrence.reference import form_of
+from tests.cases import KINDS, Case, actual, assert_matches, make, running_on
 from tests.triton_launches import Launched, compile_for, launching
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,6 +121,26 @@ def test_repeats_itself(target: str) -> None:
     first, second = actual(case, target), actual(case, target)
     for name, tensor in first:
         assert torch.equal(tensor, second.tensors[name]), name
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
+@pytest.mark.parametrize("ragged", ["full", "lengths", "jagged"])
+@pytest.mark.parametrize("kind", ["gru", "aigru"])
+def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
+    """What they return has the shapes and dtypes that their fakes promise, with either upstream gradient alone."""
+    utils = ("test_schema", "test_faketensor")
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = make(Case(kind, dtype, ragged=ragged, history=kind != "gru", bias="ih", h0=False))
+        weights = (inputs.leaf("w_ih"), inputs.leaf("w_hh"), inputs.leaf("b_ih"), None, None)
+        tensors = [inputs.leaf("x"), inputs.leaf("attention"), *weights, inputs.lengths, inputs.offsets, inputs.history]
+        tensors = [None if t is None else t.detach() for t in tensors]
+        options = (*form_of(kind)[:5], True, False, False, False, True)
+        torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=utils)
+        y, h_n, order = op._FWD[target](*tensors, *options)
+        for dy, dh_n, need_dx in ((inputs.dy, None, True), (None, inputs.dh_n, False)):
+            arguments = (dy, dh_n, *tensors, y, order, need_dx, *options)
+            torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
 @pytest.fixture(scope="module")
