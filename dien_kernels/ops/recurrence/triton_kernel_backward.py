@@ -57,6 +57,8 @@ def recurrence_backward(
     """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     STATE_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else H
+    # Tiles of half of all registers leave none for what can be read again.
+    AGAIN: tl.constexpr = CHUNK != 0 or (DTYPE == tl.float32 and PADDED == 64)
     row, live, length, x, y, a_at = rows(
         ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
     )  # fmt: skip
@@ -94,7 +96,7 @@ def recurrence_backward(
         before_at = Y + (y - y_step) * H
         h = tl.load(before_at[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
         b_r, b_u, b_n, b_hn = bias_r, bias_u, bias_n, bias_hn
-        if CHUNK != 0:  # tiles so large leave no registers for what can be read again
+        if CHUNK != 0:
             b_r, b_u, b_n, b_hn = biases(B_IH, B_HH, H, PADDED, ROWS)
         if H0 is not None:
             if CHUNK == 0:
@@ -115,8 +117,6 @@ def recurrence_backward(
         gx_r, gx_u, gx_n = p_r, p_u, p_n
         if SCALE_INPUT:
             gx_r, gx_u, gx_n = a[:, None] * p_r, a[:, None] * p_u, a[:, None] * p_n
-        if DY is not None:
-            dh += tl.load((DY + y * H)[:, None] + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)
 
         # The gates, once more, from the forward's operands. A barrier, as chunked products read what all threads wrote.
         h_at = STATES + y * STATE_WIDTH
@@ -142,6 +142,8 @@ def recurrence_backward(
 
         # Their gradients. A step that does not exist has none, whatever stands in its place.
         gates_at = GATES + y * GATE_WIDTH
+        if DY is not None:
+            dh += tl.load((DY + y * H)[:, None] + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)
         g = gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
         dg = dh * (n - h)  # (11)
         da_n = tl.where(mask, dh * g * (1.0 - n * n), 0.0)  # (12)
@@ -172,7 +174,7 @@ def recurrence_backward(
         if BETA1 != 0:
             d_a += BETA1 * u * dg  # (21)
         if SCALE_INPUT:
-            if CHUNK != 0:
+            if AGAIN:
                 p_u = tl.load(x_at + H, mask=mask, other=0.0)
                 p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
             d_a += da_u * p_u + da_n * p_n  # (22)
@@ -189,7 +191,7 @@ def recurrence_backward(
         db_r = _collect(db_r, bias_at, da_r, H, CHUNK)
         if SCALE_INPUT:
             store_row(gates_at + DGX, to(a[:, None] * da_r, DTYPE), mask)
-            if CHUNK != 0:
+            if AGAIN:
                 p_r = tl.load(x_at, mask=mask, other=0.0)
             d_a += da_r * p_r
         if ATTENTION is not None:
@@ -209,7 +211,7 @@ def recurrence_backward(
         a_at -= a_step
     if CHUNK == 0:
         tl.store(DH0 + state_at, dh, mask=state_mask)
-    else:  # read again, not kept
+    else:
         row, live, length, x, y, a_at = rows(
             ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
             ROWS, REVERSE, TIME_MAJOR,

@@ -50,8 +50,8 @@ class Launch(NamedTuple):
 # By padded hidden size and bits of storage: chosen by compiled instructions, spills and barriers, not yet by time
 # (benchmarks/results/gpu_triton.csv). The number is the shared memory a launch takes; the next serves smaller devices.
 _FORWARD_16 = {
-    16: ((0, Launch(0, 2, 4, 2)),),
-    32: ((0, Launch(0, 2, 4, 4)),),
+    16: ((0, Launch(0, 2, 4, 2, 168)),),
+    32: ((0, Launch(0, 2, 4, 4, 168)),),
     64: ((0, Launch(0, 2, 4, 8, 168)),),
     128: ((127_040, Launch(0, 2, 1, 8)), (0, Launch(32, 1, 1, 8))),
     256: ((0, Launch(32, 1, 1, 8)),),
@@ -64,9 +64,9 @@ _FORWARD_32 = {
     256: ((0, Launch(16, 1, 1, 8)),),
 }
 _BACKWARD_16 = {
-    16: ((0, Launch(0, 2, 1, 2)),),
-    32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((0, Launch(0, 2, 1, 8)),),
+    16: ((0, Launch(0, 2, 1, 2, 224)),),
+    32: ((0, Launch(0, 2, 1, 4, 168)),),
+    64: ((0, Launch(0, 2, 1, 8, 168)),),
     128: ((0, Launch(32, 1, 1, 8)),),
     256: ((0, Launch(16, 1, 1, 8)),),
 }
