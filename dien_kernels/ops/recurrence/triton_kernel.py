@@ -49,7 +49,7 @@ def sigmoid(x):
 @triton.jit
 def tanh(x, DTYPE: tl.constexpr):
     far = 2.0 * _logistic2(x * (2 * _LOG2_E)) - 1.0
-    if tl.float32 == DTYPE:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
+    if DTYPE == tl.float32:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
         s = x * x
         p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
         return tl.where(s < 0.3, x * s * p + x, far)
@@ -60,7 +60,7 @@ def tanh(x, DTYPE: tl.constexpr):
 @triton.jit
 def to(x, DTYPE: tl.constexpr):
     """Round to the nearest, which the interpreter does not do for bfloat16."""
-    if _INTERPRETED and tl.bfloat16 == DTYPE:
+    if _INTERPRETED and DTYPE == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         return tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(DTYPE)

@@ -57,7 +57,7 @@ def recurrence_backward(
     """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     STATE_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else H
-    # Tiles of half of all registers leave none for what can be read again.
+    # Here weights and tiles leave no registers for what can be read again.
     AGAIN: tl.constexpr = CHUNK != 0 or (DTYPE == tl.float32 and PADDED == 64)
     row, live, length, x, y, a_at = rows(
         ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
