@@ -21,7 +21,7 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-asan bench lint cuda build info wheel-test clean
+.PHONY: demo test test-asan bench gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
@@ -37,6 +37,11 @@ info: $(BUILT)
 
 bench: $(BUILT)
 	$(PY) -m benchmarks
+
+# What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about ten minutes on one core).
+gpu-report: $(READY)
+	$(PY) -m pip install -q 'triton>=3.5'
+	$(PY) -m benchmarks.gpu_report
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

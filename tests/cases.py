@@ -26,7 +26,7 @@ from tests.tolerances import assert_close_to
 
 KINDS = ("gru", "aigru", "agru", "paper", "authors", "prediction_flow")  # the last three: forms of augru
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
-TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS))
+TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 LEAVES = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0")

@@ -28,7 +28,7 @@ from dien_kernels.ops._checks import (
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import native, reference
+from dien_kernels.ops.recurrence import native, reference, triton_launch
 from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
@@ -71,6 +71,12 @@ def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
     return y, h_n, gates.new_empty((0,))  # the reference recomputes always
 
 
+def _fake_triton_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest):  # type: ignore[no-untyped-def]
+    y, h_n, _ = _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest)
+    ordered = lengths is not None or offsets is not None
+    return y, h_n, x.new_empty((h_n.shape[0] if ordered else 0,), dtype=torch.int64)  # the rows' order
+
+
 def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # type: ignore[no-untyped-def]
     _, offsets, history, y, _, need_dx, *options = rest
     compute, hidden = compute_dtype(x.dtype), w_hh.shape[1]
@@ -91,16 +97,20 @@ def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # typ
     )
 
 
-for _suffix, _fake in (("native", _fake_fwd), ("reference", _fake_reference_fwd)):
+for _suffix, _fake in (("native", _fake_fwd), ("triton", _fake_triton_fwd), ("reference", _fake_reference_fwd)):
     define_raw(f"_recurrence_{_suffix}_fwd", FWD_SCHEMA, _fake)
     define_raw(f"_recurrence_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
+implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
+implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
 implement_raw("_recurrence_reference_fwd", reference.fwd)
 implement_raw("_recurrence_reference_bwd", reference.bwd)
 register_backend("recurrence", "cpu", native.refuses_cpu)
+register_backend("recurrence", "triton", triton_launch.refuses)
 register_backend("recurrence", "reference", reference.refuses)
 
-_FWD = {"cpu": raw("_recurrence_native_fwd"), "reference": raw("_recurrence_reference_fwd")}
-_BWD = {"cpu": raw("_recurrence_native_bwd"), "reference": raw("_recurrence_reference_bwd")}
+_SUFFIXES = {"cpu": "native", "triton": "triton", "reference": "reference"}
+_FWD = {backend: raw(f"_recurrence_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
+_BWD = {backend: raw(f"_recurrence_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
 class _Recurrence(torch.autograd.Function):
