@@ -265,6 +265,11 @@ class DINAttention(nn.Module):
             return scores.new_zeros(batch, steps).index_put((row, column), scores)
         length = ragged.offsets.diff()[of_row]
         size = states.shape[0] if rows_total is None else rows_total
+        if torch.compiler.is_compiling():  # the graph asks when it runs; what follows would believe any offsets
+            given = ragged.offsets
+            ascending = (given[0] == 0) & (given[-1] == states.shape[0]) & (given.diff() >= 0).all()
+            torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of states")
+            torch._assert_async(length.sum() == size, "rows_total must be the steps of the histories named")
         row = torch.repeat_interleave(torch.arange(batch, device=states.device), length, output_size=size)
         keys = states
         if ragged.history is not None:

@@ -182,6 +182,18 @@ def test_compile_of_jagged_layers() -> None:
     assert_equal_bits(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiled_dice_checks_offsets(compiler: str) -> None:
+    torch.compiler.reset()
+    dice, x = DINAttention(I, (4,), activation="dice").eval(), randn(7, I)
+    compiled = torch.compile(dice, backend=compiler, fullgraph=True)
+    with torch.no_grad():
+        assert compiled(x[:2], x, offsets=torch.tensor([0, 3, 7])).shape == (7,)
+        for offsets in ([0, 3, 6], [0, 9, 7], [1, 3, 7]):
+            with pytest.raises(RuntimeError, match="offsets must ascend from 0 to N"):
+                compiled(x[:2], x, offsets=torch.tensor(offsets))
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "dice"])
 def test_export(name: str) -> None:
     layer = make(name).eval()
