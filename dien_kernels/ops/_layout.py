@@ -116,21 +116,29 @@ def rows_of(
 ) -> Rows:
     """Spell the rule out in index tensors, for backends that want them (and for reading).
 
-    Jagged batches read the longest length on the host: only the reference backend calls this for them.
+    Jagged batches read the longest length on the host: only the reference backend calls this for them. Values that
+    ``check_values`` would refuse, and does not see on a GPU, are clamped: no row leaves its buffer.
     """
     lengths, offsets, history = ragged
     device = x.device
+    if history is not None:
+        u = x.shape[1] if time_major else x.shape[0] if offsets is None else offsets.shape[0] - 1
+        history = history.clamp(0, max(u - 1, 0))
     if offsets is not None:
-        length, x_start = offsets.diff(), offsets[:-1]
+        x_start = offsets[:-1].clamp(0, x.shape[0])
+        length = torch.minimum(offsets.diff().clamp(min=0), x.shape[0] - x_start)
         if history is not None:
             length, x_start = length[history], x_start[history]
-        y_start = length.cumsum(0) - length
-        x_stride = y_stride = 1
         y_rows = x.shape[0] if attention is None else attention.shape[0]
+        y_start = (length.cumsum(0) - length).clamp(max=y_rows)
+        length = torch.minimum(length, y_rows - y_start)
+        x_stride = y_stride = 1
         steps = int(length.max()) if length.numel() else 0
     else:
         (steps, u) = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
-        length = torch.full((u,), steps, dtype=torch.int64, device=device) if lengths is None else lengths
+        length = (
+            torch.full((u,), steps, dtype=torch.int64, device=device) if lengths is None else lengths.clamp(0, steps)
+        )
         row = torch.arange(u, device=device)
         if history is not None:
             length, row = length[history], history

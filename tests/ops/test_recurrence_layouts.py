@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dien_kernels import use_gates
+from dien_kernels.ops._layout import Ragged, rows_of
 from tests.cases import Case, actual, assert_matches, call, exact, make, result_of, running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -300,3 +301,27 @@ def test_oracle_positions_are_right() -> None:
     assert base["y"].shape == twin["y"].shape
     major = Case("aigru", torch.float64, 4, 3, 2, 3, ragged="full", time_major=True)
     assert exact(major).tensors["y"].shape == (3, 4, 3)
+
+
+WILD = torch.tensor([-7, 3, 2**62, 0, 1, -1, 9])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("layout", ["lengths", "time_major", "jagged"])
+def test_values_that_nobody_checked_stay_inside_the_buffers(layout: str, reverse: bool, shared: bool) -> None:
+    """On a GPU index values are not read on the host: whatever they are, no row may leave its tensor."""
+    history = WILD.flip(0) if shared else None
+    if layout == "jagged":
+        x, attention, ragged = torch.zeros(10, 2), torch.zeros(11), Ragged(None, WILD, history)
+    else:
+        shape = (5, 7) if layout == "time_major" else (7, 5)
+        x, attention, ragged = torch.zeros(*shape, 2), None, Ragged(WILD, None, history)
+    rows = rows_of(x, ragged, attention, time_major=layout == "time_major", reverse=reverse)
+    x_rows = x.numel() // 2
+    for start, stride, size in ((rows.x_start, rows.x_stride, x_rows), (rows.y_start, rows.y_stride, rows.y_rows)):
+        for first, length in zip(start.tolist(), rows.length.tolist(), strict=True):
+            assert 0 <= length <= rows.steps
+            if length:
+                assert 0 <= first < size
+                assert 0 <= first + (length - 1) * stride < size
