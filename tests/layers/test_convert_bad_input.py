@@ -141,13 +141,13 @@ ROWS = from_rows(z(12, I), z(12, H), z(12))
         "onednn-lbr",
         lambda: from_onednn(z(I, 12), z(H, 12), z(3, H), lbr=True),
         ValueError,
-        r"bias must hold 4 \* H",
+        r"bias must have shape \[4, H\] = \(4, 4\) or \[4 \* H\], got \(3, 4\)",
     ),
     (
         "openvino-linear",
         lambda: from_openvino(z(12, I), z(12, H), z(12), linear_before_reset=True),
         ValueError,
-        r"b must hold 4 \* H = 16 values, got shape \(12,\)",
+        r"b must have shape \[4, H\] = \(4, 4\) or \[4 \* H\], got \(12,\)",
     ),
     ("side", lambda: ROWS.as_update("x"), ValueError, "side must be one of .*, got 'x'"),
     (

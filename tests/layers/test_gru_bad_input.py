@@ -166,7 +166,7 @@ X = z(T, B, I)
         "hx-dtype",
         lambda: gru()(X, z(1, B, H).double()),
         TypeError,
-        r"hx must have dtype torch\.float32 .*float64",
+        r"hx must have dtype torch\.float32, got torch\.float64",
     ),
     (
         "hx-device",
