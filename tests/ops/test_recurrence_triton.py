@@ -79,9 +79,8 @@ def test_grid_in_the_interpreter(tmp_path: Path) -> None:
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed[1]) > 180, done.stdout[-2000:]
+    passed = re.findall(r"(\d+) passed", done.stdout)  # the table of cells comes before the last line
+    assert int(passed[-1]) > 200, done.stdout[-2000:]
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
