@@ -69,6 +69,10 @@ def main() -> None:
         for row in rows_of(Case(kind, dtype, 16, 2, hidden, hidden, reset=reset), arch):
             rows[tuple(str(row[name]) for name in KEY)] = row
             print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+        write(rows)  # after each case, so that an interrupted run keeps what it has
+
+
+def write(rows: dict[tuple[str, ...], dict[str, object]]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*KEY, *LAUNCH, *FIGURES), lineterminator="\n")

@@ -201,12 +201,20 @@ class _Job:
         return linear(self.x.float(), self.w_ih.float())
 
     def real_x(self) -> Tensor:
-        """x with zeros past each history's length: NaN there would reach dW_ih, as 0 times NaN."""
-        if self.lengths is None:
+        """x with zeros in steps that no row takes: NaN there would reach dW_ih, as 0 times NaN."""
+        if self.lengths is None and self.history is None:
             return self.x
-        valid = torch.arange(self.steps, device=self.x.device) < self.lengths.unsqueeze(1)
-        if self.time_major:
-            valid = valid.t()
+        device = self.x.device
+        read = torch.ones(self.histories, dtype=torch.bool, device=device)
+        if self.history is not None:
+            read = torch.zeros_like(read).index_fill(0, self.history.clamp(0, self.histories - 1), True)
+        if self.offsets is not None:
+            step = torch.arange(self.x_rows, device=device)
+            valid = read[torch.searchsorted(self.offsets[1:], step, right=True).clamp(max=self.histories - 1)]
+        else:
+            lengths = read * self.steps if self.lengths is None else self.lengths * read
+            valid = torch.arange(self.steps, device=device) < lengths.unsqueeze(1)
+            valid = valid.t() if self.time_major else valid
         return torch.where(valid.reshape(-1, 1), self.x, 0)
 
 
