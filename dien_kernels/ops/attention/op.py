@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import autocast, check_like, check_option, check_storage, check_tensor, compute_dtype
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
@@ -43,14 +44,17 @@ def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type:
     return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
 
 
-define_raw("_attention_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_attention_reference_bwd", BWD_SCHEMA, _fake_bwd)
+for _suffix in ("native", "reference"):
+    define_raw(f"_attention_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
+    define_raw(f"_attention_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
 implement_raw("_attention_reference_fwd", reference.fwd)
 implement_raw("_attention_reference_bwd", reference.bwd)
+register_backend("attention_scores", "cpu", refuses_cpu)
 register_backend("attention_scores", "reference", reference.refuses)
 
-_FWD = {"reference": raw("_attention_reference_fwd")}
-_BWD = {"reference": raw("_attention_reference_bwd")}
+_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_FWD = {backend: raw(f"_attention_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
+_BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
 def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -22,6 +22,7 @@ from dien_kernels.ops._checks import (
     check_tensor,
     compute_dtype,
 )
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, compact
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
@@ -49,14 +50,17 @@ def _fake_fwd_bwd(states, positive, negative, weights, biases, slopes, *rest):  
     return [_fake_fwd(states), *(t.new_empty(t.shape, dtype=compute) for t in inputs)]
 
 
-define_raw("_auxiliary_loss_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_auxiliary_loss_reference_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
+for _suffix in ("native", "reference"):
+    define_raw(f"_auxiliary_loss_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
+    define_raw(f"_auxiliary_loss_{_suffix}_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
 implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
 implement_raw("_auxiliary_loss_reference_fwd_bwd", reference.fwd_bwd)
+register_backend("auxiliary_loss", "cpu", refuses_cpu)
 register_backend("auxiliary_loss", "reference", reference.refuses)
 
-_FWD = {"reference": raw("_auxiliary_loss_reference_fwd")}
-_FWD_BWD = {"reference": raw("_auxiliary_loss_reference_fwd_bwd")}
+_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_FWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
+_FWD_BWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
 def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -25,10 +25,11 @@ from dien_kernels.ops._checks import (
     check_tensor,
     compute_dtype,
 )
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import native, reference, triton_launch
+from dien_kernels.ops.recurrence import reference, triton_launch
 from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
@@ -104,7 +105,7 @@ implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
 implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
 implement_raw("_recurrence_reference_fwd", reference.fwd)
 implement_raw("_recurrence_reference_bwd", reference.bwd)
-register_backend("recurrence", "cpu", native.refuses_cpu)
+register_backend("recurrence", "cpu", refuses_cpu)
 register_backend("recurrence", "triton", triton_launch.refuses)
 register_backend("recurrence", "reference", reference.refuses)
 
