@@ -148,7 +148,8 @@ struct Attention {
     for_column_tiles(vectors(Hp), [&]<int NV>(int64_t first) {
       for (int64_t o = 0; o < out; ++o, step += NV * L::N, p += NV * L::N, matrix += NV * L::N)
         for (int v = 0; v < NV; ++v)
-          L::store(matrix + v * L::N, L::load(step + v * L::N) + L::load(q + (first + v) * L::N) * L::load(p + v * L::N));
+          L::store(matrix + v * L::N,
+                   L::load(step + v * L::N) + L::load(q + (first + v) * L::N) * L::load(p + v * L::N));
     });
   }
 
@@ -271,7 +272,8 @@ struct Attention {
     const T* dz = tail.backward(packed(), s, n, de, s + job.d_at, sums);
     add_column_sums<L>(dz, width, n, width, s + job.dr_at);
     product_transposed<L>(dz, width, s + job.keys_at, Hp, n, out, vectors(Hp), s + job.dmatrix_at, Hp);
-    product<L, false>(dz, width, 1, 0, s + job.matrix_at + job.hidden * width, out, vectors(Hp), n, s + job.dkeys_at, Hp);
+    product<L, false>(dz, width, 1, 0, s + job.matrix_at + job.hidden * width, out, vectors(Hp), n, s + job.dkeys_at,
+                      Hp);
   }
 
   // (A9), (A12): what the weights and the target get from one target.

@@ -108,7 +108,8 @@ struct AuxiliaryLoss {
   void gather(const Pair* pairs, int64_t n, T* h, T* e) const {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = pairs[i].row, step = pairs[i].step, next = step + job.ahead;
-      gather_padded<L>(job.states, row * job.states.s0 + step * job.states.s1, job.states.s2, job.hidden, Hp, h + i * Hp);
+      gather_padded<L>(job.states, row * job.states.s0 + step * job.states.s1, job.states.s2, job.hidden, Hp,
+                       h + i * Hp);
       gather_padded<L>(job.positive, row * job.positive.s0 + next * job.positive.s1, job.positive.s2, job.size, Dp,
                        e + i * Dp);
       const int64_t negative = row * job.negative.s0 + next * job.negative.s1;
@@ -128,8 +129,8 @@ struct AuxiliaryLoss {
   void first_product(T* scratch, int64_t n) const {
     const Layer& first = job.mlp.layers[0];
     T *r = scratch + job.r_at, *z = scratch + first.z_at;
-    affine<L>(scratch + job.states_at, Hp, packed() + job.h_forward_at, job.hidden, packed() + first.bias_at, width / L::N,
-              n, r, width);
+    affine<L>(scratch + job.states_at, Hp, packed() + job.h_forward_at, job.hidden, packed() + first.bias_at,
+              width / L::N, n, r, width);
     for (int64_t j = 0; j <= job.negatives; ++j) __builtin_memcpy(z + j * n * width, r, n * width * sizeof(T));
     product<L, true>(scratch + job.behaviours_at, Dp, 1, 0, packed() + job.e_forward_at, job.size, width / L::N,
                      n * (1 + job.negatives), z, width);

@@ -106,7 +106,7 @@ DIEN_INLINE void for_column_tiles(int64_t vectors, F&& f) {
 // c[i][..] (+)= sum over segments g and k < depth of a[i][g * segment + k] b[g * depth + k][..], b by `pack_columns`.
 template <class L, bool kAccumulate, class T = typename L::Scalar>
 DIEN_NOINLINE void product(const T* a, int64_t lda, int segments, int64_t segment, const T* packed, int64_t depth,
-                         int64_t vectors, int64_t rows, T* c, int64_t ldc) {
+                           int64_t vectors, int64_t rows, T* c, int64_t ldc) {
   for_column_tiles(vectors, [&]<int NV>(int64_t v) {
     const T* b = packed + v * L::N * depth * segments;
     for_row_tiles(rows, [&]<int M>(int64_t i) {
@@ -121,8 +121,8 @@ DIEN_NOINLINE void product(const T* a, int64_t lda, int segments, int64_t segmen
 
 // c[i][..] = start[..] + sum_k a[i][k] b[k][..], b by `pack_columns`.
 template <class L, class T = typename L::Scalar>
-DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t depth, const T* start, int64_t vectors, int64_t rows, T* c,
-            int64_t ldc) {
+DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t depth, const T* start, int64_t vectors,
+                          int64_t rows, T* c, int64_t ldc) {
   for_column_tiles(vectors, [&]<int NV>(int64_t v) {
     const T* b = packed + v * L::N * depth;
     for_row_tiles(rows, [&]<int M>(int64_t i) {
@@ -139,7 +139,7 @@ DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t dept
 // short chains round less than a long one.
 template <class L, class T = typename L::Scalar>
 DIEN_NOINLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
-                                    int64_t vectors, T* c, int64_t ldc) {
+                                      int64_t vectors, T* c, int64_t ldc) {
   for (int64_t first = 0; first < tokens; first += kPiece) {
     const int64_t depth = tokens - first < kPiece ? tokens - first : kPiece;
     for_column_tiles(vectors, [&]<int NV>(int64_t v) {

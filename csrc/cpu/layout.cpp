@@ -13,8 +13,8 @@ void check_layout(const Layout& layout, int64_t histories, int64_t steps, int64_
   if (layout.lengths && histories > 0) {
     const auto [low, high] = range(layout.lengths, histories);
     if (low < 0 || high > steps)
-      reject("lengths must lie between 0 and T = " + std::to_string(steps) + ", got values from " + std::to_string(low) +
-             " to " + std::to_string(high));
+      reject("lengths must lie between 0 and T = " + std::to_string(steps) + ", got values from " +
+             std::to_string(low) + " to " + std::to_string(high));
   }
   if (layout.offsets) {
     const int64_t* o = layout.offsets;

@@ -32,7 +32,7 @@ DIEN_NOINLINE void read_vector(const Array& v, int64_t n, int64_t padded, T* out
 // w [out][in], rows `stride` apart, for products with W^T (`forward`, [in] x out) and, unless null, W (`backward`).
 template <class L, class T = typename L::Scalar>
 DIEN_NOINLINE void pack_matrix(const T* w, int64_t stride, int64_t out, int64_t in, T* transposed, T* forward,
-                 typename L::Scalar* backward) {
+                               typename L::Scalar* backward) {
   static constexpr int whole[1] = {0};
   for (int64_t o = 0; o < out; ++o)
     for (int64_t i = 0; i < in; ++i) transposed[i * out + o] = w[o * stride + i];
@@ -132,8 +132,8 @@ struct Tail {
       T *z = scratch + l.z_at, *a = scratch + l.a_at;
       activate(l, packed, z, a, tokens);
       if (i + 1 < last()) {
-        affine<L>(a, l.out_padded, packed + next.forward_at, next.in, packed + next.bias_at, next.out_padded / L::N, tokens,
-                  scratch + next.z_at, next.out_padded);
+        affine<L>(a, l.out_padded, packed + next.forward_at, next.in, packed + next.bias_at, next.out_padded / L::N,
+                  tokens, scratch + next.z_at, next.out_padded);
         continue;
       }
       const T *w = packed + next.forward_at, bias = packed[next.bias_at];

@@ -11,8 +11,8 @@ enum class Activation : int { sigmoid, relu, prelu, none };
 // working memory; the kernels' `lay_out` fills them.
 struct Layer {
   int64_t in, out;
-  Array weight, bias, slope;        // [out][in]; [out] or absent; [out], or [1] where `one_slope`, or absent
-  void *dweight, *dbias, *dslope;   // results, contiguous; the last two in the compute dtype
+  Array weight, bias, slope;       // [out][in]; [out] or absent; [out], or [1] where `one_slope`, or absent
+  void *dweight, *dbias, *dslope;  // results, contiguous; the last two in the compute dtype
   bool one_slope;
   int64_t in_padded, out_padded;
   int64_t forward_at, backward_at, bias_at, slope_at;  // packed
@@ -57,11 +57,13 @@ struct AttentionJob {
   void* scores;                           // in the compute dtype, zeros before the forward
   void *dtarget, *dstates;                // in the storage dtype
   // packed: of bilinear W, of din W_q + W_d; W_k - W_d and W_p; zeros; room to pack
-  int64_t row_forward_at, row_rows_at, step_forward_at, step_backward_at, p_forward_at, p_backward_at, p_rows_at, zero_at;
+  int64_t row_forward_at, row_rows_at, step_forward_at, step_backward_at, p_forward_at, p_backward_at, p_rows_at,
+      zero_at;
   int64_t plain_at;
   int64_t drow_at, dstep_at, dp_at;  // their sums
   // working memory: of a target; of a chunk; of a history's steps
-  int64_t q_at, dq_at, r_at, dr_at, matrix_at, dmatrix_at, keys_at, dkeys_at, x_at, d_at, sum_at, e_at, steps_at, line_at;
+  int64_t q_at, dq_at, r_at, dr_at, matrix_at, dmatrix_at, keys_at, dkeys_at, x_at, d_at, sum_at, e_at, steps_at,
+      line_at;
   Room room;
   Threads threads;
 };
@@ -86,8 +88,8 @@ struct AuxiliaryJob {
   double* losses;  // one for each group
   void *dstates, *dpositive, *dnegative;
   int64_t h_forward_at, h_backward_at, e_forward_at, e_backward_at, plain_at;  // packed W_h and W_e; room to pack
-  int64_t dh_at, de_at;                                              // sums
-  int64_t states_at, behaviours_at, r_at, x_at, d_at;  // working memory
+  int64_t dh_at, de_at;                                                        // sums
+  int64_t states_at, behaviours_at, r_at, x_at, d_at;                          // working memory
   Room room;
   Threads threads;
 };

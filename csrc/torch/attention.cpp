@@ -33,8 +33,8 @@ dien::AttentionJob make_job(const Tensor& target, const Tensor& states, const La
 void run(const dien::AttentionJob& job, const Tensor& states, const Maybe& lengths, const Maybe& offsets,
          const Maybe& mask, const Maybe& history, int64_t rows_total) {
   Indices indices;
-  const dien::Layout layout{indices.read(lengths), indices.read(offsets), indices.read(history), states.size(0),
-                            rows_total,            false};
+  const dien::Layout layout{
+      indices.read(lengths), indices.read(offsets), indices.read(history), states.size(0), rows_total, false};
   dien::Mask of{};
   if (mask) of = {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
   dien::attention(job, layout, of, offsets ? 0 : states.size(1));

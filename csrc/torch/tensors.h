@@ -49,9 +49,7 @@ inline Array array_of(const Tensor& t, int from, bool swap = false) {
   return {const_cast<void*>(t.const_data_ptr()), s[0], s[1], s[2], store_of(t.scalar_type())};
 }
 
-inline Array array_of(const Maybe& t, int from, bool swap = false) {
-  return t ? array_of(*t, from, swap) : Array{};
-}
+inline Array array_of(const Maybe& t, int from, bool swap = false) { return t ? array_of(*t, from, swap) : Array{}; }
 
 // Contiguous and uninitialised. By the C shim itself: torch::stable::empty goes through the dispatcher, for microseconds.
 template <class Sizes>

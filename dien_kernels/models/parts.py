@@ -82,9 +82,9 @@ class Embeddings(nn.Module):
             ids = [batch.history[name], batch.target[name]]
             if given is not None:
                 ids.append(given[name].flatten())
-            columns.append(table(torch.cat(ids)))
+            columns.append(_read(table, torch.cat(ids)))
         items = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
-        context = [table(batch.users[name]) for name, table in self.users.items()]
+        context = [_read(table, batch.users[name]) for name, table in self.users.items()]
         if batch.dense is not None and batch.dense.shape[1]:
             context.append(batch.dense.to(items.dtype))
         history, target, rest = items.split([n, b, items.shape[0] - n - b])
@@ -92,6 +92,16 @@ class Embeddings(nn.Module):
             return Embedded(history, target, None, context)
         count = next(iter(given.values())).shape[1]
         return Embedded(history, target, rest.view(n, count, self.item_size), context)
+
+
+def _read(table: nn.Module, ids: Tensor) -> Tensor:
+    """``table(ids)``. On the CPU a dense gradient comes by ``index_add_``, in a third of the time of embedding's own
+    backward; on a GPU ``index_add_`` would add in any order."""
+    assert isinstance(table, nn.Embedding)
+    if table.sparse or ids.device.type != "cpu":
+        rows: Tensor = table(ids)
+        return rows
+    return table.weight.index_select(0, ids)
 
 
 class Norm(nn.Module):
