@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
     prepare.add_argument("sources", nargs="+", help="Parquet, CSV or JSON files, or a folder of them")
     prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
+    prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
@@ -136,9 +137,12 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", help="next: predict the next behaviour; given: the label column")
     group.add_argument("--targets", help="last: one for each user; every: each position of a history")
     group.add_argument("--split", dest="split_by", help="user or time")
+    group.add_argument("--fractions", nargs=3, type=float, metavar="SHARE", help="train, valid, test (0.8 0.1 0.1)")
     group.add_argument("--negatives", type=int, help="fixed negatives of a validation or test positive")
     group.add_argument("--negative-sampling", help="popularity or uniform")
     group.add_argument("--min-count", type=int, help="rarer items become unknown")
+    group.add_argument("--delimiter", help="between the columns of CSV (default: a comma; .tsv: a tab)")
+    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="of Taobao: pv, cart, fav, buy (default: pv)")
     group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
     group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
 
@@ -151,6 +155,9 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "labels": "labels",
         "targets": "targets",
         "split_by": "split",
+        "fractions": "fractions",
+        "delimiter": "delimiter",
+        "behaviours": "behaviours",
         "negatives": "negatives",
         "negative_sampling": "negative_sampling",
         "min_count": "min_count",
@@ -167,6 +174,11 @@ def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
 
     files = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
+    for word in files:
+        if not word.endswith((".yaml", ".yml")):  # a log may be large, and is not to be read as YAML
+            raise ValueError(
+                f"{word} is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data {word}"
+            )
     if len(files) + (base is not None) > 1:
         raise ValueError(f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}")
     config = load(base or (files[0] if files else None), overrides)
@@ -190,7 +202,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from dien_kernels.training.setup import prepare_options
 
     given = prepare_options(_given_log_options(options), Path(options.sources[0]))
-    print(prepare(options.sources, options.out, **given).summary())
+    print(prepare(options.sources, options.out, overwrite=options.overwrite, **given).summary())
     return 0
 
 
@@ -259,9 +271,8 @@ def _score(options: argparse.Namespace) -> int:
 
     config, prepared, model = open_run(options.folder, options.words)
     with use_backend(config.training.backend):
-        counts = Scorer(model, prepared, max_length=config.data.max_length).score_file(
-            options.requests, options.out, chunk=options.chunk
-        )
+        scorer = Scorer(model, prepared, max_length=config.data.max_length, read_history=config.data.history)
+        counts = scorer.score_file(options.requests, options.out, chunk=options.chunk)
     print(f"{options.out}: {counts.words()}")
     return 0
 

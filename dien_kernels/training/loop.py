@@ -24,7 +24,6 @@ from dien_kernels.training import checkpoint, setup
 from dien_kernels.training.config import Config, differences, dump
 from dien_kernels.training.evaluation import (
     BEST,
-    CHECKPOINTS,
     CONFIG,
     PREDICTIONS,
     RESULT,
@@ -126,9 +125,9 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     if config.output.report:
         importlib.import_module("matplotlib")  # its absence should not come to light after the training
     folder = Path(config.output.folder)
-    if not resume and checkpoint.steps(folder / CHECKPOINTS):
+    if not resume and checkpoint.steps(folder / setup.CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
-    found = checkpoint.load_latest(folder / CHECKPOINTS) if resume else None
+    found = checkpoint.load_latest(folder / setup.CHECKPOINTS) if resume else None
     if found is not None:
         changed = differences(found[0]["config"], config.to_dict())
         if changed:
@@ -140,6 +139,7 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic(folder / CONFIG) as file:
         file.write(dump(config).encode())
+    (folder / RESULT).unlink(missing_ok=True)  # of a run that now goes on for more epochs
     with use_backend(config.training.backend), _Interrupt() as interrupt:
         trainer = _Trainer(config, prepared, interrupt, found[0] if found is not None else None)
         with trainer.log:
@@ -201,6 +201,8 @@ class _Trainer:
         for group, lr in zip(self.optimizer.param_groups, self.initial_lr, strict=True):
             group["lr"] = lr * options.lr_decay**state.epoch
         self._validate_if_due()  # the interruption may have come between a step and its validation
+        if state.stopped:
+            return self.save()
         for batch in setup.batches(self.config, self.loaders["train"], state.epoch, state.step):
             self.interrupt.check()
             started = time.perf_counter()
@@ -259,7 +261,7 @@ class _Trainer:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} near step {state.total} (epoch {state.epoch + 1}): lower training.lr or "
-                f"training.clip_norm; the checkpoints in {self.folder / CHECKPOINTS} are from before"
+                f"training.clip_norm; the checkpoints in {self.folder / setup.CHECKPOINTS} are from before"
             )
         label, logit = torch.cat(self._rows, 1).cpu().numpy()
         auc = measure(label, logit).auc
@@ -293,7 +295,7 @@ class _Trainer:
                 "total": state.total,
                 "valid": metrics.to_dict(),
             }
-            checkpoint.save(self.folder / CHECKPOINTS / BEST, content)
+            checkpoint.save(self.folder / setup.CHECKPOINTS / BEST, content)
         else:
             state.worse += 1
             if options.patience and state.worse >= options.patience:
@@ -314,7 +316,7 @@ class _Trainer:
             "fingerprint": self.prepared.fingerprint,
         }
         try:
-            checkpoint.save_step(self.folder / CHECKPOINTS, self.state.total, content)
+            checkpoint.save_step(self.folder / setup.CHECKPOINTS, self.state.total, content)
         except checkpoint.CheckpointError as error:
             if required:
                 raise
@@ -324,7 +326,7 @@ class _Trainer:
     def _finish(self) -> dict[str, Any]:
         """The test evaluation of the best checkpoint, and result.json."""
         self.finishing, state = True, self.state
-        best = checkpoint.load(self.folder / CHECKPOINTS / BEST)
+        best = checkpoint.load(self.folder / setup.CHECKPOINTS / BEST)
         self.model.load_state_dict(best["model"])
         predictions = predict(self.model, self.loaders["test"], self.config, self.interrupt.check)
         predictions.save(self.folder / PREDICTIONS)

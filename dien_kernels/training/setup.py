@@ -20,15 +20,16 @@ from dien_kernels.models import build
 from dien_kernels.training.checkpoint import atomic
 from dien_kernels.training.config import Config, unknown_name
 
-PREPARED = "prepared"
+PREPARED, CHECKPOINTS = "prepared", "checkpoints"  # folders of a run
 
 
 def open_data(config: Config, *, reuse: bool = False) -> Prepared:
     """The prepared data of a run: ``data.path`` itself, or made of the raw logs there.
 
     Raw logs are prepared into ``<output.folder>/prepared`` unless that was made of the same files with the
-    same options; ``reuse`` takes it as it is (a resumed run compares fingerprints). Raises ``ValueError``
-    without a path, ``FileNotFoundError`` where nothing is there, and what ``prepare`` raises.
+    same options; ``reuse`` takes it as it is (a resumed run compares fingerprints). Data that a run in the
+    folder was trained on are never replaced. Raises ``ValueError`` for that and without a path,
+    ``FileNotFoundError`` where nothing is there, and what ``prepare`` raises.
     """
     if config.data.path is None:
         raise ValueError("data.path is not set: name a prepared folder or raw logs")
@@ -47,6 +48,11 @@ def open_data(config: Config, *, reuse: bool = False) -> Prepared:
     stamp = {"files": _stamp(source), "options": options}
     if made_of.exists() and json.loads(made_of.read_text()) == json.loads(json.dumps(stamp)):
         return Prepared.open(folder)
+    if made_of.exists() and any(any(folder.parent.glob(f"{run}{CHECKPOINTS}/*.pt")) for run in ("", "*/")):
+        raise ValueError(
+            f"{folder} was made of other files or with other options, and the runs in {folder.parent} need it: "
+            "choose another output.folder"
+        )
     made_of.unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(source, folder, progress=config.output.progress, overwrite=True, **options)

@@ -158,6 +158,18 @@ def test_sigint_saves_and_says_how_to_go_on(config_of: MakeConfig, whole: str, t
     assert losses(stopped.output.folder) == losses(whole)
 
 
+def test_a_finished_run_that_goes_on_has_no_result_of_before(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("run", "training.epochs=1")
+    train(config)
+    more = config.override(["training.epochs=2"])
+    stop = functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, "_step", lambda self, batch: stop())
+        with pytest.raises(loop.Interrupted):
+            train(more, resume=True)
+    assert not (Path(config.output.folder) / "result.json").exists()
+
+
 def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> None:
     config = config_of("stopped")
     what = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)"
@@ -168,6 +180,7 @@ def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> N
 
 def test_sigint_during_validation(config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = config_of("stopped")
+    handler = signal.getsignal(signal.SIGINT)
     real = loop.predict
 
     def interrupted(*arguments: Any) -> Any:
@@ -182,7 +195,7 @@ def test_sigint_during_validation(config_of: MakeConfig, whole: str, monkeypatch
     train(stopped, resume=True)
     assert validations(stopped.output.folder) == validations(whole)
     assert losses(stopped.output.folder) == losses(whole)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
@@ -236,6 +249,32 @@ def test_early_stopping(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
     assert train(config, resume=True)["steps"] == result["steps"]
 
 
+def test_interrupted_in_the_validation_that_stops_early(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step may follow that validation, whether it ran at once or after the resumption."""
+    config = config_of("run", "training.patience=1")
+    real, predict = evaluation.Predictions.measure, loop.predict
+    aucs, calls = iter([0.6, 0.5, 0.5]), []
+
+    def scripted(self: evaluation.Predictions) -> Any:
+        return real(self)._replace(auc=next(aucs))
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return predict(*arguments)
+
+    monkeypatch.setattr(evaluation.Predictions, "measure", scripted)
+    monkeypatch.setattr(loop, "predict", interrupted)
+    config = config.override(["training.validate_every=4"])
+    with pytest.raises(loop.Interrupted):
+        train(config)
+    result = train(config, resume=True)
+    assert result["stopped_early"]
+    assert result["steps"] == 8
+    assert [row[0] for row in losses(config.output.folder)] == list(range(1, 9))
+
+
 def test_disk_full_costs_a_periodic_checkpoint_only(
     config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +294,29 @@ def test_disk_full_costs_a_periodic_checkpoint_only(
     assert seen
     assert losses(full.output.folder) == losses(whole)
     assert same_weights(full.output.folder, whole)
+
+
+def test_disk_full_for_tensorboard_costs_its_files_only(
+    config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer's thread keeps an error of the disk and raises it out of every later call."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self: SummaryWriter, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = config_of("full", "output.tensorboard=true")
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "add_scalar", full)
+        with pytest.warns(UserWarning, match=r"cannot write TensorBoard's files.*No space left") as warned:
+            train(config)
+    assert len([w for w in warned if "TensorBoard" in str(w.message)]) == 1
+    assert losses(config.output.folder) == losses(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "close", full)
+        with pytest.warns(UserWarning, match="No space left"):
+            train(config_of("closing", "output.tensorboard=true"))
+    assert (Path(config.output.folder).parent / "closing" / "result.json").exists()
 
 
 def test_disk_full_for_the_best_model_stops_and_nothing_is_lost(
@@ -331,7 +393,11 @@ def test_raw_logs_are_prepared_once(config_of: MakeConfig, prepared: Prepared, m
     assert calls[0]["targets"] == "every"
     assert setup.open_data(config).fingerprint == prepared.fingerprint
     assert len(calls) == 1
-    setup.open_data(config.override(["data.prepare.seed=3"]))
+    seed = config.override(["data.prepare.seed=3"])
+    with pytest.raises(ValueError, match="need it"):
+        setup.open_data(seed)
+    shutil.rmtree(Path(config.output.folder) / "checkpoints")  # nothing was trained on it
+    setup.open_data(seed)
     assert len(calls) == 2
     with pytest.raises(ValueError, match=r"unknown key data\.prepare\.target: did you mean targets"):
         setup.open_data(config.override(["data.prepare.target=every"]))
