@@ -8,6 +8,7 @@ library user needs.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 # What our rooms raise for wishes that cannot be granted; anything else is a bug and deserves its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
+_WORD = re.compile(r"((data|model|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
 _OVERRIDES = """\
 Options of a config are section.key=value words, with the sections data, model, training and output:
 
@@ -34,7 +36,7 @@ Options of a config are section.key=value words, with the sections data, model, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for an error of the user's, 130 after an interruption."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_words_first(sys.argv[1:] if arguments is None else arguments))
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "words")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes words behind options for surplus
@@ -55,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _words_first(arguments: Sequence[str]) -> list[str]:
+    """Config words right behind the command, where no option of several values (--seeds 0 1) takes them for its own."""
+    if not arguments or arguments[0] not in ("train", "compare"):  # others have other words, and no such options
+        return list(arguments)
+    words = [word for word in arguments[1:] if _WORD.match(word)]
+    return [arguments[0], *words, *(word for word in arguments[1:] if not _WORD.match(word))]
 
 
 def _fail(text: str) -> int:

@@ -120,6 +120,8 @@ class Scorer:
         requests, out = Path(requests), Path(out)
         if not requests.is_file():
             raise FileNotFoundError(f"there is no file {requests}")
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {out.parent} for {out.name}")
         part = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
             source = pq.ParquetFile(requests)
@@ -154,7 +156,10 @@ def _lists(requests: pa.Table, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
         raise ValueError(f"the requests have no column {name!r}, only {', '.join(requests.column_names)}")
     column = requests[name]
     kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    flat = (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) and (
+        not pa.types.is_nested(kind.value_type)
+    )
+    if not flat:
         raise ValueError(f"the column {name!r} must hold lists of item ids, got {kind}")
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     values = pc.list_flatten(column)

@@ -161,6 +161,8 @@ class Config:
             value = getattr(getattr(self, section), key)
             if value is not None and not value >= least:
                 raise ValueError(f"{where} must be at least {least}, got {value}")
+        if self.training.seed >= 1 << 64:
+            raise ValueError(f"training.seed must be below 2^64, got {self.training.seed}")
         for key in ("lr", "embedding_lr", "lr_decay", "clip_norm"):
             value = getattr(self.training, key)
             if value is not None and not value > 0:

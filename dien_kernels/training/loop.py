@@ -9,11 +9,13 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,6 +180,7 @@ class _Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
             self.state = State(**content["state"])
+            self._look_for_best()
         expected = sum(self.loaders["train"].steps(e) for e in range(options.epochs))
         output = config.output
         self.log = Log(
@@ -190,10 +193,22 @@ class _Trainer:
         self.finishing = False
         self._clear()
 
+    def _look_for_best(self) -> None:
+        """Without the best model so far, what comes counts: at the least the weights that the run goes on from."""
+        if not self.state.best_total:
+            return
+        try:
+            checkpoint.load(self.folder / setup.CHECKPOINTS / BEST)
+        except checkpoint.CheckpointError as error:
+            warnings.warn(f"{error}; the best model from here on counts as the best", stacklevel=2)
+            self.state.best_auc, self.state.validated = -math.inf, -1
+
     def run(self) -> dict[str, Any]:
         state, options = self.state, self.config.training
         while state.epoch < options.epochs and not state.stopped:
             self._epoch()
+        if state.validated != state.total:  # the best model was lost after the training
+            self._validate()
         return self._finish()
 
     def _epoch(self) -> None:
@@ -259,10 +274,7 @@ class _Trainer:
         state = self.state
         loss, click, auxiliary = torch.stack(self._losses).mean(0).tolist()
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} near step {state.total} (epoch {state.epoch + 1}): lower training.lr or "
-                f"training.clip_norm; the checkpoints in {self.folder / setup.CHECKPOINTS} are from before"
-            )
+            raise self._diverged(f"the loss is {loss}")
         label, logit = torch.cat(self._rows, 1).cpu().numpy()
         auc = measure(label, logit).auc
         speed = label.shape[0] / max(time.perf_counter() - self._since, 1e-9)
@@ -270,6 +282,17 @@ class _Trainer:
         values |= {"auc": None if math.isnan(auc) else auc, "samples_per_second": speed}
         self.log.train(state.total, state.epoch, values)
         self._clear()
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} near step {self.state.total} (epoch {self.state.epoch + 1}): lower training.lr or "
+            f"training.clip_norm; the checkpoints in {self.folder / setup.CHECKPOINTS} are from before"
+        )
+
+    def _check_weights(self) -> None:
+        """The loss of a step is that of the weights before it; these are to be kept or to be measured."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise self._diverged("the weights are not finite")
 
     def _validate_if_due(self) -> None:
         every, state = self.config.training.validate_every, self.state
@@ -279,7 +302,10 @@ class _Trainer:
 
     def _validate(self) -> None:
         state, options = self.state, self.config.training
+        self._check_weights()
         predictions = predict(self.model, self.loaders["valid"], self.config, self.interrupt.check)
+        if not np.isfinite(predictions.logit).all():
+            raise self._diverged("the logits of the validation are not finite")
         metrics = predictions.measure()
         self.log.valid(state.total, state.epoch, metrics.to_dict())
         state.validated = state.total
@@ -307,6 +333,7 @@ class _Trainer:
         """Write a step checkpoint; a disk that refuses is reported, and an error only where it is
         required."""
         self._write_window()
+        self._check_weights()
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

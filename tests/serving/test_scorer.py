@@ -132,6 +132,8 @@ def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -
         scorer.score_table(pa.table({"history": [[1]]}))
     with pytest.raises(ValueError, match="'history' must hold lists of item ids, got int64"):
         scorer.score_table(pa.table({"history": [1], "candidates": [[1]]}))
+    with pytest.raises(ValueError, match="'history' must hold lists of item ids, got list<"):
+        scorer.score_table(pa.table({"history": [[[1]]], "candidates": [[1]]}))
     with pytest.raises(ValueError, match="'scores' already"):
         scorer.score_table(pa.table({"history": [[1]], "candidates": [[1]], "scores": [1]}))
     with pytest.raises(FileNotFoundError, match="no file"):
@@ -139,6 +141,9 @@ def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         scorer.score_file(tmp_path / "bad.parquet", tmp_path / "out.parquet")
+    pq.write_table(requests(prepared), tmp_path / "bad.parquet")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none for out\.parquet"):
+        scorer.score_file(tmp_path / "bad.parquet", tmp_path / "none" / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.parquet"]
     for chunk in (0, -1):
         with pytest.raises(ValueError, match=f"chunk must be at least 1, got {chunk}"):

@@ -40,6 +40,7 @@ def test_dump_is_read_back(tmp_path: Path) -> None:
         ("training.epochs=many", "training.epochs must be an integer, got 'many'"),
         ("training.epochs=true", "training.epochs must be an integer, got True"),
         ("training.epochs=0", "training.epochs must be at least 1, got 0"),
+        ("training.seed=18446744073709551616", "training.seed must be below 2^64"),
         ("training.lr=fast", "training.lr must be a number, got 'fast'"),
         ("training.clip_norm=0", "training.clip_norm must be above 0, got 0"),
         ("training.lr=[1", "the value in 'training.lr=[1' is not YAML"),

@@ -356,6 +356,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
     assert all(torch.isfinite(t).all() for t in newest["model"].values())
 
 
+@pytest.mark.parametrize("every", [1, 0])
+def test_weights_that_are_not_finite_are_never_kept(config_of: MakeConfig, every: int) -> None:
+    """A step's loss is finite before its weights are not; both kinds of checkpoint come before the next loss."""
+    words = ("training.lr=1e30", "training.clip_norm=null", f"training.checkpoint_every={every}")
+    config = config_of("run", *words, "training.validate_every=1")
+    with pytest.raises(FloatingPointError, match=r"near step \d .*lower training.lr"):
+        train(config)
+    for path in (Path(config.output.folder) / "checkpoints").glob("*.pt"):
+        assert all(torch.isfinite(t).all() for t in ck.load(path)["model"].values())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_lost_best_model_is_named_and_replaced_by_what_comes(whole: str, config_of: MakeConfig, damage: str) -> None:
+    config = config_of("run")
+    shutil.copytree(whole, config.output.folder)
+    best = Path(config.output.folder) / "checkpoints" / "best.pt"
+    if damage == "cut":
+        os.truncate(best, best.stat().st_size // 2)
+    else:
+        best.unlink()
+    with pytest.warns(UserWarning, match=r"best\.pt.*the best model from here on counts as the best"):
+        result = train(config, resume=True)
+    assert result["best_step"] == result["steps"] == len(losses(whole))
+    assert evaluate(config.output.folder).to_dict() == result["test"]
+
+
+def test_lost_prepared_data_are_made_again(config_of: MakeConfig, prepared: Prepared) -> None:
+    raw = prepared.path.parent / "logs.parquet"
+    config = config_of("run", f"data.path={raw}", "data.prepare.targets=every", "training.epochs=1")
+    result = train(config)
+    shutil.rmtree(Path(config.output.folder) / "prepared")
+    assert evaluate(config.output.folder).to_dict() == result["test"]
+
+
 @pytest.mark.parametrize(
     "word, message",
     [
@@ -363,6 +397,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
         ("training.amp=float16", "AMP is for CUDA"),
         ("model.name=dein", "dien"),
         ("model.options.embeding_size=3", "embedding_size"),
+        ("data.eval_batch_size=1", "data.eval_batch_size counts rows and must be at least 2"),
+        ("data.negatives=200", "data.batch_size counts rows and must be at least 201"),
         ("data.path=/no/such/file.parquet", "/no/such/file"),
         ("data.prepare.labels=next", "is prepared already"),
     ],
