@@ -142,6 +142,8 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     with checkpoint.atomic(folder / CONFIG) as file:
         file.write(dump(config).encode())
     (folder / RESULT).unlink(missing_ok=True)  # of a run that now goes on for more epochs
+    for place in (folder, folder / setup.CHECKPOINTS):
+        checkpoint.remove_leftovers(place)
     with use_backend(config.training.backend), _Interrupt() as interrupt:
         trainer = _Trainer(config, prepared, interrupt, found[0] if found is not None else None)
         with trainer.log:

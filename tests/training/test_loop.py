@@ -138,7 +138,10 @@ def test_killed_in_mid_epoch_goes_on_with_equal_bits(
     newest = ck.steps(Path(killed.output.folder) / "checkpoints")[0]
     assert newest.name == f"step-{steps + 3:09d}.pt"
     assert losses(killed.output.folder)[-1][0] == at
+    half = Path(killed.output.folder) / "checkpoints" / ".step-000000001.pt.1.part"  # killed while it wrote
+    half.write_text("half")
     result = train(killed, resume=True)
+    assert not half.exists()
     assert losses(killed.output.folder) == losses(whole)
     assert validations(killed.output.folder) == validations(whole)
     assert same_weights(killed.output.folder, whole)
