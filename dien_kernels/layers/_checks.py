@@ -11,12 +11,9 @@ from torch import Tensor
 from dien_kernels.ops._checks import (
     FLOATS,
     autocast_dtype,
-    check_like,
     check_number,
     check_option,
-    check_scalar_like,
     check_storage,
-    compute_dtype,
 )
 from dien_kernels.ops._dispatch import BACKENDS
 
@@ -57,19 +54,6 @@ def check_dtype(dtype: Any) -> None:
     """The dtype of parameters: None is torch's default."""
     if dtype is not None and dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, float64, bfloat16, float16 or None, got {dtype}")
-
-
-def check_parameter(name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str) -> None:
-    """A parameter that was replaced or cast by itself, in words of the module: the op knows it as an argument of its
-    own. Biases ([3H]) may have the compute dtype."""
-    dtypes = (like.dtype, compute_dtype(like.dtype)) if len(shape) == 1 else (like.dtype,)
-    if (
-        not isinstance(value, Tensor)
-        or value.shape != shape
-        or value.dtype not in dtypes
-        or value.device != like.device
-    ):
-        (check_scalar_like if len(shape) == 1 else check_like)(name, value, shape, meaning, like, like_name)
 
 
 def check_features(name: str, value: Any, size: int, meaning: str, weight: Tensor) -> None:

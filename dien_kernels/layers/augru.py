@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_parameter, check_size
+from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
-from dien_kernels.ops._checks import check_option
+from dien_kernels.ops._checks import check_like, check_option, check_scalar_like
 from dien_kernels.ops.recurrence.op import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -183,25 +183,32 @@ class _AttentionGRU(nn.Module):
         w_ih, w_hh, b_ih = self.weight_ih, self.weight_hh, self.bias_ih
         b_hh = b_ih if self.bias == "tied" else self.bias_hh  # a parametrization may stand on the former alone
         check_features("x", x, self.input_size, "input_size", w_ih)
-        rows = 3 * self.hidden_size
-        check_parameter("weight_ih", w_ih, (rows, self.input_size), "[3H, I]", w_ih, "weight_ih")
-        check_parameter("weight_hh", w_hh, (rows, self.hidden_size), "[3H, H]", w_ih, "weight_ih")
-        for name, bias in (("bias_ih", b_ih), ("bias_hh", b_hh)):
+        try:
+            return type(self)._op(
+                x,
+                attention,
+                w_ih,
+                w_hh,
+                b_ih,
+                b_hh,
+                reset=self.reset,
+                update=self.update,
+                padded=self.padded,
+                backend=self.backend,
+                **options,
+            )
+        except (TypeError, ValueError):
+            self._check_parameters()
+            raise
+
+    def _check_parameters(self) -> None:
+        """A parameter that was replaced or cast by itself, under its own name: to the op it is an argument."""
+        rows, like = 3 * self.hidden_size, (self.weight_ih, "weight_ih")
+        check_like("weight_ih", self.weight_ih, (rows, self.input_size), "[3H, I]", *like)
+        check_like("weight_hh", self.weight_hh, (rows, self.hidden_size), "[3H, H]", *like)
+        for name, bias in (("bias_ih", self.bias_ih), ("bias_hh", self.bias_hh)):
             if bias is not None:
-                check_parameter(name, bias, (rows,), "[3H]", w_ih, "weight_ih")
-        return type(self)._op(
-            x,
-            attention,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            reset=self.reset,
-            update=self.update,
-            padded=self.padded,
-            backend=self.backend,
-            **options,
-        )
+                check_scalar_like(name, bias, (rows,), "[3H]", *like)
 
 
 class AUGRU(_AttentionGRU):

@@ -15,7 +15,6 @@ from dien_kernels.layers._checks import (
     check_dtype,
     check_features,
     check_flag,
-    check_parameter,
     check_size,
 )
 from dien_kernels.layers.convert import Weights, check_source
@@ -352,16 +351,15 @@ class GRU(nn.Module):
             batch = x.shape[1 if time_major else 0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
             hx = self._check_hx(hx, batch, x)
         directions = 2 if self.bidirectional else 1
-        first = getattr(self, self._names[0][0])
         last = len(self._names) - directions
         states: list[Tensor] = []
         for layer in range(0, len(self._names), directions):
             outputs = []
             for i in range(layer, layer + directions):
-                w_ih, w_hh, *biases = self._parameters_of(i, first)
+                w_ih, w_hh, *biases = (getattr(self, name) for name in self._names[i])
                 if cast:
                     w_ih, w_hh = w_ih.to(x.dtype), w_hh.to(x.dtype)
-                b_ih, b_hh = check_weights(x, w_ih, w_hh, *(biases or (None, None)))
+                b_ih, b_hh = check_weights(x, w_ih, w_hh, *(biases or (None, None)), self._names[i], "input")
                 h0 = None if hx is None else hx[i]
                 reverse = i > layer
                 y, h = recurrence(
@@ -390,17 +388,6 @@ class GRU(nn.Module):
             if layer != last and self.training and self.dropout > 0:
                 x = nn.functional.dropout(x, self.dropout)
         return x, states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
-
-    def _parameters_of(self, number: int, first: Tensor) -> list[Tensor]:
-        """The checked parameters of a layer and direction; all must be like the very ``first`` one."""
-        rows, hidden, directions = 3 * self.hidden_size, self.hidden_size, 1 + self.bidirectional
-        size = self.input_size if number < directions else hidden * directions
-        found = [getattr(self, name) for name in self._names[number]]
-        shapes = ((rows, size), (rows, hidden), (rows,), (rows,))
-        meanings = ("[3H, I]", "[3H, H]", "[3H]", "[3H]")
-        for name, value, shape, meaning in zip(self._names[number], found, shapes, meanings, strict=False):
-            check_parameter(name, value, shape, meaning, first, self._names[0][0])
-        return found
 
     def _spread(self, y: Tensor, h0: Tensor | None, index: MaskIndex, reverse: bool) -> Tensor:
         if self.padded == "zero":

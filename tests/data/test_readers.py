@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +245,14 @@ def test_damaged_gz_is_named(tmp_path: Path, where: str) -> None:
     """gzip has three exceptions of no common kind for what is no gz file, cut, or corrupt."""
     body = "".join(f"{i % 7},{i * 7919 % 1000},{i}\n" for i in range(60_000)).encode()
     whole = gzip.compress(b"user,item,timestamp\n" + body)
-    corrupt = bytearray(whole)
-    corrupt[len(whole) // 2 : len(whole) // 2 + 60] = b"\x55" * 60
-    damage = {"header": [b"user,item,timestamp\n1,2,3\n", whole[:12]], "body": [whole[:-2000], bytes(corrupt)]}
+    stored = (b"user,item,timestamp\n" + body)[:60_000]
+    size = struct.pack("<HH", len(stored), 0xFFFF - len(stored))
+    corrupt = (
+        whole[:10] + b"\x00" + size + stored + b"\x07" * 60
+    )  # a stored block, and one of a kind that does not exist
+    with pytest.raises(zlib.error):
+        gzip.decompress(corrupt)
+    damage = {"header": [b"user,item,timestamp\n1,2,3\n", whole[:12]], "body": [whole[:-2000], corrupt]}
     for data in damage[where]:
         for name, kind in (("log.csv.gz", "csv"), ("meta_X.json.gz", "amazon")):
             (tmp_path / name).write_bytes(data)
