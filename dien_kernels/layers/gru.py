@@ -359,7 +359,8 @@ class GRU(nn.Module):
                 w_ih, w_hh, *biases = (getattr(self, name) for name in self._names[i])
                 if cast:
                     w_ih, w_hh = w_ih.to(x.dtype), w_hh.to(x.dtype)
-                b_ih, b_hh = check_weights(x, w_ih, w_hh, *(biases or (None, None)), self._names[i], "input")
+                b_ih, b_hh = biases or (None, None)
+                b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh, self._names[i], "input")
                 h0 = None if hx is None else hx[i]
                 reverse = i > layer
                 y, h = recurrence(

@@ -17,13 +17,16 @@ def demo(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_demo(prepared: Prepared, tmp_path: Path) -> None:
     words = ["--data", str(prepared.path), "--out", str(tmp_path), "--epochs", "1"]
-    for _ in range(2):  # the second time over the runs of the first
-        run = demo(*words)
-        assert run.returncode == 0, run.stderr
-        assert "average pooling 0." in run.stdout
-        assert (tmp_path / "dien" / "report.html").exists()
-    (tmp_path / "dien" / "config.yaml").unlink()
+    earlier = tmp_path / "average"
+    earlier.mkdir()
+    (earlier / "thesis.txt").write_text("mine")
     run = demo(*words)
     assert run.returncode == 2
     assert "is there and no run of dien-kernels" in run.stderr
+    assert (earlier / "thesis.txt").exists()
+    (earlier / "config.yaml").write_text("")  # now it looks like one of an earlier demo
+    run = demo(*words)
+    assert run.returncode == 0, run.stderr
+    assert "average pooling 0." in run.stdout
     assert (tmp_path / "dien" / "report.html").exists()
+    assert not (earlier / "thesis.txt").exists()
