@@ -7,7 +7,6 @@ torch, picks a backend and calls its raw op.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
+    check_number,
     check_option,
     check_scalar_like,
     check_storage,
@@ -25,7 +25,7 @@ from dien_kernels.ops._checks import (
 from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, compact
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.auxiliary_loss import reference
 from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
@@ -63,11 +63,6 @@ _FWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd") for backend, suffix in _SU
 _FWD_BWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
-def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    w, b, _ = counts
-    return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
-
-
 class _AuxiliaryLoss(torch.autograd.Function):
     """The derivative of a scalar is known but for a factor: it is computed with the loss, and scaled in the backward.
 
@@ -77,7 +72,7 @@ class _AuxiliaryLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
-        split = _split(counts, layers)
+        split = split_layers(counts, layers)
         return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
 
     @staticmethod
@@ -190,8 +185,8 @@ def auxiliary_loss(
         raise TypeError(f"shift must be a bool, got {type(shift).__name__}")
     if isinstance(eps, str):
         check_option("eps", eps, ("clamp",))
-    elif isinstance(eps, bool) or not isinstance(eps, Real):
-        raise TypeError(f"eps must be a number or 'clamp', got {type(eps).__name__}")
+    else:
+        check_number("eps", eps, "a number or 'clamp'")
     check_option("activation", activation, ACTIVATIONS)
     weights = () if weights is None else weights
     biases, slopes = () if biases is None else biases, () if slopes is None else slopes
