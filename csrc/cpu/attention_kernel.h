@@ -129,7 +129,7 @@ struct Attention {
       __builtin_memcpy(r, q, Dp * sizeof(T));
       return n;
     }
-    affine<L>(q, Dp, w + job.row_forward_at, job.size, w + (job.bilinear ? job.zero_at : job.mlp.layers[0].bias_at),
+    affine<L>(q, Dp, w + job.row_forward_at, job.size, w + (job.bilinear ? job.zero_at : job.mlp.layers[0].bias_at), 0,
               vectors(width), 1, r, width);
     if (!job.bilinear) make_matrices(q, s + job.matrix_at);
     return n;
@@ -177,7 +177,7 @@ struct Attention {
       }
       return;
     }
-    affine<L>(keys, Hp, s + job.matrix_at, job.hidden, r, vectors(width), n, s + job.mlp.layers[0].z_at, width);
+    affine<L>(keys, Hp, s + job.matrix_at, job.hidden, r, 0, vectors(width), n, s + job.mlp.layers[0].z_at, width);
     tail.forward(packed(), s, n, x);
   }
 

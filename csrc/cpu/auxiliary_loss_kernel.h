@@ -129,11 +129,11 @@ struct AuxiliaryLoss {
   void first_product(T* scratch, int64_t n) const {
     const Layer& first = job.mlp.layers[0];
     T *r = scratch + job.r_at, *z = scratch + first.z_at;
-    affine<L>(scratch + job.states_at, Hp, packed() + job.h_forward_at, job.hidden, packed() + first.bias_at,
+    affine<L>(scratch + job.states_at, Hp, packed() + job.h_forward_at, job.hidden, packed() + first.bias_at, 0,
               width / L::N, n, r, width);
-    for (int64_t j = 0; j <= job.negatives; ++j) __builtin_memcpy(z + j * n * width, r, n * width * sizeof(T));
-    product<L, true>(scratch + job.behaviours_at, Dp, 1, 0, packed() + job.e_forward_at, job.size, width / L::N,
-                     n * (1 + job.negatives), z, width);
+    for (int64_t j = 0; j <= job.negatives; ++j)
+      affine<L>(scratch + job.behaviours_at + j * n * Dp, Dp, packed() + job.e_forward_at, job.size, r, width,
+                width / L::N, n, z + j * n * width, width);
   }
 
   // (L3), (L4) of a chunk; the logits become their derivatives, (L6).

@@ -119,15 +119,15 @@ DIEN_NOINLINE void product(const T* a, int64_t lda, int segments, int64_t segmen
   });
 }
 
-// c[i][..] = start[..] + sum_k a[i][k] b[k][..], b by `pack_columns`.
+// c[i][..] = start[i][..] + sum_k a[i][k] b[k][..], b by `pack_columns`; with start_row = 0 all rows start alike.
 template <class L, class T = typename L::Scalar>
-DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t depth, const T* start, int64_t vectors,
-                          int64_t rows, T* c, int64_t ldc) {
+DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t depth, const T* start, int64_t start_row,
+                          int64_t vectors, int64_t rows, T* c, int64_t ldc) {
   for_column_tiles(vectors, [&]<int NV>(int64_t v) {
     const T* b = packed + v * L::N * depth;
     for_row_tiles(rows, [&]<int M>(int64_t i) {
       typename L::V acc[M][NV];
-      load_tile<L>(start + v * L::N, 0, acc);
+      load_tile<L>(start + i * start_row + v * L::N, start_row, acc);
       multiply<L>(a + i * lda, lda, b, depth, acc);
       store_tile<L>(c + i * ldc + v * L::N, ldc, acc);
     });

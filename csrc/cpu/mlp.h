@@ -132,7 +132,7 @@ struct Tail {
       T *z = scratch + l.z_at, *a = scratch + l.a_at;
       activate(l, packed, z, a, tokens);
       if (i + 1 < last()) {
-        affine<L>(a, l.out_padded, packed + next.forward_at, next.in, packed + next.bias_at, next.out_padded / L::N,
+        affine<L>(a, l.out_padded, packed + next.forward_at, next.in, packed + next.bias_at, 0, next.out_padded / L::N,
                   tokens, scratch + next.z_at, next.out_padded);
         continue;
       }
