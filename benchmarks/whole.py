@@ -96,13 +96,13 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
         backend = "reference"
     if case.mode == "request":
         return _requests(model, batch, backend)
-    optimizer = make_optimizer(model) if sparse else torch.optim.Adam(model.parameters())
+    optimizer = make_optimizer(model) if sparse else torch.optim.Adam(model.parameters(), fused=True)
 
     def forward() -> Tensor:
         with use_backend(backend) if backend != "auto" else nullcontext():
             return model.loss(model(batch), batch.label).total
 
-    note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, Adam"
+    note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, fused Adam"
     return Program(forward, leaves, note, optimise=optimizer.step)
 
 

@@ -8,6 +8,7 @@ library user needs.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 # What our rooms raise for wishes that cannot be granted; anything else is a bug and deserves its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
+_WORD = re.compile(r"((data|model|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
 _OVERRIDES = """\
 Options of a config are section.key=value words, with the sections data, model, training and output:
 
@@ -34,7 +36,7 @@ Options of a config are section.key=value words, with the sections data, model, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for an error of the user's, 130 after an interruption."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_words_first(sys.argv[1:] if arguments is None else arguments))
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "words")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes words behind options for surplus
@@ -55,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _words_first(arguments: Sequence[str]) -> list[str]:
+    """Config words right behind the command, where no option of several values (--seeds 0 1) takes them for its own."""
+    if not arguments or arguments[0] not in ("train", "compare"):  # others have other words, and no such options
+        return list(arguments)
+    words = [word for word in arguments[1:] if _WORD.match(word)]
+    return [arguments[0], *words, *(word for word in arguments[1:] if not _WORD.match(word))]
 
 
 def _fail(text: str) -> int:
@@ -82,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
     prepare.add_argument("sources", nargs="+", help="Parquet, CSV or JSON files, or a folder of them")
     prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
+    prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
@@ -124,7 +135,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
 def _log_options(parser: argparse.ArgumentParser) -> None:
     """Options for raw logs; what is not given keeps the default of ``prepare``."""
     group = parser.add_argument_group("raw logs")
-    group.add_argument("--format", help="parquet, csv, amazon, taobao or movielens (default: by the file's name)")
+    group.add_argument("--format", help="parquet, csv, amazon, taobao or movielens (default: csv or parquet, by name)")
     for role in ("user", "item", "timestamp", "label"):
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)")
     for kind, text in (
@@ -136,9 +147,12 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", help="next: predict the next behaviour; given: the label column")
     group.add_argument("--targets", help="last: one for each user; every: each position of a history")
     group.add_argument("--split", dest="split_by", help="user or time")
+    group.add_argument("--fractions", nargs=3, type=float, metavar="SHARE", help="train, valid, test (0.8 0.1 0.1)")
     group.add_argument("--negatives", type=int, help="fixed negatives of a validation or test positive")
     group.add_argument("--negative-sampling", help="popularity or uniform")
     group.add_argument("--min-count", type=int, help="rarer items become unknown")
+    group.add_argument("--delimiter", help="between the columns of CSV (default: a comma; .tsv: a tab)")
+    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="of Taobao: pv, cart, fav, buy (default: pv)")
     group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
     group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
 
@@ -151,6 +165,9 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "labels": "labels",
         "targets": "targets",
         "split_by": "split",
+        "fractions": "fractions",
+        "delimiter": "delimiter",
+        "behaviours": "behaviours",
         "negatives": "negatives",
         "negative_sampling": "negative_sampling",
         "min_count": "min_count",
@@ -167,6 +184,11 @@ def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
 
     files = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
+    for word in files:
+        if not word.endswith((".yaml", ".yml")):  # a log may be large, and is not to be read as YAML
+            raise ValueError(
+                f"{word} is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data {word}"
+            )
     if len(files) + (base is not None) > 1:
         raise ValueError(f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}")
     config = load(base or (files[0] if files else None), overrides)
@@ -190,7 +212,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from dien_kernels.training.setup import prepare_options
 
     given = prepare_options(_given_log_options(options), Path(options.sources[0]))
-    print(prepare(options.sources, options.out, **given).summary())
+    print(prepare(options.sources, options.out, overwrite=options.overwrite, **given).summary())
     return 0
 
 
@@ -259,9 +281,8 @@ def _score(options: argparse.Namespace) -> int:
 
     config, prepared, model = open_run(options.folder, options.words)
     with use_backend(config.training.backend):
-        counts = Scorer(model, prepared, max_length=config.data.max_length).score_file(
-            options.requests, options.out, chunk=options.chunk
-        )
+        scorer = Scorer(model, prepared, max_length=config.data.max_length, read_history=config.data.history)
+        counts = scorer.score_file(options.requests, options.out, chunk=options.chunk)
     print(f"{options.out}: {counts.words()}")
     return 0
 

@@ -26,7 +26,7 @@ STEPS = 7  # timed steps of each backend
 
 def config_of(folder: Path, data: Path, epochs: int) -> Config:
     return Config(
-        data=DataConfig(path=str(data), prepare={"targets": "every"}),
+        data=DataConfig(path=str(data), prepare={} if (data / "meta.json").exists() else {"targets": "every"}),
         training=TrainingConfig(epochs=epochs, seed=0),
         output=OutputConfig(folder=str(folder)),
     )
@@ -63,8 +63,10 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"dien_kernels {dien_kernels.__version__}, torch {torch.__version__}, {threads} threads")
     print(f"native code: {isa}\n")
-    for name in ("average", "dien"):  # the runs of an earlier demo; nothing else in the folder is touched
-        shutil.rmtree(options.out / name, ignore_errors=True)
+    for run in (options.out / "average", options.out / "dien"):  # of an earlier demo; nothing else is touched
+        if run.exists() and not (run / "config.yaml").exists():
+            parser.error(f"{run} is there and no run of dien-kernels: choose another --out")
+        shutil.rmtree(run, ignore_errors=True)
     options.out.mkdir(parents=True, exist_ok=True)
     data = options.data
     if data is None:

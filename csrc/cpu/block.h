@@ -216,22 +216,27 @@ DIEN_INLINE void zero_padding(const Job& job, void* p, int64_t row, int64_t leng
     zero_rows(p, job.x.store, row * job.steps + length, job.steps - length, width);
 }
 
-// Runs task(thread's scratch, index) for index < n over the job's threads, in order of index, from one counter.
+// Runs task(thread's scratch, index) for index < n over the threads, in order of index, from one counter.
 template <class F>
-void run_tasks(const Job& job, int64_t n, const F& task) {
+void run_tasks(const Threads& pool, char* memory, int64_t memory_bytes, int64_t n, const F& task) {
   struct Context {
-    const Job* job;
-    int64_t n, next;
+    char* memory;
+    int64_t memory_bytes, n, next;
     const F* task;
-  } context{&job, n, 0, &task};
-  const int64_t threads = job.threads.count < n ? job.threads.count : n;
+  } context{memory, memory_bytes, n, 0, &task};
+  const int64_t threads = pool.count < n ? pool.count : n;
   auto worker = [](void* p, int64_t thread) {
     Context& c = *static_cast<Context*>(p);
-    char* scratch = c.job->scratch + thread * c.job->scratch_bytes;
+    char* scratch = c.memory + thread * c.memory_bytes;
     for (int64_t i; (i = __atomic_fetch_add(&c.next, int64_t(1), __ATOMIC_RELAXED)) < c.n;) (*c.task)(scratch, i);
   };
   if (threads <= 1)
     worker(&context, 0);
   else
-    job.threads.run(threads, &context, worker);
+    pool.run(threads, &context, worker);
+}
+
+template <class F>
+void run_tasks(const Job& job, int64_t n, const F& task) {
+  run_tasks(job.threads, job.scratch, job.scratch_bytes, n, task);
 }

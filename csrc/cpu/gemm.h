@@ -92,19 +92,21 @@ DIEN_INLINE void store_gates(T* p, int64_t row, int64_t segment, const typename 
     for (int v = 0; v < NV; ++v) L::store(p + i * row + v * segment, acc[i][v]);
 }
 
-// Calls f<vectors>(first) for column tiles of at most three vectors that cover `vectors` of them.
+// Calls f<vectors>(first) for column tiles of at most three vectors that cover `vectors` of them. Four are twice two: a
+// tile of one vector has too few sums to keep the multipliers busy.
 template <class F>
 DIEN_INLINE void for_column_tiles(int64_t vectors, F&& f) {
   int64_t v = 0;
-  for (; v + 3 <= vectors; v += 3) f.template operator()<3>(v);
+  for (; vectors - v >= 3 && vectors - v != 4; v += 3) f.template operator()<3>(v);
+  for (; vectors - v > 2; v += 2) f.template operator()<2>(v);
   if (vectors - v == 2) f.template operator()<2>(v);
   if (vectors - v == 1) f.template operator()<1>(v);
 }
 
 // c[i][..] (+)= sum over segments g and k < depth of a[i][g * segment + k] b[g * depth + k][..], b by `pack_columns`.
 template <class L, bool kAccumulate, class T = typename L::Scalar>
-DIEN_INLINE void product(const T* a, int64_t lda, int segments, int64_t segment, const T* packed, int64_t depth,
-                         int64_t vectors, int64_t rows, T* c, int64_t ldc) {
+DIEN_NOINLINE void product(const T* a, int64_t lda, int segments, int64_t segment, const T* packed, int64_t depth,
+                           int64_t vectors, int64_t rows, T* c, int64_t ldc) {
   for_column_tiles(vectors, [&]<int NV>(int64_t v) {
     const T* b = packed + v * L::N * depth * segments;
     for_row_tiles(rows, [&]<int M>(int64_t i) {
@@ -117,12 +119,27 @@ DIEN_INLINE void product(const T* a, int64_t lda, int segments, int64_t segment,
   });
 }
 
+// c[i][..] = start[i][..] + sum_k a[i][k] b[k][..], b by `pack_columns`; with start_row = 0 all rows start alike.
+template <class L, class T = typename L::Scalar>
+DIEN_NOINLINE void affine(const T* a, int64_t lda, const T* packed, int64_t depth, const T* start, int64_t start_row,
+                          int64_t vectors, int64_t rows, T* c, int64_t ldc) {
+  for_column_tiles(vectors, [&]<int NV>(int64_t v) {
+    const T* b = packed + v * L::N * depth;
+    for_row_tiles(rows, [&]<int M>(int64_t i) {
+      typename L::V acc[M][NV];
+      load_tile<L>(start + i * start_row + v * L::N, start_row, acc);
+      multiply<L>(a + i * lda, lda, b, depth, acc);
+      store_tile<L>(c + i * ldc + v * L::N, ldc, acc);
+    });
+  });
+}
+
 // c[m][..] += sum_k a[k][m] b[k][..] for m < rows, over `tokens` values of k. Every step of k reads other cache lines, so k is
 // cut into pieces whose lines stay in the first-level cache for all m; each piece sums by itself before it is added, and
 // short chains round less than a long one.
 template <class L, class T = typename L::Scalar>
-DIEN_INLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
-                                    int64_t vectors, T* c, int64_t ldc) {
+DIEN_NOINLINE void product_transposed(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t tokens, int64_t rows,
+                                      int64_t vectors, T* c, int64_t ldc) {
   for (int64_t first = 0; first < tokens; first += kPiece) {
     const int64_t depth = tokens - first < kPiece ? tokens - first : kPiece;
     for_column_tiles(vectors, [&]<int NV>(int64_t v) {
@@ -250,7 +267,7 @@ DIEN_INLINE void transpose(const T* in, int64_t in_row, T* out, int64_t out_row,
 
 // For units in lanes: [unit block][column][gates first..first+count][N], zeros past the last unit.
 template <class L, class T = typename L::Scalar>
-void pack_gates(const Matrix<T>& w, int first, int count, T* out) {
+DIEN_NOINLINE void pack_gates(const Matrix<T>& w, int first, int count, T* out) {
   const int64_t column = count * L::N;  // values of one column of a unit block
   for (int64_t from = 0; from < w.hidden; from += L::N, out += w.columns * column)
     for (int gate = 0; gate < count; ++gate) {
@@ -270,7 +287,7 @@ void pack_gates(const Matrix<T>& w, int first, int count, T* out) {
 
 // For columns in lanes, as `product` reads them: tiles of up to three vectors, each [gate in order][unit][vectors][N].
 template <class L, class T = typename L::Scalar>
-void pack_columns(const Matrix<T>& w, const int* gates, int count, T* out) {
+DIEN_NOINLINE void pack_columns(const Matrix<T>& w, const int* gates, int count, T* out) {
   for_column_tiles(round_up(w.columns, L::N) / L::N, [&]<int NV>(int64_t v) {
     const int64_t from = v * L::N, width = NV * L::N;
     const int64_t live = w.columns - from < width ? w.columns - from : width;

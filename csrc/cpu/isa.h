@@ -3,8 +3,21 @@
 #include <string>
 
 #include "params.h"
+#include "unit_params.h"
 
 namespace dien {
+
+// One set of kernels, for one compute dtype and lane count.
+struct Kernels {
+  int64_t lanes;
+  Sizes (*sizes)(const Job&, bool backward);
+  void (*forward)(const Job&);
+  void (*backward)(const Job&);
+  void (*lay_out_attention)(AttentionJob&);
+  void (*attention)(const AttentionJob&);
+  void (*lay_out_auxiliary)(AuxiliaryJob&);
+  void (*auxiliary)(const AuxiliaryJob&);
+};
 
 // Kernels of one instruction set. `narrow` has half the lanes of `wide`, for sizes that would leave many idle;
 // its `lanes` is 0 where there is none.

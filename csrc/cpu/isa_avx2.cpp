@@ -6,6 +6,7 @@
 #include "isa.h"
 
 #define DIEN_INLINE inline __attribute__((always_inline))
+#define DIEN_NOINLINE __attribute__((noinline))
 #define DIEN_TILE_ROWS 4
 
 namespace dien::avx2 {

@@ -5,6 +5,7 @@
 #include "isa.h"
 
 #define DIEN_INLINE inline __attribute__((always_inline))
+#define DIEN_NOINLINE __attribute__((noinline))
 #define DIEN_TILE_ROWS 8
 
 namespace dien::avx512 {

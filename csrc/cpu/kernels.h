@@ -7,6 +7,9 @@
 #include "recurrence_fwd.h"
 #include "recurrence_few.h"
 #include "recurrence_bwd.h"
+#include "mlp.h"
+#include "attention_kernel.h"
+#include "auxiliary_loss_kernel.h"
 
 template <class L>
 Sizes sizes(const Job& job, bool backward) {
@@ -62,5 +65,13 @@ void backward(const Job& job) {
 
 template <class T, int N>
 constexpr Kernels kernels_of() {
-  return {N, &sizes<Lanes<T, N>>, &forward<Lanes<T, N>>, &backward<Lanes<T, N>>};
+  using L = Lanes<T, N>;
+  return {N,
+          &sizes<L>,
+          &forward<L>,
+          &backward<L>,
+          &Attention<L>::lay_out,
+          &Attention<L>::run,
+          &AuxiliaryLoss<L>::lay_out,
+          &AuxiliaryLoss<L>::run};
 }

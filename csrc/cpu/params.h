@@ -13,6 +13,11 @@ struct Array {
   Store store;
 };
 
+struct Threads {
+  int count;
+  void (*run)(int64_t tasks, void* context, void (*task)(void* context, int64_t index));
+};
+
 // One row of the batch by the layout rule: step s of the recurrence stands at `offset + s * step` (steps are in Job).
 struct Row {
   int64_t length;
@@ -29,11 +34,6 @@ struct Row {
 
 // Kept gates are padded to this many units, so that any instruction set stores whole vectors.
 constexpr int64_t kKeptUnits = 16;
-
-struct Threads {
-  int count;
-  void (*run)(int64_t tasks, void* context, void (*task)(void* context, int64_t index));
-};
 
 struct Job {
   int64_t batch, histories, steps, input, hidden;  // steps: the padded length
@@ -71,14 +71,6 @@ struct Sizes {
   int64_t partial;         // of one group's gradient sums,
   int64_t projection_row;  // of one step of a shared history's projection, or of its gradient,
   int64_t scratch;         // of one thread's working memory
-};
-
-// One set of kernels, for one compute dtype and lane count.
-struct Kernels {
-  int64_t lanes;
-  Sizes (*sizes)(const Job&, bool backward);
-  void (*forward)(const Job&);
-  void (*backward)(const Job&);
 };
 
 }  // namespace dien

@@ -3,61 +3,21 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
-#include <new>
-#include <numeric>
-#include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "isa.h"
+#include "memory.h"
 
 namespace dien {
 namespace {
-
-[[noreturn]] void reject(const std::string& message) { throw std::invalid_argument(message); }
-
-int64_t history_length(const Job& job, const Layout& layout, int64_t u) {
-  if (layout.offsets) return layout.offsets[u + 1] - layout.offsets[u];
-  return layout.lengths ? layout.lengths[u] : job.steps;
-}
-
-void check(const Job& job, const Layout& layout) {
-  const auto range = [](const int64_t* p, int64_t n) {
-    const auto [low, high] = std::minmax_element(p, p + n);
-    return std::pair(*low, *high);
-  };
-  if (layout.lengths && job.histories > 0) {
-    const auto [low, high] = range(layout.lengths, job.histories);
-    if (low < 0 || high > job.steps)
-      reject("lengths must lie between 0 and T = " + std::to_string(job.steps) + ", got values from " +
-             std::to_string(low) + " to " + std::to_string(high));
-  }
-  if (layout.offsets) {
-    const int64_t* o = layout.offsets;
-    if (o[0] != 0) reject("offsets must start with 0, got " + std::to_string(o[0]));
-    for (int64_t u = 0; u < job.histories; ++u)
-      if (o[u + 1] < o[u])
-        reject("offsets must be ascending, got " + std::to_string(o[u]) + " before " + std::to_string(o[u + 1]));
-    if (o[job.histories] != layout.x_rows)
-      reject("offsets must end with N = " + std::to_string(layout.x_rows) + ", the rows of the jagged input, got " +
-             std::to_string(o[job.histories]));
-  }
-  if (layout.history && job.batch > 0) {
-    const auto [low, high] = range(layout.history, job.batch);
-    if (low < 0 || high >= job.histories)
-      reject("history must lie between 0 and U - 1 = " + std::to_string(job.histories - 1) + ", got values from " +
-             std::to_string(low) + " to " + std::to_string(high));
-  }
-}
 
 // The layout rule (docs/design.md, "One layout") for one row, at its first step; `steps_before`: of the rows before it.
 Row make_row(const Job& job, const Layout& layout, int64_t b, int64_t u, int64_t steps_before) {
   Row r{};
   r.b = b;
   r.u = u;
-  r.length = history_length(job, layout, u);
+  r.length = history_length(layout, u, job.steps);
   r.kept = steps_before;
   if (job.jagged) {
     r.x = layout.offsets[u] * job.x.s1;
@@ -87,8 +47,7 @@ Row make_row(const Job& job, const Layout& layout, int64_t b, int64_t u, int64_t
 
 struct Plan {
   std::vector<Row> by_index, sorted, history_rows;
-  std::vector<int64_t> readers, first_reader;
-  std::unique_ptr<char, decltype(&std::free)> memory{nullptr, &std::free};
+  Readers readers;
 };
 
 void plan_rows(Job& job, const Layout& layout, Plan& plan) {
@@ -119,15 +78,10 @@ void plan_rows(Job& job, const Layout& layout, Plan& plan) {
 
   if (!job.shared) return;
   for (int64_t u = 0; u < job.histories; ++u) plan.history_rows.push_back(make_row(job, layout, u, u, 0));
-  plan.first_reader.assign(job.histories + 1, 0);
-  for (const Row& r : plan.by_index) ++plan.first_reader[r.u + 1];
-  std::partial_sum(plan.first_reader.begin(), plan.first_reader.end(), plan.first_reader.begin());
-  plan.readers.resize(job.batch);
-  std::vector<int64_t> next = plan.first_reader;
-  for (const Row& r : plan.by_index) plan.readers[next[r.u]++] = r.b;
+  plan.readers = Readers(job.histories, job.batch, [&](int64_t b) { return plan.by_index[b].u; });
   job.history_rows = plan.history_rows.data();
-  job.first_reader = plan.first_reader.data();
-  job.readers = plan.readers.data();
+  job.first_reader = plan.readers.first.data();
+  job.readers = plan.readers.rows.data();
 }
 
 const Kernels& pick_kernels(const Job& job) {
@@ -147,13 +101,6 @@ void plan_blocks(Job& job) {
   job.chunk_tokens = std::clamp<int64_t>((512 << 10) / token, 64, 512);
 }
 
-// A size in bytes or rows. Strides may be zero, so that a tensor can have more rows than any memory.
-int64_t product(int64_t a, int64_t b) {
-  int64_t result;
-  if (__builtin_mul_overflow(a, b, &result) || result > INT64_MAX / 4) throw std::bad_alloc();
-  return result;
-}
-
 // Up to here the weights are faster read as they lie: packing costs what four steps do.
 constexpr int64_t kFewTokens = 4;
 
@@ -161,7 +108,7 @@ bool in_place(const Array& x, const Array& w) { return x.store != Store::bf16 &&
 
 void run(Job job, const Layout& layout, bool backward) {
   Plan plan;
-  check(job, layout);
+  check_layout(layout, job.histories, job.steps, job.batch);
   plan_rows(job, layout, plan);
   plan_blocks(job);
   int64_t tokens = 0;
@@ -178,27 +125,17 @@ void run(Job job, const Layout& layout, bool backward) {
   if (tokens * 3 * job.hidden * (job.input + job.hidden) < 200000) job.threads.count = 1;
   job.threads.count = int(std::clamp<int64_t>(job.threads.count, 1, std::max<int64_t>(blocks, 1)));
 
-  const auto rounded = [](int64_t n) { return (n + 63) / 64 * 64; };
-  job.scratch_bytes = rounded(sizes.scratch);
-  const int64_t x_rows = job.jagged ? layout.x_rows : product(job.histories, job.steps);
-  const int64_t y_rows = job.jagged ? layout.attention_rows : product(job.batch, job.steps);
-  const std::pair<char**, int64_t> pieces[] = {
+  job.scratch_bytes = rounded_bytes(sizes.scratch);
+  const int64_t x_rows = job.jagged ? layout.x_rows : checked_product(job.histories, job.steps);
+  const int64_t y_rows = job.jagged ? layout.attention_rows : checked_product(job.batch, job.steps);
+  const Piece pieces[] = {
       {&job.packed, sizes.packed},
       {&job.partial, backward ? job.groups * sizes.partial : 0},
-      {&job.projection, job.shared ? product(x_rows, sizes.projection_row) : 0},
-      {&job.shared_gradient, job.shared && backward ? product(y_rows, sizes.projection_row) : 0},
+      {&job.projection, job.shared ? checked_product(x_rows, sizes.projection_row) : 0},
+      {&job.shared_gradient, job.shared && backward ? checked_product(y_rows, sizes.projection_row) : 0},
       {&job.scratch, job.threads.count * job.scratch_bytes},
   };
-  int64_t total = 64;
-  for (const auto& [piece, bytes] : pieces)
-    if (__builtin_add_overflow(total, rounded(bytes), &total)) throw std::bad_alloc();
-  plan.memory.reset(static_cast<char*>(std::aligned_alloc(64, total)));
-  if (!plan.memory) throw std::bad_alloc();
-  char* at = plan.memory.get();
-  for (const auto& [piece, bytes] : pieces) {
-    *piece = at;
-    at += rounded(bytes);
-  }
+  const Memory memory = allocate(pieces);
   (backward ? kernels.backward : kernels.forward)(job);
 }
 

@@ -71,7 +71,7 @@ DIEN_INLINE V one_plus_exp(V z) {
   return expm1_small(f) * scale + (scale + 1.f);
 }
 
-// sigmoid2: two sigmoids for one division. A NaN in one lane reaches the same lane of the other: both enter the
+// sigmoid: one; sigmoid2: two sigmoids for one division. A NaN in one lane reaches the same lane of the other: both enter the
 // same state anyway.
 template <class T, int N>
 struct Activations;
@@ -79,6 +79,7 @@ struct Activations;
 template <int N>
 struct Activations<float, N> {
   using V = typename Lanes<float, N>::V;
+  static DIEN_INLINE V sigmoid(V x) { return 1.f / one_plus_exp(-x); }
   static DIEN_INLINE void sigmoid2(V& a, V& b) {
     const V da = one_plus_exp(-a), db = one_plus_exp(-b);
     const V inverse = 1.f / (da * db);
@@ -102,10 +103,11 @@ struct Activations<float, N> {
 template <int N>
 struct Activations<double, N> {
   using V = typename Lanes<double, N>::V;
-  static DIEN_INLINE void sigmoid2(V& a, V& b) {
-    for (int i = 0; i < N; ++i) a[i] = 1 / (1 + __builtin_exp(-a[i]));
-    for (int i = 0; i < N; ++i) b[i] = 1 / (1 + __builtin_exp(-b[i]));
+  static DIEN_INLINE V sigmoid(V x) {
+    for (int i = 0; i < N; ++i) x[i] = 1 / (1 + __builtin_exp(-x[i]));
+    return x;
   }
+  static DIEN_INLINE void sigmoid2(V& a, V& b) { a = sigmoid(a), b = sigmoid(b); }
   static DIEN_INLINE V tanh(V x) {
     for (int i = 0; i < N; ++i) x[i] = __builtin_tanh(x[i]);
     return x;

@@ -1,119 +1,16 @@
 // The recurrence's raw ops for CPU tensors: torch's stable ABI on one side, raw pointers on the other.
 // Sizes and dtypes were checked by dien_kernels/ops/recurrence/op.py; values are checked by cpu/recurrence.cpp.
-#include "../cpu/memory.h"
 #include "../cpu/recurrence.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-#include <initializer_list>
-#include <iterator>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
-#include <vector>
+
+#include "tensors.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-dien::Store store_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return dien::Store::f32;
-    case ScalarType::Double:
-      return dien::Store::f64;
-    case ScalarType::BFloat16:
-      return dien::Store::bf16;
-    default:
-      throw std::invalid_argument("dtype must be float32, float64 or bfloat16 for the CPU kernels");
-  }
-}
-
-int32_t code_of(ScalarType type) {
-  return type == ScalarType::Float    ? aoti_torch_dtype_float32()
-         : type == ScalarType::Double ? aoti_torch_dtype_float64()
-                                      : aoti_torch_dtype_bfloat16();
-}
-
-ScalarType compute_type(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
-
-// The innermost strides go to the places named by the layout in cpu/recurrence.h: `from` is the first stride's place.
-dien::Array array_of(const Tensor& t, int from, bool swap) {
-  int64_t s[3] = {0, 0, 0};
-  for (int64_t i = 0; i < t.dim(); ++i) s[from + i] = t.stride(i);
-  if (swap) std::swap(s[0], s[1]);
-  return {const_cast<void*>(t.const_data_ptr()), s[0], s[1], s[2], store_of(t.scalar_type())};
-}
-
-dien::Array array_of(const Maybe& t, int from, bool swap = false) {
-  return t ? array_of(*t, from, swap) : dien::Array{};
-}
-
-// Contiguous and uninitialised. By the C shim itself: torch::stable::empty goes through the dispatcher, for microseconds.
-template <class Sizes>
-Tensor new_tensor(const Sizes& sizes, ScalarType type) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(std::data(sizes)[i], 1)) strides[i] = stride;
-  AtenTensorHandle handle;
-  const auto error = aoti_torch_empty_strided(int64_t(sizes.size()), std::data(sizes), strides.data(), code_of(type),
-                                              aoti_torch_device_type_cpu(), -1, &handle);
-  if (error) {  // the shim keeps no words
-    std::string shape;
-    for (size_t i = 0; i < sizes.size(); ++i) shape += (i ? ", " : "") + std::to_string(std::data(sizes)[i]);
-    throw std::runtime_error("cannot allocate a result of shape [" + shape + "]: out of memory");
-  }
-  return Tensor(handle);
-}
-
-Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return new_tensor<std::initializer_list<int64_t>>(sizes, type);
-}
-
-// A result whose size grows with the batch.
-Tensor large(Tensor t) {
-  dien::prefer_huge_pages(t.mutable_data_ptr(), t.numel() * int64_t(t.element_size()));
-  return t;
-}
-
-std::vector<int64_t> sizes_of(const Tensor& t) {
-  std::vector<int64_t> sizes(t.dim());
-  for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(int64_t(i));
-  return sizes;
-}
-
-Tensor new_like(const Tensor& t, ScalarType type) { return new_tensor(sizes_of(t), type); }
-
-// Index tensors may be slices of others; the kernels read them as contiguous.
-class Indices {
- public:
-  const int64_t* read(const Maybe& t) {
-    if (!t) return nullptr;
-    const auto* p = static_cast<const int64_t*>(t->const_data_ptr());
-    const int64_t n = t->size(0), step = t->stride(0);
-    if (step == 1) return p;
-    auto& copy = copies_.emplace_back(n);
-    for (int64_t i = 0; i < n; ++i) copy[i] = p[i * step];
-    return copy.data();
-  }
-
- private:
-  std::vector<std::vector<int64_t>> copies_;
-};
-
-dien::Threads threads() {
-  return {int(torch::stable::get_num_threads()), [](int64_t tasks, void* context, void (*task)(void*, int64_t)) {
-            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(context, i);
-            });
-          }};
-}
+using namespace dien::bound;
 
 struct Cell {
   double alpha0, alpha1, beta0, beta1;

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
@@ -16,6 +19,7 @@ from dien_kernels.data._arrow import Array
 from dien_kernels.data.log import Log
 
 _BLOCK = 4 << 20  # bytes of a text file that are parsed at a time
+DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file raises that is cut or corrupt
 
 
 def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...]) -> list[Path]:
@@ -69,21 +73,38 @@ class Opened:
 
 
 class LineOf:
-    """The line of the i-th row of a batch, counting lines that the parser left out (but not blank ones)."""
+    """The line of the i-th row of a batch, counting lines that the parser left out (but not blank ones).
 
-    def __init__(self, first: int, skipped: list[int]) -> None:
-        self.first, self.skipped = first, skipped
+    ``rows``: the batch is what is left of the parsed one after taking these rows of it; None: all.
+    """
+
+    def __init__(self, first: int, skipped: list[int], rows: Array | None = None) -> None:
+        self.first, self.skipped, self.rows = first, skipped, rows
 
     def __call__(self, row: int) -> int:
-        line = self.first + row
+        line = self.first + (row if self.rows is None else int(self.rows[row]))
         for left_out in sorted(self.skipped):
             if left_out <= line:
                 line += 1
         return line
 
-    def among(self, rows: Array) -> Callable[[int], int]:
+    def among(self, rows: Array) -> LineOf:
         """The same for the rows of the batch that were taken."""
-        return lambda row: self(int(rows[row]))
+        return LineOf(self.first, self.skipped, rows if self.rows is None else self.rows[rows])
+
+
+def csv_header(path: Path, delimiter: str) -> list[str]:
+    """The names of the columns, as the file has them. Raises ``ValueError`` for a file that has no such line."""
+    with Opened(path) as file:
+        try:
+            line = file.stream.readline().decode("utf-8-sig").strip("\r\n")
+        except DAMAGED as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be text in UTF-8: its first line is not ({error})") from error
+    if not line:
+        raise ValueError(f"{path} is empty" if path.stat().st_size == 0 else f"{path} must start with a header line")
+    return next(csv.reader([line], delimiter=delimiter))
 
 
 def csv_batches(
@@ -91,8 +112,8 @@ def csv_batches(
 ) -> Iterator[tuple[pa.RecordBatch, LineOf]]:
     """Batches of string columns of one file, with the lines of their rows; ``names``: there is no header.
 
-    Everything is read as strings: a type guessed from the first block would turn a later surprise into a
-    failure of the whole file, instead of a bad line.
+    Everything is read as bytes and made text here: a type guessed from the first block, or one line that is not
+    UTF-8, would be a failure of the whole file instead of a bad line.
     """
     skipped: list[int] = []
 
@@ -112,7 +133,7 @@ def csv_batches(
         "parse_options": pa.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=on_bad_row),
         "convert_options": pa.csv.ConvertOptions(
             include_columns=wanted,
-            column_types={name: pa.string() for name in wanted},
+            column_types={name: pa.binary() for name in wanted},
             strings_can_be_null=True,
             null_values=["", "NULL", "null", "NaN", "nan", "\\N"],
         ),
@@ -121,11 +142,35 @@ def csv_batches(
         line = 1 if names else 2
         try:
             for batch in pa.csv.open_csv(file.stream, **options):
-                yield batch, LineOf(line, skipped)
+                yield _as_text(log, path, batch, LineOf(line, skipped))
                 line += batch.num_rows
                 log.advance(file.progress())
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
+        except (pa.ArrowException, *DAMAGED) as error:
             raise (stopped or [ValueError(f"{path} cannot be read as CSV: {error}")])[0] from error
+
+
+def _as_text(log: Log, path: Path, batch: pa.RecordBatch, line_of: LineOf) -> tuple[pa.RecordBatch, LineOf]:
+    """Columns of bytes as strings; rows that are not UTF-8 are bad lines and left out."""
+
+    def text(of: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch([column.cast(pa.string()) for column in of.columns], names=of.schema.names)
+
+    try:
+        return text(batch), line_of
+    except pa.ArrowInvalid:
+        pass
+    good = []
+    for row, values in enumerate(zip(*(column.to_pylist() for column in batch.columns), strict=True)):
+        try:
+            for value in values:
+                if value is not None:
+                    value.decode()
+        except UnicodeDecodeError:
+            log.bad.add(path, line_of(row), "no text in UTF-8")
+        else:
+            good.append(row)
+    rows = np.array(good, np.int64)
+    return text(batch.take(pa.array(rows))), line_of.among(rows)
 
 
 def as_number(column: pa.Array, kind: pl.DataType) -> pa.Array:
@@ -147,7 +192,10 @@ def parse_times(column: pa.Array, kind: pl.DataType) -> pa.Array:
     """Strings to int64 or float64, dates to microseconds; null where a string is none."""
     if kind == pl.Datetime("us"):
         series = pl.Series(column).cast(pl.String).str.strip_chars()
-        return _arrow(series.str.to_datetime(time_unit="us", strict=False).dt.epoch("us"))
+        try:
+            return _arrow(series.str.to_datetime(time_unit="us", strict=False).dt.epoch("us"))
+        except pl.exceptions.ComputeError:  # not one of them looks like a date
+            return pa.nulls(len(series), pa.int64())
     return as_number(column, kind)
 
 

@@ -55,7 +55,7 @@ class Options:
         for name, number in self.min_count.items():
             check_integer(f"min_count of {name!r}", number, 1)
         shares = self.fractions
-        if min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-9:
+        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # so written for NaN
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
 
 
@@ -261,9 +261,11 @@ class Writer:
         if self.sizes[split] or not options.fractions[SPLITS.index(split)]:
             return
         able = int((self.found.user_rows > (0 if self.given else 1)).sum())
+        owners = self.report["users_owning_every_item"]
         raise ValueError(
             f"split {split!r} got no sample: {able} of {self.rank.size} users have "
             + ("an impression" if self.given else "two behaviours or more")
+            + (f" and {owners} users have had every item, so that there is no negative for them" if owners else "")
             + f"; fractions={options.fractions}, split={options.split!r}"
             + (
                 f", valid begins at time {self.rule.cuts[0]} and test at {self.rule.cuts[1]}"

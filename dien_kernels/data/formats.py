@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from dien_kernels.data._files import Opened, as_number, csv_batches, size_of
+from dien_kernels.data._files import DAMAGED, Opened, as_number, csv_batches, size_of
 from dien_kernels.data.log import BadLines, Log, Roles
 
 _LINES = 20_000  # of a JSON file that are parsed at a time
@@ -73,7 +73,7 @@ def _lines(log: Log, path: Path) -> Iterator[tuple[bytes, int]]:
                     log.advance(file.progress())
                 if line.strip():
                     yield line, number
-        except (OSError, EOFError) as error:
+        except DAMAGED as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         log.advance(file.progress())
 
@@ -86,17 +86,23 @@ def _meta(line: bytes, path: Path, number: int, bad: BadLines) -> tuple[str | No
             entry = json.loads(text)
         except json.JSONDecodeError:
             entry = ast.literal_eval(text.strip())
-        asin = entry["asin"]
-        if not isinstance(asin, str):
-            raise TypeError(asin)
+        asin = _text(entry["asin"])
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         bad.add(path, number, f"no meta entry ({type(error).__name__})")
         return None, None
     try:
-        category = entry["categories"][0][-1]
-    except (KeyError, IndexError, TypeError):
+        return asin, _text(entry["categories"][0][-1])
+    except (ValueError, KeyError, IndexError, TypeError):
         return asin, None
-    return asin, category if isinstance(category, str) else None
+
+
+def _text(value: object) -> str:
+    """``value`` if it is text that UTF-8 can hold; ``ValueError`` or ``TypeError`` for half a surrogate pair and
+    everything else."""
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()
+    return value
 
 
 def _reviews(log: Log, path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
@@ -110,6 +116,7 @@ def _reviews(log: Log, path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
         try:
             reading = pa.json.ReadOptions(use_threads=False, block_size=len(data))
             table = pa.json.read_json(io.BytesIO(data), reading, options)
+            table.validate(full=True)  # Arrow takes any bytes for text
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             table = None
         if table is None or table.num_rows != len(block):
@@ -124,10 +131,8 @@ def _line_by_line(
     for line, number in block:
         try:
             entry = json.loads(line)
-            row = {name: entry[name] for name in _REVIEW}
-            if not all(isinstance(row[name], str) for name in ("reviewerID", "asin")):
-                raise TypeError(row)
-            row["unixReviewTime"] = int(row["unixReviewTime"])
+            row: dict[str, object] = {"reviewerID": _text(entry["reviewerID"]), "asin": _text(entry["asin"])}
+            row["unixReviewTime"] = int(np.int64(int(entry["unixReviewTime"])))  # OverflowError beyond 64 bits
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             log.bad.add(path, number, f"no review ({type(error).__name__})")
             continue
@@ -142,7 +147,7 @@ def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> L
     Only rows of the kinds ``behaviours`` count; others are left out silently, kinds that do not exist are bad
     lines.
     """
-    if isinstance(behaviours, str) or not behaviours or not set(behaviours) <= set(_BEHAVIOURS):
+    if isinstance(behaviours, str) or not behaviours or not all(kind in _BEHAVIOURS for kind in behaviours):
         raise ValueError(f"behaviours must be a list of some of {_BEHAVIOURS}, got {behaviours!r}")
     names = ["user", "item", "category", "kind", "timestamp"]
 

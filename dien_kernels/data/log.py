@@ -65,6 +65,9 @@ class Columns:
             raise ValueError(f"{where} has no {role} column (one of {ALIASES[role]}); it has {list(names)}")
 
         roles = Roles(one("user", self.user), one("item", self.item), one("timestamp", self.timestamp))
+        if len({roles.user, roles.item, roles.timestamp}) < 3:
+            given = f"{roles.user!r}, {roles.item!r} and {roles.timestamp!r}"
+            raise ValueError(f"user, item and timestamp must be three columns of {where}, got {given}")
         if labelled:
             roles.label = one("label", self.label)
         if self.item_fields is None:
@@ -77,17 +80,26 @@ class Columns:
         for name in (*roles.item_fields, *roles.user_fields, *roles.dense):
             if name in taken:
                 raise ValueError(f"field {name!r} is named twice, or like one of {RESERVED}: map it to another name")
+            if not name or "/" in name or "\0" in name:
+                raise ValueError(f"field {name!r} must have a name that a file can have: map it to another name")
             taken.append(name)
         missing = [column for column in roles.standard().values() if column not in names]
         if missing:
             raise ValueError(f"{where} has no column {', '.join(map(repr, missing))}; it has {list(names)}")
+        for column in roles.standard().values():
+            if list(names).count(column) > 1:
+                raise ValueError(f"{where} has several columns {column!r}; it has {list(names)}")
         return roles
 
 
 def _named(given: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     if isinstance(given, str):
         raise ValueError(f"fields must be a list of columns or a mapping of names to columns, got {given!r}")
-    return dict(given) if isinstance(given, Mapping) else {name: name for name in given}
+    if isinstance(given, Mapping):
+        return dict(given)
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"fields must be a list of columns or a mapping of names to columns, got {given!r}")
+    return {name: name for name in given}
 
 
 @dataclass
@@ -114,8 +126,8 @@ class BadLines:
     """Counts lines that cannot be used, remembers the first ones, and stops the reading at a limit."""
 
     def __init__(self, limit: int) -> None:
-        if limit < 0:
-            raise ValueError(f"max_bad_lines must not be negative, got {limit}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ValueError(f"max_bad_lines must be an integer and not be negative, got {limit!r}")
         self.limit, self.count = limit, 0
         self.first: list[str] = []
 
@@ -171,7 +183,7 @@ class Log:
         columns["timestamp"] = _timestamps(columns["timestamp"], path)
         reasons = {name: columns[name].is_null() for name in ("user", "item", "timestamp")}
         if self.labelled:
-            columns["label"], reasons["label"] = _labels(columns["label"])
+            columns["label"], reasons["label"] = _labels(columns["label"], path)
         for name in self.dense:
             columns[name] = self._dense(name, columns[name], path)
         wrong = np.zeros(len(columns["user"]), bool)
@@ -187,7 +199,8 @@ class Log:
 
     def _dense(self, name: str, column: pa.Array, path: Path | str) -> pa.Array:
         try:
-            values = np.array(column.cast(pa.float32()).to_numpy(zero_copy_only=False))
+            # Unsafe: integers above 2^24 lose digits in float32, as they will in the model.
+            values = np.array(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise ValueError(f"{path}: dense column {name!r} must hold numbers, got {column.type}") from None
         missing = ~np.isfinite(values)
@@ -200,7 +213,10 @@ def _timestamps(column: pa.Array, path: Path | str) -> pa.Array:
     """Times as int64 (dates and times in microseconds) or float64; NaN becomes null."""
     kind = column.type
     if pa.types.is_integer(kind):
-        return column.cast(pa.int64())
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: the timestamp column must hold numbers below 2^63: {error}") from error
     if pa.types.is_floating(kind):
         column = column.cast(pa.float64())
         return pc.if_else(pc.is_finite(column), column, pa.scalar(None, pa.float64()))
@@ -209,8 +225,11 @@ def _timestamps(column: pa.Array, path: Path | str) -> pa.Array:
     raise ValueError(f"{path}: the timestamp column must hold numbers or times, got {kind}")
 
 
-def _labels(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _labels(column: pa.Array, path: Path | str) -> tuple[pa.Array, pa.Array]:
     """Labels as int8, and which of them are not 0 or 1."""
-    numbers = column.cast(pa.float64())
+    try:
+        numbers = column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: the label column must hold 0 and 1, got {column.type}: {error}") from error
     good = pc.fill_null(pc.is_in(numbers, value_set=pa.array([0.0, 1.0])), False)
     return pc.if_else(good, numbers, 0.0).cast(pa.int8()), pc.invert(good)

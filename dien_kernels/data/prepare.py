@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dien_kernels.data.log import Columns
 from dien_kernels.data.prepared import META, UNFINISHED, Prepared
 from dien_kernels.data.readers import Sources, open_log
 
-_WORK = ".work"
+_WORK, _NEW = ".work", ".new"
 _log = logging.getLogger(__name__)
 
 
@@ -93,10 +94,11 @@ def prepare(
         behaviours=behaviours,
     )
     minimum = _minimum(min_count, ("item", *log.item_fields, *log.user_fields))
-    if len(fractions) != 3:
-        raise ValueError(f"fractions must be three shares with the sum 1, got {list(fractions)}")
-    shares = (float(fractions[0]), float(fractions[1]), float(fractions[2]))
-    options = Options(labels, targets, split, shares, negatives, negative_sampling, minimum, seed)
+    try:
+        first, second, third = map(float, fractions)
+    except (TypeError, ValueError):
+        raise ValueError(f"fractions must be three shares with the sum 1, got {fractions!r}") from None
+    options = Options(labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, seed)
     with _folder(Path(out), overwrite) as (folder, work):
         with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True) as bar:
             log.advance = bar.update
@@ -104,7 +106,7 @@ def prepare(
         if not found.rows:
             raise ValueError(f"there is no usable row in {'the table' if isinstance(sources, pa.Table) else sources}")
         Writer(folder, work, log, found, options, progress, partition_rows).write()
-    prepared = Prepared.open(folder)
+    prepared = Prepared.open(out)
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
     return prepared
@@ -122,7 +124,10 @@ def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str,
 
 @contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """The folder to fill and one for temporary files. A failure leaves nothing behind, a kill the mark."""
+    """The folder to fill and one for temporary files. A failure leaves nothing behind, a kill the mark.
+
+    What is prepared there already is replaced at the end: until then it is whole, and stays so after a failure.
+    """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; the prepared data need a folder")
     created = not out.exists()
@@ -130,23 +135,32 @@ def _folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
     if META in there:
         Prepared.check_ours(out)
         if not overwrite:
-            raise FileExistsError(f"{out} is prepared already; overwrite=True would replace it")
+            raise FileExistsError(f"{out} is prepared already; overwrite=True (--overwrite) would replace it")
     elif there and UNFINISHED not in there:
         raise FileExistsError(f"{out} holds other files ({', '.join(there[:5])}); choose an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    (out / UNFINISHED).write_text("prepare has not finished here\n")
-    _clear(out)
-    work = out / _WORK
+    fill = out / _NEW if META in there else out
+    shutil.rmtree(out / _NEW, ignore_errors=True)
+    fill.mkdir(exist_ok=True)
+    (fill / UNFINISHED).write_text("prepare has not finished here\n")
+    _clear(fill)
+    work = fill / _WORK
     work.mkdir()
     try:
-        yield out, work
+        yield fill, work
     except BaseException:
-        _clear(out)
-        (out / UNFINISHED).unlink(missing_ok=True)
-        if created:
-            out.rmdir()
+        _clear(fill)
+        (fill / UNFINISHED).unlink(missing_ok=True)
+        if created or fill is not out:
+            fill.rmdir()
         raise
     shutil.rmtree(work)
+    if fill is not out:
+        os.replace(fill / UNFINISHED, out / UNFINISHED)
+        _clear(out)
+        for path in sorted(fill.iterdir(), key=lambda path: path.name == META):
+            os.replace(path, out / path.name)
+        fill.rmdir()
     (out / UNFINISHED).unlink()
 
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 from dien_kernels.data import formats
 from dien_kernels.data._files import (
     LineOf,
-    Opened,
     as_number,
     csv_batches,
+    csv_header,
     find,
     parse_times,
     size_of,
     time_kind,
 )
-from dien_kernels.data.log import BadLines, Columns, Log
+from dien_kernels.data.log import BadLines, Columns, Log, Roles
 
 FORMATS = ("parquet", "csv", "amazon", "taobao", "movielens")
 Sources: TypeAlias = "str | Path | Sequence[str | Path] | pa.Table"
@@ -60,6 +60,8 @@ def open_log(
     bad, roles = BadLines(max_bad_lines), Columns.of(columns)
     if isinstance(sources, pa.Table):
         return _table(sources, roles, labelled, bad, chunk_rows)
+    if format == "csv" and (not isinstance(delimiter, str) or len(delimiter) != 1):
+        raise ValueError(f"delimiter must be one character, got {delimiter!r}")
     if format in ("parquet", "csv"):
         endings = (".parquet", ".pq") if format == "parquet" else (".csv", ".tsv", ".csv.gz", ".tsv.gz")
         paths = find(sources, endings)
@@ -76,15 +78,39 @@ def open_log(
     return formats.movielens(find(sources, (".csv", ".csv.gz", ".dat", ".dat.gz")), bad)
 
 
+def _roles(paths: list[Path], headers: list[list[str]], columns: Columns, labelled: bool) -> list[Roles]:
+    """The roles of every file's columns; all files have the same."""
+    every = [columns.resolve(names, labelled, str(path)) for path, names in zip(paths, headers, strict=True)]
+    for path, found in zip(paths, every, strict=True):
+        odd = every[0].standard().keys() ^ found.standard().keys()
+        if odd:  # category columns that were found, and not asked for
+            raise ValueError(
+                f"all files must have the same fields, but only one of {paths[0]} and {path} has {', '.join(odd)}: "
+                "leave the field out (item_fields=[]) or give every file the column"
+            )
+    return every
+
+
+def _times(column: pa.Array, kind: pl.DataType | None) -> tuple[pa.Array, pl.DataType | None]:
+    """Times that are text as numbers, and what kind of text they are: that of the first batch (None: not known)."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column, kind
+    kind = time_kind(column) if kind is None else kind
+    return parse_times(column, kind), kind
+
+
 def _table(table: pa.Table, columns: Columns, labelled: bool, bad: BadLines, chunk_rows: int) -> Log:
     roles = columns.resolve(table.column_names, labelled, "the table")
     wanted = roles.standard()
 
     def read() -> Iterator[pa.RecordBatch]:
-        row = 0
+        row, kind = 0, None
         for batch in table.to_batches(max_chunksize=chunk_rows):
             first = row + 1
             given = {name: batch.column(column) for name, column in wanted.items()}
+            given["timestamp"], kind = _times(given["timestamp"], kind)
             yield log.standardise(given, "table", LineOf(first, []))
             row += batch.num_rows
             log.advance(batch.num_rows)
@@ -100,51 +126,46 @@ def _parquet(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines,
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 
-    every = []
+    headers = []
     for path in paths:
         with opened(path) as file:
-            every.append(columns.resolve(file.schema_arrow.names, labelled, str(path)))
-    roles = every[0]
+            headers.append(file.schema_arrow.names)
+    every = _roles(paths, headers, columns, labelled)
 
     def read() -> Iterator[pa.RecordBatch]:
         for path, found in zip(paths, every, strict=True):
             wanted, row, size, done = found.standard(), 0, path.stat().st_size, 0
+            kind: pl.DataType | None = None
             with opened(path) as file:
                 rows = file.metadata.num_rows
                 for batch in file.iter_batches(chunk_rows, columns=sorted(set(wanted.values()))):
                     first = row + 1
                     given = {name: batch.column(column) for name, column in wanted.items()}
+                    given["timestamp"], kind = _times(given["timestamp"], kind)
                     yield log.standardise(given, path, LineOf(first, []))
                     row += batch.num_rows
                     log.advance(size * row // rows - done)
                     done = size * row // rows
 
-    log = Log.of(roles, read, size_of(paths), bad)
+    log = Log.of(every[0], read, size_of(paths), bad)
     return log
 
 
 def _csv(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines, delimiter: str) -> Log:
-    every = []
-    for path in paths:
-        with Opened(path) as file:
-            header = file.stream.readline().decode("utf-8-sig").strip("\r\n")
-        if not header:
-            raise ValueError(f"{path} is empty")
-        names = [name.strip().strip('"') for name in header.split(delimiter)]
-        every.append(columns.resolve(names, labelled, str(path)))
-    roles = every[0]
+    headers = [csv_header(path, delimiter) for path in paths]
+    every = _roles(paths, [[name.strip() for name in names] for names in headers], columns, labelled)
 
     def read() -> Iterator[pa.RecordBatch]:
-        for path, found in zip(paths, every, strict=True):
-            wanted = found.standard()
+        for path, found, header in zip(paths, every, headers, strict=True):
+            written = {name.strip(): name for name in header}
+            wanted = {name: written[column] for name, column in found.standard().items()}
             kind: pl.DataType | None = None
             for batch, line_of in csv_batches(log, path, sorted(set(wanted.values())), delimiter):
                 given = {name: batch.column(column) for name, column in wanted.items()}
-                kind = kind or time_kind(given["timestamp"])
-                given["timestamp"] = parse_times(given["timestamp"], kind)
+                given["timestamp"], kind = _times(given["timestamp"], kind)
                 for name in ("label",) * log.labelled + log.dense:
                     given[name] = as_number(given[name], pl.Float64())
                 yield log.standardise(given, path, line_of)
 
-    log = Log.of(roles, read, size_of(paths), bad)
+    log = Log.of(every[0], read, size_of(paths), bad)
     return log

@@ -41,6 +41,8 @@ class Vocabulary:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if array.type != wanted:
+            if pa.types.is_uint64(array.type) and pa.types.is_integer(wanted):  # beyond int64 nothing is known
+                array = pc.if_else(pc.less(array, pa.scalar(1 << 63, pa.uint64())), array, pa.scalar(None, pa.uint64()))
             if pa.types.is_string(wanted) or pa.types.is_integer(array.type) or len(array) == array.null_count:
                 array = array.cast(wanted)
             else:
@@ -94,11 +96,11 @@ class Coder:
             )
         encoded = array.dictionary_encode()
         known = self._codes
-        table = np.fromiter(
-            (known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()),
-            np.int64,
-            len(encoded.dictionary),
-        )
+        try:
+            values = encoded.dictionary.to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"column {self.name!r} must hold text in UTF-8: {error}") from error
+        table = np.fromiter((known.setdefault(value, len(known)) for value in values), np.int64, len(values))
         codes = np.full(len(array), -1, np.int64)
         valid = np.asarray(encoded.is_valid())
         codes[valid] = table[encoded.indices.drop_null().to_numpy()]
@@ -135,7 +137,10 @@ def _as_key(name: str, array: pa.Array) -> pa.Array:
         array = array.cast(kind.value_type)
         kind = array.type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return array.cast(pa.int64())
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {name!r} must hold integers below 2^63, or strings: {error}") from error
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return array.cast(pa.string())
     if pa.types.is_floating(kind):  # integers with missing values often come as floats

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.layers._checks import check_size
-from dien_kernels.ops._checks import check_tensor
+from dien_kernels.layers._checks import check_dtype, check_size
+from dien_kernels.ops._checks import check_number, check_tensor
 
 
 class Dice(nn.Module):
@@ -22,12 +24,13 @@ class Dice(nn.Module):
 
     Args:
         size: channels, M.
-        eps: added to the variance.
-        momentum: of the moving averages.
+        eps: added to the variance; above 0.
+        momentum: of the moving averages, between 0 and 1.
         device, dtype: of ``alpha`` [M], which starts at 0, and of the buffers.
 
     Inputs: ``s`` [P, M], valid rows only: padding would enter the statistics. Returns [P, M]. Raises
-    ``ValueError`` for another shape, ``TypeError`` for no tensor.
+    ``ValueError`` for another shape, ``TypeError`` for no tensor; of the constructor's arguments for a wrong type or
+    value.
     """
 
     def __init__(
@@ -40,6 +43,13 @@ class Dice(nn.Module):
     ) -> None:
         super().__init__()
         check_size("size", size)
+        check_number("eps", eps)
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps must be above 0 and finite, got {eps}")
+        check_number("momentum", momentum)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
+        check_dtype(dtype)
         self.bn = nn.BatchNorm1d(size, eps=eps, momentum=momentum, affine=False, device=device, dtype=dtype)
         self.alpha = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
 

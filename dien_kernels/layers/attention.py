@@ -8,19 +8,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.layers._checks import check_features, check_number, check_size
+from dien_kernels.layers._checks import (
+    check_backend,
+    check_dtype,
+    check_features,
+    check_flag,
+    check_size,
+    check_sizes,
+)
 from dien_kernels.layers.activations import Dice
-from dien_kernels.ops._checks import check_option, compute_dtype
-from dien_kernels.ops._layout import check_ragged, check_values
+from dien_kernels.ops._checks import check_number, check_option, compute_dtype
+from dien_kernels.ops._layout import check_ragged, check_rows_total, check_values
 from dien_kernels.ops.attention.op import attention_scores
 
 _ACTIVATIONS = ("sigmoid", "relu", "prelu", "dice", None)
 
 
-def _check_common(scale: float | None, normalize: str | None) -> None:
+def _check_common(scale: float | None, normalize: str | None, backend: str, dtype: torch.dtype | None) -> None:
     if scale is not None:
         check_number("scale", scale, "a number or None")
     check_option("normalize", normalize, ("softmax", None))
+    check_backend(backend)
+    check_dtype(dtype)
 
 
 class BilinearAttention(nn.Module):
@@ -70,7 +79,7 @@ class BilinearAttention(nn.Module):
         super().__init__()
         check_size("target_size", target_size)
         check_size("hidden_size", hidden_size)
-        _check_common(scale, normalize)
+        _check_common(scale, normalize, backend, dtype)
         self.target_size = target_size
         self.hidden_size = hidden_size
         self.scale = scale
@@ -161,14 +170,10 @@ class DINAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
-        if not isinstance(units, Sequence) or isinstance(units, str):
-            raise TypeError(f"units must be a sequence of ints, got {type(units).__name__}")
-        for i, unit in enumerate(units):
-            check_size(f"units[{i}]", unit)
+        check_sizes("units", units)
         check_option("activation", activation, _ACTIVATIONS)
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
-        _check_common(scale, normalize)
+        check_flag("bias", bias)
+        _check_common(scale, normalize, backend, dtype)
         self.hidden_size = hidden_size
         self.activation = activation
         self.scale = scale
@@ -240,10 +245,7 @@ class DINAttention(nn.Module):
         batch = histories if ragged.history is None else ragged.history.shape[0]
         if tuple(target.shape) != (batch, self.hidden_size):
             raise ValueError(f"target must have shape [B, H] = {(batch, self.hidden_size)}, got {tuple(target.shape)}")
-        if (rows_total is None) == (offsets is not None and history is not None):
-            raise ValueError(f"rows_total must be given with offsets and history, and only there, got {rows_total}")
-        if rows_total is not None and (isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt))):
-            raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
+        check_rows_total(rows_total, ragged)
         if not torch.compiler.is_compiling():  # the values cannot be read while a graph is made
             check_values(ragged, None if offsets is not None else states.shape[1], states.shape[0], None)
             if rows_total is not None and states.device.type == "cpu":

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.layers._checks import check_features, check_size
-from dien_kernels.layers.convert import Weights
-from dien_kernels.ops._checks import check_option
+from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
+from dien_kernels.layers.convert import Weights, check_source
+from dien_kernels.ops._checks import check_like, check_option, check_scalar_like
 from dien_kernels.ops.recurrence.op import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -85,6 +85,8 @@ class _AttentionGRU(nn.Module):
         check_option("reset", reset, ("after", "before"))
         check_option("update", update, (None, "keep", "candidate"))
         check_option("padded", padded, ("zero", "carry"))
+        check_backend(backend)
+        check_dtype(dtype)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -111,6 +113,7 @@ class _AttentionGRU(nn.Module):
         for a ``reset`` other than that of the weights (no conversion exists) and for a ``bias`` without room
         for theirs.
         """
+        check_source(weights)
         weights, options = weights.settle(options)
         w_ih, w_hh = weights.w_ih, weights.w_hh
         options = {"bias": weights.bias, "device": w_ih.device, "dtype": w_ih.dtype, **options}
@@ -177,21 +180,35 @@ class _AttentionGRU(nn.Module):
         return self._run(x, attention, lengths=lengths, offsets=offsets, mask=mask, history=history, h0=h0)
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        check_features("x", x, self.input_size, "input_size", self.weight_ih)
-        b_ih = self.bias_ih
-        return type(self)._op(
-            x,
-            attention,
-            self.weight_ih,
-            self.weight_hh,
-            b_ih,
-            b_ih if self.bias == "tied" else self.bias_hh,  # a parametrization may stand on the former alone
-            reset=self.reset,
-            update=self.update,
-            padded=self.padded,
-            backend=self.backend,
-            **options,
-        )
+        w_ih, w_hh, b_ih = self.weight_ih, self.weight_hh, self.bias_ih
+        b_hh = b_ih if self.bias == "tied" else self.bias_hh  # a parametrization may stand on the former alone
+        check_features("x", x, self.input_size, "input_size", w_ih)
+        try:
+            return type(self)._op(
+                x,
+                attention,
+                w_ih,
+                w_hh,
+                b_ih,
+                b_hh,
+                reset=self.reset,
+                update=self.update,
+                padded=self.padded,
+                backend=self.backend,
+                **options,
+            )
+        except (TypeError, ValueError):
+            self._check_parameters()
+            raise
+
+    def _check_parameters(self) -> None:
+        """A parameter that was replaced or cast by itself, under its own name: to the op it is an argument."""
+        rows, like = 3 * self.hidden_size, (self.weight_ih, "weight_ih")
+        check_like("weight_ih", self.weight_ih, (rows, self.input_size), "[3H, I]", *like)
+        check_like("weight_hh", self.weight_hh, (rows, self.hidden_size), "[3H, H]", *like)
+        for name, bias in (("bias_ih", self.bias_ih), ("bias_hh", self.bias_hh)):
+            if bias is not None:
+                check_scalar_like(name, bias, (rows,), "[3H]", *like)
 
 
 class AUGRU(_AttentionGRU):
@@ -251,6 +268,7 @@ class AUGRU(_AttentionGRU):
     def from_weights(cls: type[_Layer], weights: Weights, **options: Any) -> _Layer:
         """As in AGRU and AIGRU; ``form`` is needed in ``options`` where the source of the weights has
         none."""
+        check_source(weights)
         form = options.pop("form", weights.form)
         if form is None:
             raise ValueError("form must be given: a source without attention does not say it, got None")

@@ -93,6 +93,15 @@ class Weights(NamedTuple):
         return self.as_update(update), {**options, "reset": reset, "update": update}
 
 
+def check_source(weights: Any) -> None:
+    """For ``from_weights``: what a loader of this module gives, and nothing else."""
+    if not isinstance(weights, Weights):
+        raise TypeError(
+            "weights must be what a loader of dien_kernels.layers.convert gives (from_rows, from_tf, ...), "
+            f"got {type(weights).__name__}"
+        )
+
+
 def _negate_update(rows: Tensor) -> Tensor:
     r, u, n = rows.chunk(3)
     return torch.cat((r, -u, n))
@@ -106,8 +115,20 @@ def _check(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> None:
 
 def _check_matrix(name: str, value: Any, meaning: str) -> None:
     check_storage(name, value)
-    if value.dim() != 2:
-        raise ValueError(f"{name} must have shape {meaning}, got {tuple(value.shape)}")
+    if value.dim() != 2 or 0 in value.shape:
+        raise ValueError(f"{name} must have shape {meaning}, each size at least 1, got {tuple(value.shape)}")
+
+
+def _check_alike(matrices: dict[str, Tensor], biases: dict[str, Tensor | None]) -> None:
+    """All on one device; matrices of one dtype, and biases of one."""
+    first, one = next(iter(matrices.items()))
+    for group in (matrices, {name: bias for name, bias in biases.items() if bias is not None}):
+        for name, value in group.items():
+            if value.device != one.device:
+                raise ValueError(f"{name} must be on the device of {first}, {one.device}, got {value.device}")
+            head, like = next(iter(group.items()))
+            if value.dtype != like.dtype:
+                raise TypeError(f"{name} must have the dtype of {head}, {like.dtype}, got {value.dtype}")
 
 
 def _reorder(rows: Tensor, order: str) -> Tensor:
@@ -156,6 +177,7 @@ def from_rows(
     for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if bias is not None:
             _check(name, bias, (3 * hidden,), "[3H]")
+    _check_alike({"weight_ih": weight_ih, "weight_hh": weight_hh}, {"bias_ih": bias_ih, "bias_hh": bias_hh})
     return Weights(weight_ih, weight_hh, bias_ih, bias_hh, reset, update, form)
 
 
@@ -173,6 +195,7 @@ def from_deepctr_torch(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None
     if bias is not None:
         _check_matrix("weight_hh", weight_hh, "[3H, H]")
         _check("bias", bias, (3 * _hidden(weight_hh, "weight_hh", "[3H, H]"),), "[3H]")
+        _check_alike({"weight_hh": weight_hh}, {"bias": bias})
     return from_rows(weight_ih, weight_hh, bias, bias, update="candidate", form="paper")
 
 
@@ -194,6 +217,8 @@ def from_fuxictr(
         if bias is not None:
             _check(name, bias, (3 * hidden,), "[3H]")
         biases.append(None if bias is None else _reorder(bias, "urn"))
+    matrices = {"x2h_weight": x2h_weight, "h2h_weight": h2h_weight}
+    _check_alike(matrices, {"x2h_bias": x2h_bias, "h2h_bias": h2h_bias})
     b_ih, b_hh = biases
     w_ih, w_hh = _reorder(x2h_weight, "urn"), _reorder(h2h_weight, "urn")
     return Weights(w_ih, w_hh, b_ih, b_hh, "after", "candidate", "paper")
@@ -229,6 +254,9 @@ def from_tf(
     if gates_bias is not None and candidate_bias is not None:
         _check("gates_bias", gates_bias, (2 * hidden,), "[2H]")
         _check("candidate_bias", candidate_bias, (hidden,), "[H]")
+    matrices = {"gates_kernel": gates_kernel, "candidate_kernel": candidate_kernel}
+    _check_alike(matrices, {"gates_bias": gates_bias, "candidate_bias": candidate_bias})
+    if gates_bias is not None and candidate_bias is not None:
         bias = torch.cat((gates_bias, candidate_bias))
     rows = torch.cat((gates_kernel, candidate_kernel), 1).t()
     size = both - hidden
@@ -264,6 +292,7 @@ def from_graphcore(kernel: Tensor, bias: Tensor | None = None, *, reset: str = "
         else:
             b_ih = _reorder(bias.flatten(), "urn")
             b_hh = b_ih if reset == "after" else None
+    _check_alike({"kernel": kernel}, {"bias": bias})
     rows = _reorder(kernel.t(), "urn")
     return Weights(rows[:, : both - hidden], rows[:, both - hidden :], b_ih, b_hh, reset, "keep", "authors")
 
@@ -290,6 +319,7 @@ def from_keras(
     elif bias is not None:
         _check("bias", bias, (3 * hidden,), "[3H]")
         b_ih = _reorder(bias, "urn")
+    _check_alike({"kernel": kernel, "recurrent_kernel": recurrent_kernel}, {"bias": bias})
     return Weights(_reorder(kernel.t(), "urn"), _reorder(recurrent_kernel.t(), "urn"), b_ih, b_hh, reset, "keep", None)
 
 
@@ -324,6 +354,10 @@ def from_rechub(
         if tuple(value.shape) not in ((1, hidden), (hidden,)):
             raise ValueError(f"{name} must have shape [1, H] or [H], H = {hidden}, got {tuple(value.shape)}")
         biases.append(value.reshape(-1))
+    _check_alike(
+        {"Wr": Wr, "Wu": Wu, "Wh": Wh, "Ur": Ur, "Uu": Uu, "Uh": Uh},
+        {"br": br, "bu": bu, "bh": bh},
+    )
     w_ih, w_hh = torch.cat((Wr, Wu, Wh), 1).t(), torch.cat((Ur, Uu, Uh), 1).t()
     return Weights(w_ih, w_hh, torch.cat(biases), None, "after", "candidate", "paper")
 
@@ -361,6 +395,7 @@ def from_onednn(
     _check_matrix("weights_layer", layer, "[I, 3, H]")
     _check("weights_layer", layer, (layer.shape[0], 3 * hidden), "[I, 3 H]")
     b_ih, b_hh = _four_biases(bias, hidden, lbr, "urn")
+    _check_alike({"weights_layer": layer, "weights_iter": iteration}, {"bias": bias})
     reset = "after" if lbr else "before"
     return Weights(_reorder(layer.t(), "urn"), _reorder(iteration.t(), "urn"), b_ih, b_hh, reset, "keep", "authors")
 
@@ -382,6 +417,7 @@ def from_openvino(w: Tensor, r: Tensor, b: Tensor | None = None, *, linear_befor
     _check_matrix("w", w, "[3H, I]")
     _check("w", w, (3 * hidden, w.shape[1]), "[3H, I]")
     b_ih, b_hh = _four_biases(b, hidden, linear_before_reset, "urn", "b")
+    _check_alike({"w": w, "r": r}, {"b": b})
     reset = "after" if linear_before_reset else "before"
     return Weights(_reorder(w, "urn"), _reorder(r, "urn"), b_ih, b_hh, reset, "keep", "authors")
 

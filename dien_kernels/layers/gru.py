@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_kernels.layers._checks import check_features, check_number, check_size
-from dien_kernels.layers.convert import Weights
-from dien_kernels.ops._checks import autocast_dtype, check_option, check_scalar_like, check_tensor
+from dien_kernels.layers._checks import (
+    check_backend,
+    check_dtype,
+    check_features,
+    check_flag,
+    check_size,
+)
+from dien_kernels.layers.convert import Weights, check_source
+from dien_kernels.ops._checks import autocast_dtype, check_number, check_option, check_scalar_like, check_tensor
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
@@ -28,7 +34,10 @@ class _Packed(NamedTuple):
 def _check_packed(packed: PackedSequence) -> int:
     """Check a packed sequence's own sizes; they live on the host, so nothing waits. Returns B."""
     check_tensor("input.data", packed.data)
+    check_tensor("input.batch_sizes", packed.batch_sizes)
     sizes, rows = packed.batch_sizes, packed.data.shape[0]
+    if sizes.dtype != torch.int64 or sizes.dim() != 1:
+        raise TypeError(f"input.batch_sizes must be int64 of shape [T], got {sizes.dtype} {tuple(sizes.shape)}")
     if sizes.numel() == 0 or int(sizes[-1]) < 1 or bool((sizes.diff() > 0).any()) or int(sizes.sum()) != rows:
         raise ValueError(
             "input.batch_sizes must hold at least one size, descending, each at least 1, that sum to the "
@@ -141,8 +150,7 @@ class GRU(nn.Module):
         check_size("hidden_size", hidden_size)
         check_size("num_layers", num_layers)
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+            check_flag(name, flag)
         check_number("dropout", dropout, "a number between 0 and 1")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
@@ -151,6 +159,8 @@ class GRU(nn.Module):
         check_option("reset", reset, ("after", "before"))
         check_option("update", update, (None, "keep", "candidate"))
         check_option("padded", padded, ("zero", "carry"))
+        check_backend(backend)
+        check_dtype(dtype)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -186,6 +196,7 @@ class GRU(nn.Module):
         there. Raises ``ValueError`` for tied biases, which a GRU cannot keep, for ``bias=False`` where the
         source has some, and for several layers.
         """
+        check_source(weights)
         if weights.tied:
             raise ValueError("weights must not have tied biases, which a GRU cannot keep: use AUGRU, AGRU or AIGRU")
         for name in ("num_layers", "bidirectional"):
@@ -348,7 +359,8 @@ class GRU(nn.Module):
                 w_ih, w_hh, *biases = (getattr(self, name) for name in self._names[i])
                 if cast:
                     w_ih, w_hh = w_ih.to(x.dtype), w_hh.to(x.dtype)
-                b_ih, b_hh = check_weights(x, w_ih, w_hh, *(biases or (None, None)))
+                b_ih, b_hh = biases or (None, None)
+                b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh, self._names[i], "input")
                 h0 = None if hx is None else hx[i]
                 reverse = i > layer
                 y, h = recurrence(

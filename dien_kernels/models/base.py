@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.layers._checks import check_flag, check_weight
 from dien_kernels.models.init import glorot_
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
 from dien_kernels.models.request import candidates
@@ -141,6 +142,9 @@ class RankingModel(nn.Module):
         check_option("pooling", pooling, (None, "sum", "mean"))
         check_option("init", init, INITS)
         check_option("click_reduction", click_reduction, ("mean", "sum"))
+        check_flag("product", product)
+        check_weight("click_weight", click_weight)
+        check_weight("click_eps", click_eps)
         if product and pooling is None:
             raise ValueError("product must be False with pooling=None: there is no sum to multiply, got True")
         self.schema = schema

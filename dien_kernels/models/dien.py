@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.layers._checks import check_weight
 from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
 from dien_kernels.models.init import gate_bias_
 from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, gru_of
@@ -133,6 +134,7 @@ class DIEN(RankingModel):
     ) -> None:
         super().__init__(schema, **common)
         check_option("gru_readout", gru_readout, ("attention", "last"))
+        check_weight("auxiliary_weight", auxiliary_weight)
         item = self.embeddings.item_size
         hidden = item if hidden_size is None else hidden_size
         self.extractor = gru_of(

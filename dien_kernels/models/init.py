@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention
+from dien_kernels.ops._checks import check_number
 
 Recurrence = GRU | AUGRU | AGRU | AIGRU
 
@@ -53,6 +54,7 @@ def gate_bias_(layer: Recurrence, value: float) -> None:
     The authors' code, which stores that side, starts with 1. Where the layer stores the candidate's side the
     update gate gets -``value``.
     """
+    check_number("gate_bias", value, "a number or None")
     _, w_hh, b_ih, b_hh = weights_of(layer)
     if b_ih is None or w_hh is None:
         raise ValueError(f"gate_bias must be None for a recurrence without biases, got {value}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
-from dien_kernels.layers._checks import check_size
+from dien_kernels.layers._checks import check_sizes
 from dien_kernels.models.parts import Norm
-from dien_kernels.ops._checks import check_option
+from dien_kernels.ops._checks import check_number, check_option
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 
 FORMS = ("paper", "authors", "prediction_flow")
@@ -72,6 +73,9 @@ class Attention(nn.Module):
         check_option("attention", kind, ("bilinear", "din"))
         check_option("query", query, ("raw", "prelu"))
         check_option("attention_normalize", normalize, ("softmax", "sigmoid", None))
+        check_sizes("attention_units", units)
+        if scale is not None:
+            check_number("attention_scale", scale, "a number or None")
         self.query: nn.Module | None = None
         if query == "prelu":
             self.query = nn.Sequential(nn.Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
@@ -135,6 +139,13 @@ class Auxiliary(nn.Module):
         check_option("auxiliary_outputs", outputs, (1, 2))
         check_option("auxiliary_norm", norm, (None, "fixed"))
         check_option("auxiliary_normalizer", normalizer, NORMALIZERS)
+        check_sizes("auxiliary_units", units)
+        if isinstance(eps, str):
+            check_option("auxiliary_eps", eps, ("clamp",))
+        else:
+            check_number("auxiliary_eps", eps, "a number or 'clamp'")
+            if not (eps == 0 or torch.finfo(torch.float32).tiny <= eps <= 1):
+                raise ValueError(f"auxiliary_eps must be 0, 'clamp' or a number up to 1, got {eps}")
         self.kind, self.activation, self.normalizer, self.eps = kind, activation, normalizer, eps
         self.norm: Norm | None = None
         self.linears, self.slopes = nn.ModuleList(), nn.ModuleList()
@@ -146,8 +157,6 @@ class Auxiliary(nn.Module):
             return
         if norm is not None:
             self.norm = Norm(hidden_size + item_size, norm)
-        for i, unit in enumerate(units):
-            check_size(f"auxiliary_units[{i}]", unit)
         sizes = (hidden_size + item_size, *units, outputs)
         self.linears.extend(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
         if activation == "prelu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ def autocast(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
         return value.to(dtype)
     return value
+
+
+def check_number(name: str, value: Any, allowed: str = "a number") -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
 
 
 def check_tensor(name: str, value: Any) -> None:

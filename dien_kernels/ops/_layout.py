@@ -7,7 +7,7 @@ compacted to it first: a masked step changes nothing, so leaving it out changes 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,21 @@ def check_ragged(
     if history is not None:
         history = check_index("history", history, (None,), "[B]", data, data_name)
     return Ragged(lengths, offsets, history), index
+
+
+def check_rows_total(rows_total: Any, ragged: Ragged) -> Any:
+    """The steps of all rows, which only offsets with a history ask for: there the number, elsewhere -1."""
+    if ragged.offsets is None or ragged.history is None:
+        if rows_total is not None:
+            raise ValueError(f"rows_total must be None unless offsets and history are given, got {rows_total}")
+        return -1
+    if rows_total is None:
+        raise ValueError("rows_total must be given with offsets and history: the steps of all rows, got None")
+    if isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt)):
+        raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
+    if rows_total < 0:
+        raise ValueError(f"rows_total must be at least 0, got {rows_total}")
+    return rows_total
 
 
 def mask_index(mask: Tensor, data: Tensor, data_name: str) -> MaskIndex:

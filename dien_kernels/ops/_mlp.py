@@ -1,8 +1,8 @@
 """A small multilayer perceptron with one output, and its derivative by hand; shared by two references.
 
-Room card. Lives here: the hidden layers after the first product, their checks. May import: torch,
-``_checks``. Must not be here: the first layer, whose input is never concatenated and which every op splits
-its own way.
+Room card. Lives here: the hidden layers after the first product, their checks, how much of z_1 is held at a
+time. May import: torch, ``_checks``. Must not be here: the first layer, whose input is never concatenated and
+which every op splits its own way.
 
     a_1 = act(z_1),  z_{i+1} = W_{i+1} a_i + b_{i+1},  output z_L, of width 1          (M1)
 """
@@ -25,6 +25,7 @@ from dien_kernels.ops._checks import (
 )
 
 ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
+TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 
 
 class Layers(NamedTuple):
@@ -36,6 +37,17 @@ class Layers(NamedTuple):
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.weights, *self.biases, *self.slopes)
+
+
+def split_layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> Layers:
+    """The inverse of ``Layers.tensors``, with the numbers of weights, biases and slopes."""
+    w, b, _ = counts
+    return Layers(list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :]))
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Whether index tensors may be read, and sizes depend on them, without a synchronisation."""
+    return device.type == "cpu"
 
 
 def _check_list(name: str, value: Any, allowed: str) -> None:

@@ -52,18 +52,21 @@ class Scorer:
         model: a trained model of ``dien_kernels.models``.
         prepared: the data it was trained on, for the vocabularies.
         max_length: the newest behaviours of a history that are read; as in training.
+        read_history: False for a model that was trained on empty histories (``data.history``): all are
+            taken for empty.
 
     Raises ``ValueError`` for a model with user fields or dense features: requests do not carry them.
     """
 
-    def __init__(self, model: Any, prepared: Prepared, *, max_length: int = 100) -> None:
+    def __init__(self, model: Any, prepared: Prepared, *, max_length: int = 100, read_history: bool = True) -> None:
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         schema = prepared.schema
         if schema.users or schema.dense:
             names = ", ".join([*schema.users, *schema.dense])
             raise ValueError(f"the model reads features that requests do not carry: {names}")
-        self.model, self.prepared, self.max_length = model, prepared, max_length
+        self.model, self.prepared = model, prepared
+        self.max_length = max_length if read_history else 0
         self.counts = Counts()
 
     def score(self, history: Sequence[object], candidates: Sequence[object]) -> NDArray[np.float32]:
@@ -109,11 +112,16 @@ class Scorer:
         """Score a Parquet file of requests into another, ``chunk`` requests at a time; returns the counts so
         far.
 
-        ``out`` appears when it is complete. Raises as ``score_table`` does, and ``FileNotFoundError``.
+        ``out`` appears when it is complete. Raises as ``score_table`` does, ``FileNotFoundError``, and
+        ``ValueError`` for a ``chunk`` below 1.
         """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
         requests, out = Path(requests), Path(out)
         if not requests.is_file():
             raise FileNotFoundError(f"there is no file {requests}")
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {out.parent} for {out.name}")
         part = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
             source = pq.ParquetFile(requests)
@@ -148,7 +156,10 @@ def _lists(requests: pa.Table, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
         raise ValueError(f"the requests have no column {name!r}, only {', '.join(requests.column_names)}")
     column = requests[name]
     kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    flat = (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) and (
+        not pa.types.is_nested(kind.value_type)
+    )
+    if not flat:
         raise ValueError(f"the column {name!r} must hold lists of item ids, got {kind}")
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     values = pc.list_flatten(column)

@@ -46,6 +46,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what ``atomic`` had begun to write in a folder when its process was killed.
+
+    No other process may be at work in the folder.
+    """
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` (tensors, numbers, text, lists and dicts of them) atomically.
 

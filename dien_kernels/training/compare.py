@@ -18,7 +18,6 @@ from dien_kernels.training import checkpoint, setup
 from dien_kernels.training.config import Config, differences, load
 from dien_kernels.training.evaluation import (
     BEST,
-    CHECKPOINTS,
     CONFIG,
     PREDICTIONS,
     RESULT,
@@ -65,8 +64,8 @@ def compare(
     floor. Every row of a seed reads the same batches with the same negatives.
 
     Each pair of row and seed is a run of its own in ``<output.folder>/<row>-seed<seed>``: finished ones are
-    not trained again, an interrupted one is resumed. comparison.json and comparison.csv are written beside
-    them; test predictions are in the runs.
+    not trained again, an interrupted one is resumed, and so are those of fewer epochs. comparison.json and
+    comparison.csv are written beside them; test predictions are in the runs.
 
     Returns the content of comparison.json: "runs", a result for each pair; "summary", mean and sample
     standard deviation of each metric over seeds; "differences", DIEN's AUC minus each row's with the paired
@@ -78,6 +77,10 @@ def compare(
     unknown = [name for name in rows if name not in ROWS]
     if unknown or not rows:
         raise ValueError(f"models must be some of {', '.join(ROWS)}, got {', '.join(unknown) or 'none'}")
+    if len(set(rows)) < len(rows):
+        raise ValueError(f"models must be different, got {', '.join(rows)}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different integers, got {list(seeds)}")
     folder = Path(config.output.folder)
@@ -121,13 +124,17 @@ def row_config(config: Config, name: str, seed: int) -> Config:
 
 def _result(config: Config, prepared: Prepared) -> dict[str, Any]:
     folder = Path(config.output.folder)
-    started = bool(checkpoint.steps(folder / CHECKPOINTS))
-    if not (folder / RESULT).exists():
-        return train(config, resume=started, prepared=prepared)
-    changed = differences(load(folder / CONFIG).to_dict(), config.to_dict())
+    if not checkpoint.steps(folder / setup.CHECKPOINTS):
+        return train(config, prepared=prepared)
+    before = load(folder / CONFIG)
+    changed = differences(before.to_dict(), config.to_dict())
+    if before.training.epochs > config.training.epochs:  # more are the same run, longer
+        changed.append(f"training.epochs was {before.training.epochs}, is {config.training.epochs}")
     if changed:
         raise ValueError(f"{folder} holds a run of another config: {'; '.join(changed)}; choose another output.folder")
-    check_fingerprint(checkpoint.load(folder / CHECKPOINTS / BEST), prepared)
+    if before.training.epochs < config.training.epochs or not (folder / RESULT).exists():
+        return train(config, resume=True, prepared=prepared)
+    check_fingerprint(checkpoint.load(folder / setup.CHECKPOINTS / BEST), prepared)
     result: dict[str, Any] = json.loads((folder / RESULT).read_text())
     return result
 
@@ -160,13 +167,18 @@ def _differences(folder: Path, rows: Sequence[str], seeds: Sequence[int], sample
         if name == OURS:
             continue
         theirs = of(name)
-        if any(not np.array_equal(p.label, label) for p in (*ours, *theirs)):
+        if any(_rows_of(p) != _rows_of(ours[0]) for p in (*ours, *theirs)):
             raise ValueError(f"the test rows of {name} are not those of {OURS}: the runs read different data")
         mean, low, high = bootstrap_difference(
             label, group, [p.logit for p in ours], [p.logit for p in theirs], samples=samples
         )
         found[name] = {"difference": mean, "low": low, "high": high}
     return found
+
+
+def _rows_of(predictions: Predictions) -> tuple[bytes, bytes | None]:
+    """Which rows these are: labels alone are often 1 0 1 0 ... whoever the users are."""
+    return predictions.label.tobytes(), None if predictions.group is None else predictions.group.tobytes()
 
 
 def _csv(runs: Iterable[dict[str, Any]]) -> str:

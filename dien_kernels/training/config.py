@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -160,6 +161,8 @@ class Config:
             value = getattr(getattr(self, section), key)
             if value is not None and not value >= least:
                 raise ValueError(f"{where} must be at least {least}, got {value}")
+        if self.training.seed >= 1 << 64:
+            raise ValueError(f"training.seed must be below 2^64, got {self.training.seed}")
         for key in ("lr", "embedding_lr", "lr_decay", "clip_norm"):
             value = getattr(self.training, key)
             if value is not None and not value > 0:
@@ -205,7 +208,10 @@ class Config:
                     below = {}
                 inner[key] = dict(below)
                 inner = inner[key]
-            inner[path[-1]] = _yaml().safe_load(text)
+            try:
+                inner[path[-1]] = _from_yaml(text)
+            except _yaml().YAMLError as error:
+                raise ValueError(f"the value in {word!r} is not YAML: {' '.join(str(error).split())}") from None
         return Config.from_dict(plain)
 
     def with_(self, section: str, **changes: Any) -> Config:
@@ -228,10 +234,9 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """
     if path is None:
         return Config().override(overrides)
-    yaml = _yaml()
     try:
-        plain = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
+        plain = _from_yaml(Path(path).read_text()) or {}
+    except (_yaml().YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise ValueError(f"{path} must hold sections, {', '.join(SECTIONS)}, got {type(plain).__name__}")
@@ -277,6 +282,17 @@ def _yaml() -> types.ModuleType:
     return module
 
 
+def _from_yaml(text: str) -> Any:
+    """``yaml.safe_load``, but ``1e-3`` is a number without a dot too, as in JSON and in YAML 1.2."""
+    yaml = _yaml()
+
+    class Reader(yaml.SafeLoader):  # type: ignore[name-defined]
+        pass
+
+    Reader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "-+0123456789")
+    return yaml.load(text, Reader)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ValueError:
     """The error for a misspelt name, with the nearest ones or all of them."""
     known = list(known)
@@ -317,11 +333,6 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
     if origin is Literal:
         return isinstance(value, str) and value in typing.get_args(option), value
     if option is float:
-        if isinstance(value, str):  # YAML reads 1e-3, without a dot, as a word
-            try:
-                return True, float(value)
-            except ValueError:
-                return False, None
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         return fits, float(value) if fits else None
     if option is int:

@@ -17,7 +17,7 @@ from dien_kernels.training import checkpoint, setup
 from dien_kernels.training.config import Config, load
 from dien_kernels.training.metrics import Metrics, measure
 
-CHECKPOINTS, BEST, CONFIG = "checkpoints", "best.pt", "config.yaml"
+BEST, CONFIG = "best.pt", "config.yaml"
 RESULT, PREDICTIONS = "result.json", "predictions-test.parquet"
 
 
@@ -92,7 +92,7 @@ def open_run(
     config = load(folder / CONFIG).with_("output", folder=str(folder)).override(overrides or [])
     if prepared is None:
         prepared = setup.open_data(config, reuse=True)
-    content = checkpoint.load(folder / CHECKPOINTS / BEST)
+    content = checkpoint.load(folder / setup.CHECKPOINTS / BEST)
     check_fingerprint(content, prepared)
     model = setup.make_model(config, prepared.schema)
     model.load_state_dict(content["model"])

@@ -56,9 +56,12 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for name, open_file in ((self._path, self._file), ("TensorBoard's files", self._writer)):
+            try:
+                if open_file is not None:
+                    open_file.close()
+            except OSError as problem:
+                self.warn(f"cannot write to {name}: {problem}")
         if self._bar is not None:
             self._bar.close()
 
@@ -96,7 +99,12 @@ class Log:
             self._file.flush()
         except OSError as error:  # a full disk costs a line, not the run
             self.warn(f"cannot write to {self._path}: {error}")
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             for key, value in row.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(f"{row['kind']}/{key}", value, row["total"])
+        except OSError as error:  # the writer's thread has died of it: there is no use in going on with it
+            self._writer = None
+            self.warn(f"cannot write TensorBoard's files, and writes none from here on: {error}")

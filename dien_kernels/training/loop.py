@@ -9,11 +9,13 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,6 @@ from dien_kernels.training import checkpoint, setup
 from dien_kernels.training.config import Config, differences, dump
 from dien_kernels.training.evaluation import (
     BEST,
-    CHECKPOINTS,
     CONFIG,
     PREDICTIONS,
     RESULT,
@@ -126,9 +127,9 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     if config.output.report:
         importlib.import_module("matplotlib")  # its absence should not come to light after the training
     folder = Path(config.output.folder)
-    if not resume and checkpoint.steps(folder / CHECKPOINTS):
+    if not resume and checkpoint.steps(folder / setup.CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
-    found = checkpoint.load_latest(folder / CHECKPOINTS) if resume else None
+    found = checkpoint.load_latest(folder / setup.CHECKPOINTS) if resume else None
     if found is not None:
         changed = differences(found[0]["config"], config.to_dict())
         if changed:
@@ -140,6 +141,9 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic(folder / CONFIG) as file:
         file.write(dump(config).encode())
+    (folder / RESULT).unlink(missing_ok=True)  # of a run that now goes on for more epochs
+    for place in (folder, folder / setup.CHECKPOINTS):
+        checkpoint.remove_leftovers(place)
     with use_backend(config.training.backend), _Interrupt() as interrupt:
         trainer = _Trainer(config, prepared, interrupt, found[0] if found is not None else None)
         with trainer.log:
@@ -178,6 +182,7 @@ class _Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
             self.state = State(**content["state"])
+            self._look_for_best()
         expected = sum(self.loaders["train"].steps(e) for e in range(options.epochs))
         output = config.output
         self.log = Log(
@@ -190,10 +195,22 @@ class _Trainer:
         self.finishing = False
         self._clear()
 
+    def _look_for_best(self) -> None:
+        """Without the best model so far, what comes counts: at the least the weights that the run goes on from."""
+        if not self.state.best_total:
+            return
+        try:
+            checkpoint.load(self.folder / setup.CHECKPOINTS / BEST)
+        except checkpoint.CheckpointError as error:
+            warnings.warn(f"{error}; the best model from here on counts as the best", stacklevel=2)
+            self.state.best_auc, self.state.validated = -math.inf, -1
+
     def run(self) -> dict[str, Any]:
         state, options = self.state, self.config.training
         while state.epoch < options.epochs and not state.stopped:
             self._epoch()
+        if state.validated != state.total:  # the best model was lost after the training
+            self._validate()
         return self._finish()
 
     def _epoch(self) -> None:
@@ -201,6 +218,8 @@ class _Trainer:
         for group, lr in zip(self.optimizer.param_groups, self.initial_lr, strict=True):
             group["lr"] = lr * options.lr_decay**state.epoch
         self._validate_if_due()  # the interruption may have come between a step and its validation
+        if state.stopped:
+            return self.save()
         for batch in setup.batches(self.config, self.loaders["train"], state.epoch, state.step):
             self.interrupt.check()
             started = time.perf_counter()
@@ -257,10 +276,7 @@ class _Trainer:
         state = self.state
         loss, click, auxiliary = torch.stack(self._losses).mean(0).tolist()
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} near step {state.total} (epoch {state.epoch + 1}): lower training.lr or "
-                f"training.clip_norm; the checkpoints in {self.folder / CHECKPOINTS} are from before"
-            )
+            raise self._diverged(f"the loss is {loss}")
         label, logit = torch.cat(self._rows, 1).cpu().numpy()
         auc = measure(label, logit).auc
         speed = label.shape[0] / max(time.perf_counter() - self._since, 1e-9)
@@ -268,6 +284,17 @@ class _Trainer:
         values |= {"auc": None if math.isnan(auc) else auc, "samples_per_second": speed}
         self.log.train(state.total, state.epoch, values)
         self._clear()
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} near step {self.state.total} (epoch {self.state.epoch + 1}): lower training.lr or "
+            f"training.clip_norm; the checkpoints in {self.folder / setup.CHECKPOINTS} are from before"
+        )
+
+    def _check_weights(self) -> None:
+        """The loss of a step is that of the weights before it; these are to be kept or to be measured."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise self._diverged("the weights are not finite")
 
     def _validate_if_due(self) -> None:
         every, state = self.config.training.validate_every, self.state
@@ -277,7 +304,10 @@ class _Trainer:
 
     def _validate(self) -> None:
         state, options = self.state, self.config.training
+        self._check_weights()
         predictions = predict(self.model, self.loaders["valid"], self.config, self.interrupt.check)
+        if not np.isfinite(predictions.logit).all():
+            raise self._diverged("the logits of the validation are not finite")
         metrics = predictions.measure()
         self.log.valid(state.total, state.epoch, metrics.to_dict())
         state.validated = state.total
@@ -293,7 +323,7 @@ class _Trainer:
                 "total": state.total,
                 "valid": metrics.to_dict(),
             }
-            checkpoint.save(self.folder / CHECKPOINTS / BEST, content)
+            checkpoint.save(self.folder / setup.CHECKPOINTS / BEST, content)
         else:
             state.worse += 1
             if options.patience and state.worse >= options.patience:
@@ -305,6 +335,7 @@ class _Trainer:
         """Write a step checkpoint; a disk that refuses is reported, and an error only where it is
         required."""
         self._write_window()
+        self._check_weights()
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -314,7 +345,7 @@ class _Trainer:
             "fingerprint": self.prepared.fingerprint,
         }
         try:
-            checkpoint.save_step(self.folder / CHECKPOINTS, self.state.total, content)
+            checkpoint.save_step(self.folder / setup.CHECKPOINTS, self.state.total, content)
         except checkpoint.CheckpointError as error:
             if required:
                 raise
@@ -324,7 +355,7 @@ class _Trainer:
     def _finish(self) -> dict[str, Any]:
         """The test evaluation of the best checkpoint, and result.json."""
         self.finishing, state = True, self.state
-        best = checkpoint.load(self.folder / CHECKPOINTS / BEST)
+        best = checkpoint.load(self.folder / setup.CHECKPOINTS / BEST)
         self.model.load_state_dict(best["model"])
         predictions = predict(self.model, self.loaders["test"], self.config, self.interrupt.check)
         predictions.save(self.folder / PREDICTIONS)

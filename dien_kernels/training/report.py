@@ -164,7 +164,7 @@ def _time_table(times: dict[str, dict[str, float]], steps: int) -> str:
 def _attention(config: Any, prepared: Prepared, model: Any) -> str:
     """The attention of one clicked test row, over a history long enough to tell and short enough to read."""
     with use_backend(config.training.backend), torch.no_grad():
-        batch = next(iter(setup.open_loader(config, prepared, "test").epoch(0)))
+        batch = next(setup.batches(config, setup.open_loader(config, prepared, "test"), 0))
         row, history, lengths = _row_to_show(batch)
         output = model(batch.to(setup.device_of(config)))
     if output.attention is None:

@@ -20,15 +20,16 @@ from dien_kernels.models import build
 from dien_kernels.training.checkpoint import atomic
 from dien_kernels.training.config import Config, unknown_name
 
-PREPARED = "prepared"
+PREPARED, CHECKPOINTS = "prepared", "checkpoints"  # folders of a run
 
 
 def open_data(config: Config, *, reuse: bool = False) -> Prepared:
     """The prepared data of a run: ``data.path`` itself, or made of the raw logs there.
 
     Raw logs are prepared into ``<output.folder>/prepared`` unless that was made of the same files with the
-    same options; ``reuse`` takes it as it is (a resumed run compares fingerprints). Raises ``ValueError``
-    without a path, ``FileNotFoundError`` where nothing is there, and what ``prepare`` raises.
+    same options; ``reuse`` takes it as it is (a resumed run compares fingerprints). Data that a run in the
+    folder was trained on are never replaced. Raises ``ValueError`` for that and without a path,
+    ``FileNotFoundError`` where nothing is there, and what ``prepare`` raises.
     """
     if config.data.path is None:
         raise ValueError("data.path is not set: name a prepared folder or raw logs")
@@ -39,14 +40,20 @@ def open_data(config: Config, *, reuse: bool = False) -> Prepared:
         return Prepared.open(source)
     folder = Path(config.output.folder) / PREPARED
     made_of = folder.with_suffix(".json")
-    if reuse and made_of.exists():
+    made = made_of.exists() and folder.is_dir()
+    if reuse and made:
         return Prepared.open(folder)
     if not source.exists():
         raise FileNotFoundError(f"there is no file or folder {source} (data.path)")
     options = prepare_options(config.data.prepare, source)
     stamp = {"files": _stamp(source), "options": options}
-    if made_of.exists() and json.loads(made_of.read_text()) == json.loads(json.dumps(stamp)):
+    if made and json.loads(made_of.read_text()) == json.loads(json.dumps(stamp)):
         return Prepared.open(folder)
+    if made and any(any(folder.parent.glob(f"{run}{CHECKPOINTS}/*.pt")) for run in ("", "*/")):
+        raise ValueError(
+            f"{folder} was made of other files or with other options, and the runs in {folder.parent} need it: "
+            "choose another output.folder"
+        )
     made_of.unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     prepared = prepare(source, folder, progress=config.output.progress, overwrite=True, **options)
@@ -81,10 +88,18 @@ def open_loader(config: Config, prepared: Prepared, split: str) -> Loader:
     """The loader of one split: shuffled with negatives of the auxiliary loss for training, plain for the
     others."""
     data, train = config.data, split == "train"
+    kept = prepared.split(split).negatives
+    each = 1 + (0 if prepared.labels == "given" else data.negatives if kept is None else kept.shape[1])
+    size = "batch_size" if train else "eval_batch_size"
+    if getattr(data, size) < each:
+        raise ValueError(
+            f"data.{size} counts rows and must be at least {each}, a positive with its negatives, "
+            f"got {getattr(data, size)}"
+        )
     return Loader(
         prepared,
         split,
-        batch_size=data.batch_size if train else data.eval_batch_size,
+        batch_size=getattr(data, size),
         max_length=data.max_length,
         negatives=data.negatives,
         auxiliary_negatives=data.auxiliary_negatives if train else 0,

@@ -210,7 +210,11 @@ BAD = [
     ({"negatives": 0}, "negatives must be an integer of at least 1, got 0"),
     ({"min_count": {"colour": 2}}, "min_count must name fields of .*'colour'"),
     ({"min_count": 0}, "min_count of 'item' must be an integer of at least 1, got 0"),
-    ({"max_bad_lines": -1}, "max_bad_lines must not be negative"),
+    ({"max_bad_lines": -1}, "max_bad_lines must be an integer and not be negative, got -1"),
+    ({"max_bad_lines": "many"}, "max_bad_lines must be an integer and not be negative, got 'many'"),
+    ({"fractions": 0.8}, "fractions must be three shares with the sum 1, got 0.8"),
+    ({"fractions": ("a", "b", "c")}, "fractions must be three shares with the sum 1, got"),
+    ({"fractions": (float("nan"), 0, 0)}, "fractions must be three shares"),
     ({"chunk_rows": 0}, "chunk_rows must be an integer of at least 1"),
     ({"labels": "given"}, "the table has no label column"),
     ({"fractions": (0.4, 0.3, 0.3)}, "split 'train' got no sample: 2 of 3 users have two behaviours or more"),
@@ -230,6 +234,12 @@ def test_logs_without_usable_rows(tmp_path: Path) -> None:
         made(TINY.slice(0, 0), tmp_path / "p")
     with pytest.raises(ValueError, match="split 'train' got no sample: 0 of 3 users"):
         made(TINY.take(pa.array([0, 1, 5])), tmp_path / "p")
+    one = TINY.set_column(1, "item", pa.array(["x"] * 7))
+    with pytest.raises(ValueError, match="2 of 3 users have two behaviours or more and 3 users have had every item"):
+        made(one, tmp_path / "p")
+    huge = TINY.set_column(1, "item", pa.array([2**64 - 1] * 7, pa.uint64()))
+    with pytest.raises(ValueError, match=r"column 'item' must hold integers below 2\^63, or strings"):
+        made(huge, tmp_path / "p")
     with pytest.raises(ValueError, match="no row has the label 1"):
         made(TINY.append_column("label", pa.array([0] * 7)), tmp_path / "p", labels="given")
     plain = TINY.select(["user", "item"])
@@ -256,3 +266,25 @@ def test_folders_that_are_taken(tmp_path: Path) -> None:
     (tmp_path / "meta" / "meta.json").write_text(json.dumps({"format": "another"}))
     with pytest.raises(ValueError, match="of another program"):
         made(TINY, tmp_path / "meta", overwrite=True)
+
+
+def test_a_failure_leaves_what_was_to_be_replaced(tmp_path: Path) -> None:
+    """A log that turns out to be useless half way must not cost the data that are there."""
+    made(TINY, tmp_path / "p")
+    before = contents(tmp_path / "p")
+    for useless in (TINY.slice(0, 0), TINY.take(pa.array([0, 1, 5]))):
+        with pytest.raises(ValueError):
+            made(useless, tmp_path / "p", overwrite=True)
+        assert contents(tmp_path / "p") == before
+    (tmp_path / "p" / ".new").mkdir()  # of a prepare that was killed
+    (tmp_path / "p" / ".new" / "train.arrow").write_text("half")
+    fresh = made(TINY, tmp_path / "p", overwrite=True, targets="every")
+    made(TINY, tmp_path / "q", targets="every")
+    assert contents(tmp_path / "p") == contents(tmp_path / "q")
+    assert fresh.split_size("train") == 4
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    bytes_of = pa.array([b"caf\xe9"] * 7).view(pa.string())
+    with pytest.raises(ValueError, match="column 'item' must hold text in UTF-8"):
+        made(TINY.set_column(1, "item", bytes_of), tmp_path / "p")

@@ -117,14 +117,14 @@ prepare(table, {str(out)!r}, progress=False)
     assert not (out / ".work").exists()
 
 
-def test_failure_while_replacing_leaves_no_half_folder(folder: Path, tmp_path: Path) -> None:
+def test_failure_while_replacing_leaves_what_was_there(folder: Path, tmp_path: Path) -> None:
+    before = Prepared.open(folder).fingerprint
     broken = tmp_path / "log.csv"
     broken.write_text("user,item,timestamp\n" + "1,2,x\n" * 5 + "1,2,3\n" * 20)
     with pytest.raises(ValueError, match="max_bad_lines=2"):
         prepare(broken, folder, format="csv", overwrite=True, max_bad_lines=2, progress=False)
-    with pytest.raises(ValueError, match="is no prepared folder"):
-        Prepared.open(folder)
-    assert made(TINY, folder).split_size("train") == 2
+    assert Prepared.open(folder).fingerprint == before
+    assert made(TINY, folder, overwrite=True, targets="every").fingerprint != before
 
 
 def test_strings_and_integers_find_each_other(tmp_path: Path) -> None:

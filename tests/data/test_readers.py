@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -139,8 +142,9 @@ def test_taobao(tmp_path: Path) -> None:
     ]
     assert log.bad.first == ["UserBehavior.csv:3: no valid user", "UserBehavior.csv:4: no valid item"]
     assert [row["item"] for row in rows(open_log(tmp_path, "taobao", behaviours=["buy"]))] == [11]
-    with pytest.raises(ValueError, match=r"behaviours must be .*'pv'.* got \['click'\]"):
-        open_log(tmp_path, "taobao", behaviours=["click"])
+    for kinds in (["click"], [["pv"]], "pv"):
+        with pytest.raises(ValueError, match=r"behaviours must be .*'pv'.* got "):
+            open_log(tmp_path, "taobao", behaviours=kinds)  # type: ignore[arg-type]
 
 
 def test_movielens_csv_and_dat(tmp_path: Path) -> None:
@@ -158,6 +162,9 @@ def test_movielens_csv_and_dat(tmp_path: Path) -> None:
         log = open_log(folder, "movielens")
         assert tuples(log) == expected
         assert log.bad.first == [bad]
+    (csv / "ratings.csv").write_text("user,movie\n1,2\n")
+    with pytest.raises(ValueError, match=r"ratings.csv cannot be read as CSV: .*'userId'"):
+        rows(open_log(csv, "movielens"))
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -187,3 +194,137 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=words):
             open_log(tmp_path / name, name.rpartition(".")[2])
+
+
+@pytest.mark.parametrize(
+    "values", [["5", "soon", "7"], ["soon", "later", "never"], ["2020-01-02", "soon", "2020-01-03T00:00:01"]]
+)
+def test_times_that_are_text(tmp_path: Path, values: list[str]) -> None:
+    """In Parquet and tables as in CSV."""
+    table = pa.table({"user": [1, 2, 3], "item": [1, 2, 3], "timestamp": values})
+    pq.write_table(table, tmp_path / "log.parquet")
+    pa.csv.write_csv(table, tmp_path / "log.csv")
+    times = [[row["timestamp"] for row in rows(open_log(log, kind))] for log, kind in (
+        (table, "parquet"),
+        (table.set_column(2, "timestamp", table["timestamp"].dictionary_encode()), "parquet"),
+        (tmp_path / "log.parquet", "parquet"),
+        (tmp_path / "log.csv", "csv"),
+    )]  # fmt: skip
+    assert times[0] == times[1] == times[2] == times[3]
+    assert times[0] in ([5, 7], [], [1577923200000000, 1578009601000000])
+
+
+def test_csv_headers(tmp_path: Path) -> None:
+    """Quotes, a delimiter inside quotes, spaces around names, a byte order mark."""
+    for number, header in enumerate(
+        ['"user","item","timestamp","a,b"', "user, item, timestamp, rest", "\ufeffuser,item,timestamp,rest"]
+    ):
+        path = tmp_path / f"{number}.csv"
+        path.write_text(f"{header}\n1,2,3,x\n")
+        assert tuples(open_log(path, "csv")) == [("1", "2", 3)]
+
+
+def test_csv_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user,item,timestamp,rest\n1,a,1,caf\xe9\n2,1,2\n3,caf\xe9,3,c\n4,d,x,d\n5,e,5,e\n")
+    log = open_log(path, "csv")
+    assert tuples(log) == [("1", "a", 1), ("5", "e", 5)]  # nobody reads the column "rest"
+    assert sorted(log.bad.first) == [
+        "log.csv:3: 3 columns instead of 4",
+        "log.csv:4: no text in UTF-8",
+        "log.csv:5: no valid timestamp",
+    ]
+    for text, encoding in (("us\xe9r,item\n", "latin-1"), ("user,item\n", "utf-16")):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(ValueError, match=r"log\.csv must be text in UTF-8: its first line is not"):
+            open_log(path, "csv")
+
+
+@pytest.mark.parametrize("where", ["header", "body"])
+def test_damaged_gz_is_named(tmp_path: Path, where: str) -> None:
+    """gzip has three exceptions of no common kind for what is no gz file, cut, or corrupt."""
+    body = "".join(f"{i % 7},{i * 7919 % 1000},{i}\n" for i in range(60_000)).encode()
+    whole = gzip.compress(b"user,item,timestamp\n" + body)
+    stored = (b"user,item,timestamp\n" + body)[:60_000]
+    size = struct.pack("<HH", len(stored), 0xFFFF - len(stored))
+    corrupt = (
+        whole[:10] + b"\x00" + size + stored + b"\x07" * 60
+    )  # a stored block, and one of a kind that does not exist
+    with pytest.raises(zlib.error):
+        gzip.decompress(corrupt)
+    damage = {"header": [b"user,item,timestamp\n1,2,3\n", whole[:12]], "body": [whole[:-2000], corrupt]}
+    for data in damage[where]:
+        for name, kind in (("log.csv.gz", "csv"), ("meta_X.json.gz", "amazon")):
+            (tmp_path / name).write_bytes(data)
+            (tmp_path / "reviews_X.json").write_text("\n")
+            sources = tmp_path / name if kind == "csv" else [tmp_path / name, tmp_path / "reviews_X.json"]
+            with pytest.raises(ValueError, match=rf"{name} (is damaged|cannot be read as CSV)"):
+                rows(open_log(sources, kind, max_bad_lines=10**6))
+
+
+def test_amazon_values_that_no_column_holds(tmp_path: Path) -> None:
+    """Times beyond 64 bits and halves of surrogate pairs are bad lines, and not the end of the reading."""
+    good = json.dumps({"reviewerID": "A", "asin": "i1", "unixReviewTime": 5})
+    reviews = [
+        '{"reviewerID": "A", "asin": "i1", "unixReviewTime": ' + "9" * 30 + "}",
+        '{"reviewerID": "A\\ud800", "asin": "i1", "unixReviewTime": 5}',
+        good,
+    ]
+    latin = good.replace("A", "A\xe9").encode("latin-1")
+    (tmp_path / "reviews_X.json").write_bytes("\n".join(reviews).encode() + b"\n" + latin)
+    meta = ['{"asin": "i1\\ud800", "categories": [["x"]]}', '{"asin": "i1", "categories": [["x\\ud800"]]}']
+    (tmp_path / "meta_X.json").write_text("\n".join(meta))
+    log = open_log(tmp_path, "amazon")
+    assert tuples(log) == [("A", "i1", 5, None)]
+    assert sorted(line.rpartition(" (")[0] for line in log.bad.first) == [
+        "meta_X.json:1: no meta entry",
+        "reviews_X.json:1: no review",
+        "reviews_X.json:2: no review",
+        "reviews_X.json:4: no review",
+    ]
+
+
+def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    plain = pa.table({"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]})
+
+    def refused(table: pa.Table, words: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            rows(open_log(table, **options))
+
+    twice = pa.Table.from_arrays([*plain.columns, plain["item"]], names=[*plain.column_names, "item"])
+    refused(twice, r"the table has several columns 'item'; it has \['user', 'item', 'timestamp', 'item'\]")
+    (tmp_path / "twice.csv").write_text("user,item,timestamp,item\n1,2,3,4\n")
+    with pytest.raises(ValueError, match="twice.csv has several columns 'item'"):
+        open_log(tmp_path / "twice.csv", "csv")
+    for label in (["yes", "no"], [[1], [0]]):
+        refused(
+            plain.append_column("label", pa.array(label)), "table: the label column must hold 0 and 1", labelled=True
+        )
+    late = plain.set_column(2, "timestamp", pa.array([1, 2**64 - 1], pa.uint64()))
+    refused(late, r"table: the timestamp column must hold numbers below 2\^63")
+    refused(plain, "field 'a/b' must have a name that a file can have", columns={"item_fields": {"a/b": "item"}})
+    refused(
+        plain, "user, item and timestamp must be three columns of the table, got 'item', ", columns={"user": "item"}
+    )
+    for fields in (5, [5], "category"):
+        refused(plain, "fields must be a list of columns or a mapping", columns={"user_fields": fields})
+    for delimiter in ("", "::", 5):
+        with pytest.raises(ValueError, match=f"delimiter must be one character, got {delimiter!r}"):
+            open_log(tmp_path / "twice.csv", "csv", delimiter=delimiter)
+
+
+def test_all_files_of_a_log_have_the_same_fields(tmp_path: Path) -> None:
+    plain = pa.table({"user": [1, 2], "item": [1, 2], "timestamp": [1, 2]})
+    pq.write_table(plain.append_column("category", pa.array([1, 1])), tmp_path / "a.parquet")
+    pq.write_table(plain, tmp_path / "b.parquet")
+    for names in ("ab", "ba"):
+        with pytest.raises(ValueError, match=r"only one of .*parquet and .*parquet has category: leave the field out"):
+            open_log([tmp_path / f"{name}.parquet" for name in names])
+    assert len(rows(open_log(tmp_path, columns={"item_fields": []}))) == 4
+
+
+def test_dense_integers_may_be_large(tmp_path: Path) -> None:
+    table = pa.table({"user": [1, 2], "item": [1, 2], "timestamp": [1, 2], "price": [20_000_001, 2**60 + 1]})
+    log = open_log(table, columns={"dense": ["price"]})
+    assert [row["price"] for row in rows(log)] == [20_000_000.0, float(2**60)]
+    assert log.missing_dense == 0

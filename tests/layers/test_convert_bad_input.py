@@ -149,6 +149,13 @@ ROWS = from_rows(z(12, I), z(12, H), z(12))
         ValueError,
         r"b must have shape \[4, H\] = \(4, 4\) or \[4 \* H\], got \(12,\)",
     ),
+    ("rows-empty", lambda: from_rows(z(0, I), z(0, 0)), ValueError, r"weight_hh .*each size at least 1, got \(0, 0\)"),
+    ("rows-no-input", lambda: from_rows(z(12, 0), z(12, H)), ValueError, "weight_ih .*each size at least 1, got"),
+    ("keras-empty", lambda: from_keras(z(I, 0), z(0, 0)), ValueError, "recurrent_kernel .*each size at least 1, got"),
+    *(
+        (f"{cls.__name__}-none", lambda cls=cls: cls.from_weights(None), TypeError, "weights must be .*, got NoneType")
+        for cls in (GRU, AGRU, AUGRU)
+    ),
     ("side", lambda: ROWS.as_update("x"), ValueError, "side must be one of .*, got 'x'"),
     (
         "reset",
@@ -179,3 +186,23 @@ ROWS = from_rows(z(12, I), z(12, H), z(12))
 )
 def test_conversions(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     expect(call, error, message)
+
+
+@pytest.mark.parametrize("load, name", ARGUMENTS)
+def test_loaders_take_one_dtype_and_one_device(load: Callable[..., Any], name: str) -> None:
+    """Matrices share a dtype, biases share one, all share a device; what differs is named, or what it differs from."""
+    good = {n: z(*size) for n, size in GOOD[load].items()}
+    is_bias = name[0] == "b" or "bias" in name
+    partners = [n for n in good if (n[0] == "b" or "bias" in n) == is_bias]
+    if len(partners) > 1:
+        expect(
+            lambda: load(**(good | {name: good[name].double()})),
+            TypeError,
+            rf"({'|'.join(partners)}) must have the dtype of ({'|'.join(partners)}), torch.float.*, got torch.float",
+        )
+    if len(good) > 1:
+        expect(
+            lambda: load(**(good | {name: good[name].to("meta")})),
+            ValueError,
+            rf"({'|'.join(good)}) must be on the device of ({'|'.join(good)}), (cpu|meta), got (meta|cpu)",
+        )

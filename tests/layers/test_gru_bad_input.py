@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, Dice, DINAttention
 from tests.layers.support import Bad, bad, expect, index, z
@@ -95,6 +98,18 @@ SIDES = "None, 'keep', 'candidate'"
     ("units", lambda: DINAttention(H, 4), TypeError, "units must be a sequence of ints, got int"),
     ("scale", lambda: bilinear(scale="1"), TypeError, "scale must be a number or None, got str"),
     ("din-scale", lambda: din(scale=True), TypeError, "scale must be a number or None, got bool"),
+    *(
+        (f"{make.__name__}-{case}", lambda make=make, options=options: make(**options), error, message)
+        for make in (gru, augru, bilinear, din)
+        for case, options, error, message in (
+            ("backend", {"backend": "gpu"}, ValueError, "backend must be one of .*'auto'.*, got 'gpu'"),
+            ("dtype", {"dtype": torch.int64}, TypeError, r"dtype must be float32, .*, got torch\.int64"),
+        )
+    ),
+    ("dice-eps", lambda: Dice(3, eps="a"), TypeError, "eps must be a number, got str"),
+    ("dice-eps-low", lambda: Dice(3, eps=-1), ValueError, "eps must be above 0 and finite, got -1"),
+    ("dice-momentum", lambda: Dice(3, momentum=2.0), ValueError, "momentum must lie between 0 and 1, got 2.0"),
+    ("dice-dtype", lambda: Dice(3, dtype=torch.int64), TypeError, r"dtype must be float32, .*, got torch\.int64"),
 )
 def test_constructors(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     expect(call, error, message)
@@ -242,7 +257,41 @@ X = z(T, B, I)
         ValueError,
         "mask must be None for a 2-D input",
     ),
-    ("backend", lambda: gru(backend="gpu")(X), ValueError, "backend must be one of .*, got 'gpu'"),
+    (
+        "packed-sizes",
+        lambda: gru()(PackedSequence(z(5, I), torch.tensor([3.0, 2.0]))),
+        TypeError,
+        r"input.batch_sizes must be int64 of shape \[T\], got torch\.float32 \(2,\)",
+    ),
 )
 def test_gru(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     expect(call, error, message)
+
+
+def _replaced(layer: nn.Module, name: str, value: torch.Tensor) -> nn.Module:
+    setattr(layer, name, nn.Parameter(value))
+    return layer
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l1_reverse", "bias_ih_l1_reverse", "weight_ih_l1"])
+def test_a_parameter_that_does_not_fit_is_named_as_the_module_names_it(name: str) -> None:
+    def layer() -> GRU:
+        return gru(num_layers=2, bidirectional=True)
+
+    good = getattr(layer(), name).detach()
+    first = r"input, torch\.float32" if "bias" not in name else r"dtype torch\.float32"
+    expect(lambda: _replaced(layer(), name, good[1:])(X), ValueError, rf"{name} must have shape \[3 \* H.* got")
+    expect(lambda: _replaced(layer(), name, good.double())(X), TypeError, rf"{name} must have .*{first}, got")
+    expect(
+        lambda: _replaced(layer(), name, good.to("meta"))(X),
+        ValueError,
+        f"{name} must be on the device of input, cpu, got meta",
+    )
+
+
+@pytest.mark.parametrize("name", ["weight_hh", "bias_hh"])
+def test_a_parameter_of_an_attention_gru_is_named_too(name: str) -> None:
+    good = getattr(augru(), name).detach()
+    x, a = z(B, T, I), z(B, T)
+    expect(lambda: _replaced(augru(), name, good[1:])(x, a), ValueError, rf"{name} must have shape \[3H.* got")
+    expect(lambda: _replaced(augru(), name, good.double())(x, a), TypeError, rf"{name} must have .*float32, got")

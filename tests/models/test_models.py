@@ -262,13 +262,47 @@ BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("din", {"embedding_size": 0}, r"embedding_size\['item'\] must be at least 1"),
     ("din", {"embedding_size": {"item": 3}}, "embedding_size must name exactly the fields"),
     ("din", {"click_reduction": "none"}, "click_reduction must be one of"),
+    ("din", {"mlp": 5}, "mlp must be a sequence of ints, got int"),
+    ("din", {"mlp": "abc"}, "mlp must be a sequence of ints, got str"),
+    ("din", {"mlp": ["a"]}, r"mlp\[0\] must be an int, got str"),
+    ("din", {"embedding_std": "abc"}, "embedding_std must be a number, got str"),
+    ("din", {"embedding_std": -1}, "embedding_std must be finite and at least 0, got -1"),
+    ("din", {"sparse": "maybe"}, "sparse must be a bool, got str"),
+    ("din", {"product": 1}, "product must be a bool, got int"),
+    ("din", {"prelu_init": "a"}, "prelu_init must be a number, got str"),
+    ("din", {"click_weight": None}, "click_weight must be a number, got NoneType"),
+    ("din", {"click_eps": -1.0}, "click_eps must be finite and at least 0, got -1.0"),
+    ("din", {"attention_units": 5}, "attention_units must be a sequence of ints, got int"),
+    ("din", {"attention_scale": "a"}, "attention_scale must be a number or None, got str"),
+    ("dien", {"hidden_size": "a"}, "hidden_size must be an int, got str"),
+    ("dien", {"gate_bias": "a"}, "gate_bias must be a number or None, got str"),
+    ("dien", {"auxiliary_weight": "a"}, "auxiliary_weight must be a number, got str"),
+    ("dien", {"auxiliary_units": [0], "auxiliary": "mlp"}, r"auxiliary_units\[0\] must be at least 1, got 0"),
+    ("dien", {"auxiliary_eps": "a"}, "auxiliary_eps must be one of"),
+    ("dien", {"auxiliary_eps": -1}, "auxiliary_eps must be 0, 'clamp' or a number up to 1, got -1"),
+    ("dien", {"auxiliary_eps": None}, "auxiliary_eps must be a number or 'clamp', got NoneType"),
 ]
 
 
 @pytest.mark.parametrize("name, options, message", BAD_OPTIONS, ids=str)
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build(name, SCHEMA, options)
+
+
+def test_fields_may_have_any_name() -> None:
+    """Dots, and the names that nn.ModuleDict has itself, would otherwise be a KeyError of torch."""
+    names = ("type", "items", "a.b", "a%2Eb", "%type", "float", "training", "")
+    schema = Schema(items={"item": 5, **dict.fromkeys(names[:4], 3)}, users=dict.fromkeys(names[4:], 3))
+    model = build("average", schema, {"embedding_size": 2})
+
+    def ids(fields: Any, rows: int) -> dict[str, Tensor]:
+        return {name: torch.ones(rows, dtype=torch.int64) for name in fields}
+
+    batch = Batch(ids(schema.items, 3), torch.tensor([0, 2, 3]), ids(schema.items, 2), users=ids(schema.users, 2))
+    assert model(batch).logits.shape == (2,)
+    assert len({id(table) for table in model.embeddings.modules() if isinstance(table, nn.Embedding)}) == 9
+    build("average", schema, {"embedding_size": 2}).load_state_dict(model.state_dict())
 
 
 def test_bad_names() -> None:

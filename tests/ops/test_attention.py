@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dien_kernels.ops.attention import attention_scores
+from dien_kernels.ops.attention import attention_scores, op
 from dien_kernels.ops.attention import reference as cell
+from tests.cases import running_on, target_params
+from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.tolerances import assert_close_to
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -28,13 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["reads", "blind"])
-def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU)."""
-    if request.param == "blind":
-        monkeypatch.setattr(cell, "reads_are_free", lambda device: False)
 
 
 def mlp(x: Tensor, case: dict) -> Tensor:
@@ -184,7 +179,7 @@ def compare(case: dict, layout: str, valid: Tensor, history: Tensor | None, dtyp
         close(a, e, p, f"{name}: gradient {i}")
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "history"])
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
@@ -197,15 +192,30 @@ def test_layouts(kind: str, normalize: str | None, layout: str, shared: bool) ->
         compare(case, layout, valid, history, torch.float64, f"{kind} {layout} T={steps}")
 
 
-@pytest.mark.usefixtures("reads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_dtypes(kind: str, dtype: torch.dtype) -> None:
-    for layout in ("lengths", "jagged"):
-        case = make(kind, batch=12, steps=20, hidden=8, sizes=(16, 8), scale=1 / math.sqrt(8))
-        compare(case, layout, raggedness("lengths", 12, 20), None, dtype, f"{kind} {layout} {dtype}")
+@pytest.mark.parametrize("name", target_params(UNIT_TARGETS))
+def test_dtypes(name: str, kind: str, dtype: torch.dtype, record_cell: Callable[..., None]) -> None:
+    record_cell("attention_scores", name, kind, dtype)
+    takes(name, dtype)
+    with unit_on(name, cell):
+        for layout in ("lengths", "jagged"):
+            case = make(kind, batch=12, steps=20, hidden=8, sizes=(16, 8), scale=1 / math.sqrt(8))
+            compare(case, layout, raggedness("lengths", 12, 20), None, dtype, f"{kind} {layout} {dtype}")
 
 
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("kind", ["bilinear", "din"])
+def test_more_steps_than_a_chunk_of_the_compiled_kernels(kind: str) -> None:
+    for layout in ("lengths", "mask", "jagged"):
+        case = make(kind, batch=3, steps=300, histories=2, scale=0.1)
+        history = torch.tensor([1, 0, 1])
+        compare(case, layout, raggedness("full", 2, 300), history, torch.float64, f"{kind} {layout} full")
+        valid = torch.arange(300) < torch.tensor([[131], [290]])
+        compare(case, layout, valid, history, torch.float64, f"{kind} {layout}")
+
+
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", ["all", "some", "none"])
 @pytest.mark.parametrize("sizes", [(), (5,), (6, 4), (5, 4, 3)], ids=str)
@@ -216,6 +226,7 @@ def test_layers(sizes: tuple[int, ...], bias: str, activation: str | None) -> No
             compare(case, layout, raggedness("lengths", 4, 5), None, torch.float64, f"{sizes} {bias} {activation}")
 
 
+@pytest.mark.usefixtures("target")
 def test_inner_product_and_one_matrix_in_a_list() -> None:
     case = make("bilinear", scale=None)
     target, states, w = case["target"], case["states"], case["weights"]
@@ -236,7 +247,7 @@ def test_other_orders_of_the_concatenation_are_shuffles_of_the_weight() -> None:
     torch.testing.assert_close(call(case), want)
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "TILE", {"cpu": 64, "cuda": 64})
     for kind in ("bilinear", "din"):
@@ -258,20 +269,18 @@ def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     size=st.integers(1, 5),
     sizes=st.lists(st.integers(1, 7), max_size=3),
     histories=st.integers(1, 4) | st.none(),
-    blind=st.booleans(),
+    target=st.sampled_from([t for t in UNIT_TARGETS if t != "cpu-avx512"]),
     seed=st.integers(0, 99),
 )
-def test_any_shape(kind, layout, batch, steps, hidden, size, sizes, histories, blind, seed) -> None:
+def test_any_shape(kind, layout, batch, steps, hidden, size, sizes, histories, target, seed) -> None:
     case = make(kind, batch, steps, hidden, sizes=tuple(sizes), histories=histories, size=size, seed=seed)
     history = None if histories is None else torch.randint(0, histories, (batch,))
     valid = raggedness(layout, len(case["states"]), steps)
-    with pytest.MonkeyPatch.context() as patch:
-        if blind:
-            patch.setattr(cell, "reads_are_free", lambda device: False)
+    with unit_on(target, cell):
         compare(case, layout, valid, history, torch.float64, "hypothesis")
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("steps", [5, 19])
 @pytest.mark.parametrize("normalize", ["softmax", None])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
@@ -300,7 +309,7 @@ def test_nan_in_padding_changes_nothing(layout: str, kind: str, normalize: str |
             assert torch.equal(x, y)
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 def test_nan_in_a_history_no_row_names_jagged() -> None:
     case = make(histories=4, steps=5)
     valid = raggedness("full", 4, 5)
@@ -312,7 +321,7 @@ def test_nan_in_a_history_no_row_names_jagged() -> None:
         assert g.isfinite().all()
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
@@ -338,7 +347,7 @@ def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout,
         assert grads[1][[0, 1, 3]].isfinite().all()
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: str) -> None:
@@ -355,7 +364,7 @@ def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: 
         assert not g[~valid].any()
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 def test_softmax_of_large_scores_and_of_rows_without_a_step() -> None:
     states = torch.full((2, 3, 2), 1e18, dtype=torch.float32).requires_grad_()
     target = torch.full((2, 2), 1e18, dtype=torch.float32).requires_grad_()
@@ -368,6 +377,7 @@ def test_softmax_of_large_scores_and_of_rows_without_a_step() -> None:
             assert g.isfinite().all()
 
 
+@pytest.mark.usefixtures("target")
 def test_gradcheck_and_no_second_derivative() -> None:
     for kind in ("bilinear", "din"):
         case = make(kind, batch=3, steps=3, hidden=2, sizes=(3,), activation="prelu" if kind == "din" else "sigmoid")
@@ -388,6 +398,7 @@ def test_gradcheck_and_no_second_derivative() -> None:
             g.sum().backward()
 
 
+@pytest.mark.usefixtures("target")
 def test_frozen_inputs_and_inference() -> None:
     case = make()
     with torch.inference_mode():
@@ -398,6 +409,7 @@ def test_frozen_inputs_and_inference() -> None:
     assert g.any()
 
 
+@pytest.mark.usefixtures("target")
 def test_noncontiguous_inputs_and_int32() -> None:
     case = make(steps=6)
     want = call(case, lengths=torch.tensor([6, 0, 2, 5]))
@@ -408,7 +420,8 @@ def test_noncontiguous_inputs_and_int32() -> None:
     assert torch.autograd.grad(got.sin().sum(), case["states"])[0].any()
 
 
-def test_the_same_bits_again() -> None:
+@pytest.mark.usefixtures("target")
+def test_the_same_bits_again_and_on_two_threads() -> None:
     case = make(batch=40, steps=30, hidden=8, histories=5, dtype=torch.float32)
     history, lengths = torch.randint(0, 5, (40,)), torch.randint(0, 31, (5,))
 
@@ -416,10 +429,14 @@ def test_the_same_bits_again() -> None:
         out = call(case, history=history, lengths=lengths)
         return [out, *torch.autograd.grad(out.sin().sum(), leaves(case))]
 
-    for a, b in zip(once(), once(), strict=True):
-        assert torch.equal(a, b)
+    first = once()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for a, b in zip(first, once(), strict=True):
+            assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("target")
 def test_autocast_casts_the_big_operands_only() -> None:
     case = make(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -441,7 +458,7 @@ def _bad() -> list:
         (din, {"normalize": "sum"}, ValueError, "normalize must be one of"),
         (din, {"scale": "1"}, TypeError, "scale must be a number"),
         (din, {"backend": "tpu"}, ValueError, "backend must be one of"),
-        (din, {"backend": "cpu"}, RuntimeError, "no cpu implementation"),
+        (din, {"backend": "cuda"}, RuntimeError, "no cuda implementation"),
         (din, {"target": [1.0]}, TypeError, "target must be a torch.Tensor"),
         (din, {"states": None}, TypeError, "states must be a torch.Tensor"),
         (din, {"states": t.zeros(4, 5, 3, dtype=t.int64)}, TypeError, "states must have dtype"),
@@ -487,12 +504,14 @@ def _bad() -> list:
     ]
 
 
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("build,change,error,words", _bad())
 def test_bad_input(build, change: dict, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call(build(), **change)
 
 
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize(
     "change,error,words",
     [
@@ -534,9 +553,11 @@ def _layouts(case: dict) -> list[dict]:
     ]
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.native)])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_opcheck(kind: str) -> None:
-    ops = torch.ops.dien_kernels
+def test_opcheck(kind: str, backend: str) -> None:
+    with running_on(backend):
+        forward, backward = op._FWD[backend], op._BWD[backend]
     case = make(kind, bias="some")
     w = [case["weights"]] if kind == "bilinear" else case["weights"]
     b = [torch.zeros(0).double() if v is None else v for v in case["biases"]]
@@ -547,10 +568,10 @@ def test_opcheck(kind: str) -> None:
         args = [t.detach() for t in (case["target"], states)]
         args += [[v.detach() for v in vs] for vs in (w, b, [])] + index
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        torch.library.opcheck(ops._attention_reference_fwd.default, (*args, *options), test_utils=tests)
-        out = ops._attention_reference_fwd(*args, *options)
+        torch.library.opcheck(forward, (*args, *options), test_utils=tests)
+        out = forward(*args, *options)
         torch.library.opcheck(
-            ops._attention_reference_bwd.default,
+            backward,
             (torch.randn_like(out), *args, out, *options),
             test_utils=tests,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, linear
 
-from dien_kernels.ops.auxiliary_loss import auxiliary_loss
+from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op
 from dien_kernels.ops.auxiliary_loss import reference as cell
+from tests.cases import running_on, target_params
+from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.tolerances import assert_close_to
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -31,13 +33,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["reads", "blind"])
-def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU)."""
-    if request.param == "blind":
-        monkeypatch.setattr(cell, "reads_are_free", lambda device: False)
 
 
 def probability(h: Tensor, e: Tensor, case: dict) -> tuple[Tensor, Tensor]:
@@ -187,7 +182,7 @@ def compare(case: dict, layout: str, valid: Tensor, dtype: torch.dtype, name: st
         close(a, e, p, f"{name}: gradient {i}")
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
@@ -203,11 +198,18 @@ def test_normalizers_and_layouts(kind: str, normalizer: str, layout: str) -> Non
             compare(case, layout, valid, torch.float64, f"{kind} {normalizer} {layout} K={several}")
 
 
-@pytest.mark.usefixtures("reads")
-@pytest.mark.parametrize("eps", EPSILONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
-def test_epsilons_and_dtypes(kind: str, eps: float | str) -> None:
-    for dtype in DTYPES:
+@pytest.mark.parametrize("name", target_params(UNIT_TARGETS))
+def test_epsilons_and_dtypes(name: str, kind: str, dtype: torch.dtype, record_cell: Callable[..., None]) -> None:
+    record_cell("auxiliary_loss", name, kind, dtype)
+    takes(name, dtype)
+    with unit_on(name, cell):
+        epsilons_in(kind, dtype)
+
+
+def epsilons_in(kind: str, dtype: torch.dtype) -> None:
+    for eps in EPSILONS:
         if dtype == torch.float16 and eps not in (0.0, "clamp"):
             continue  # plain torch rounds the epsilon away there
         case = make(kind, batch=6, steps=6, hidden=8, size=8, several=2, eps=eps)
@@ -217,6 +219,7 @@ def test_epsilons_and_dtypes(kind: str, eps: float | str) -> None:
             compare(case, layout, raggedness("lengths", 6, 6), dtype, f"{kind} {eps} {layout} {dtype}")
 
 
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", None])
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("affine", [False, True])
@@ -227,6 +230,7 @@ def test_layers(affine: bool, outputs: int, activation: str | None) -> None:
             compare(case, "lengths", raggedness("lengths", 4, 5), torch.float64, f"{sizes} {bias}")
 
 
+@pytest.mark.usefixtures("target")
 def test_clamp_is_torchs_binary_cross_entropy() -> None:
     x = torch.tensor([-120.0, -60, -3, 0, 3, 30], dtype=torch.float64).requires_grad_()
     zero = torch.zeros(6, 1, 1, dtype=torch.float64)
@@ -239,6 +243,7 @@ def test_clamp_is_torchs_binary_cross_entropy() -> None:
     torch.testing.assert_close(grad[2:], torch.autograd.grad(want, x)[0][2:])
 
 
+@pytest.mark.usefixtures("target")
 def test_negative_without_its_dimension() -> None:
     case = make(several=1)
     flat = {**case, "negative": case["negative"].squeeze(2)}
@@ -247,7 +252,7 @@ def test_negative_without_its_dimension() -> None:
     assert torch.equal(run(case, "jagged", valid), run(flat, "jagged", valid))
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 def test_no_pair_is_no_loss(kind: str, normalizer: str) -> None:
@@ -276,7 +281,8 @@ def test_no_pair_is_no_loss(kind: str, normalizer: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("eps", EPSILONS)
-def test_finite_at_extreme_logits(eps: float | str, dtype: torch.dtype) -> None:
+def test_finite_at_extreme_logits(eps: float | str, dtype: torch.dtype, target: str) -> None:
+    takes(target, dtype)
     for sign in (1, -1):
         h = torch.full((1, 3, 2), 100.0, dtype=dtype).requires_grad_()
         e = torch.full((1, 3, 2), 100.0 * sign, dtype=dtype).requires_grad_()
@@ -292,7 +298,7 @@ def test_finite_at_extreme_logits(eps: float | str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(loss.double(), torch.tensor(-math.log(eps) / 2).double(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 def test_nan_in_padding_changes_nothing(kind: str, layout: str) -> None:
@@ -314,7 +320,7 @@ def test_nan_in_padding_changes_nothing(kind: str, layout: str) -> None:
             assert torch.equal(x, y)
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("name", ["states", "positive", "negative"])
 @pytest.mark.parametrize("layout", ["lengths", "jagged", "mask"])
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", None])
@@ -333,13 +339,37 @@ def test_nan_in_a_pair_reaches_the_loss_and_every_weight(activation, layout, nam
         assert run(inner, layout, raggedness("lengths", 4, 5)).isnan()
 
 
-@pytest.mark.usefixtures("reads")
+@pytest.mark.usefixtures("target")
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "TILE", {"cpu": 40, "cuda": 40})
     for kind in ("inner", "mlp"):
         for layout in ("full", "lengths", "jagged"):
             case = make(kind, batch=7, steps=6, several=2, normalizer="row")
             compare(case, layout, raggedness(layout, 7, 6), torch.float64, f"{kind} {layout} tiles")
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("kind", ["inner", "mlp"])
+def test_more_pairs_than_a_chunk_of_the_compiled_kernels(kind: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        case = make(kind, batch=9, steps=60, several=2, dtype=dtype)
+        compare(case, "lengths", raggedness("lengths", 9, 60), dtype, f"{kind} {dtype}")
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("kind", ["inner", "mlp"])
+def test_the_same_bits_again_and_on_two_threads(kind: str) -> None:
+    case = make(kind, batch=30, steps=40, hidden=8, several=2, dtype=torch.float32)
+
+    def once() -> list[Tensor]:
+        loss = call(case)
+        return [loss, *torch.autograd.grad(loss, leaves(case))]
+
+    first = once()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for a, b in zip(first, once(), strict=True):
+            assert torch.equal(a, b)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -355,11 +385,11 @@ def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes=st.lists(st.integers(1, 7), max_size=3),
     outputs=st.integers(1, 2),
     shift=st.booleans(),
-    blind=st.booleans(),
+    target=st.sampled_from([t for t in UNIT_TARGETS if t != "cpu-avx512"]),
     seed=st.integers(0, 99),
 )
 def test_any_shape(
-    kind, layout, normalizer, batch, steps, hidden, size, several, sizes, outputs, shift, blind, seed
+    kind, layout, normalizer, batch, steps, hidden, size, several, sizes, outputs, shift, target, seed
 ) -> None:
     normalizer = "joint" if layout == "jagged" and normalizer == "padded" else normalizer
     case = make(
@@ -367,12 +397,11 @@ def test_any_shape(
         normalizer=normalizer, seed=seed,
     )  # fmt: skip
     valid = raggedness(layout, batch, steps)
-    with pytest.MonkeyPatch.context() as patch:
-        if blind:
-            patch.setattr(cell, "reads_are_free", lambda device: False)
+    with unit_on(target, cell):
         compare(case, layout, valid, torch.float64, "hypothesis")
 
 
+@pytest.mark.usefixtures("target")
 def test_gradcheck_and_no_second_derivative() -> None:
     for kind in ("inner", "mlp"):
         case = make(kind, batch=2, steps=3, hidden=2, size=2, sizes=(3,), activation="prelu", several=2, outputs=2)
@@ -392,6 +421,7 @@ def test_gradcheck_and_no_second_derivative() -> None:
             g.sum().backward()
 
 
+@pytest.mark.usefixtures("target")
 def test_autocast_casts_the_big_operands_only() -> None:
     case = make(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -402,6 +432,7 @@ def test_autocast_casts_the_big_operands_only() -> None:
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(got, leaves(case)))
 
 
+@pytest.mark.usefixtures("target")
 def test_noncontiguous_inputs_int32_and_inference() -> None:
     case = make(several=2)
     lengths = torch.tensor([5, 0, 1, 4])
@@ -458,6 +489,7 @@ def _bad() -> list:
     ]
 
 
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("build,change,error,words", _bad())
 def test_bad_input(build, change: dict, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
@@ -471,9 +503,11 @@ def _layouts(case: dict) -> list[dict]:
     return [{}, {"lengths": valid.sum(1)}, {"mask": valid.flip(1)}, {**flat, "offsets": offsets}]
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.native)])
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
-def test_opcheck(kind: str) -> None:
-    ops = torch.ops.dien_kernels
+def test_opcheck(kind: str, backend: str) -> None:
+    with running_on(backend):
+        forward, both = op._FWD[backend], op._FWD_BWD[backend]
     case = make(kind, bias="some")
     b = [torch.zeros(0).double() if v is None else v.detach() for v in case["biases"]]
     for layout in _layouts(case):
@@ -484,8 +518,8 @@ def test_opcheck(kind: str) -> None:
         args += [[w.detach() for w in case["weights"]], b, [], values.get("lengths"), values.get("offsets")]
         options = (kind == "inner", 0, 0, 0.0, 1)
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        torch.library.opcheck(ops._auxiliary_loss_reference_fwd.default, (*args, *options), test_utils=tests)
-        torch.library.opcheck(ops._auxiliary_loss_reference_fwd_bwd.default, (*args, *options), test_utils=tests)
+        torch.library.opcheck(forward, (*args, *options), test_utils=tests)
+        torch.library.opcheck(both, (*args, *options), test_utils=tests)
 
 
 def test_compile_without_a_break() -> None:

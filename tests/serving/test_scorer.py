@@ -86,6 +86,15 @@ def test_only_the_newest_behaviours_are_read(prepared: Prepared, model: RankingM
             np.testing.assert_allclose(row["scores"], wanted, rtol=1e-5)
 
 
+def test_a_model_that_saw_no_history_reads_none(prepared: Prepared, model: RankingModel) -> None:
+    table = requests(prepared)
+    found = Scorer(model, prepared, read_history=False).score_table(table)
+    for row in found.to_pylist():
+        if row["candidates"]:
+            np.testing.assert_allclose(row["scores"], expected(model, prepared, [], row["candidates"]), rtol=1e-5)
+    assert found["history"] == table["history"]
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.list_(pa.string())])
 def test_kinds_of_lists(prepared: Prepared, model: RankingModel, kind: pa.DataType) -> None:
     table = requests(prepared)
@@ -110,12 +119,21 @@ def test_null_lists_and_slices(prepared: Prepared, model: RankingModel) -> None:
     assert [len(s) for s in Scorer(model, prepared).score_table(nulls)["scores"].to_pylist()] == [2, 1]
 
 
+def test_ids_that_nothing_can_hold_are_unknown(prepared: Prepared, model: RankingModel) -> None:
+    huge = pa.array([[2**64 - 1, 1]], pa.list_(pa.uint64()))
+    scorer = Scorer(model, prepared)
+    assert len(scorer.score_table(pa.table({"history": huge, "candidates": huge}))["scores"][0]) == 2
+    assert (scorer.counts.unknown_behaviours, scorer.counts.unknown_candidates) == (1, 1)
+
+
 def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -> None:
     scorer = Scorer(model, prepared)
     with pytest.raises(ValueError, match="no column 'candidates', only history"):
         scorer.score_table(pa.table({"history": [[1]]}))
     with pytest.raises(ValueError, match="'history' must hold lists of item ids, got int64"):
         scorer.score_table(pa.table({"history": [1], "candidates": [[1]]}))
+    with pytest.raises(ValueError, match="'history' must hold lists of item ids, got list<"):
+        scorer.score_table(pa.table({"history": [[[1]]], "candidates": [[1]]}))
     with pytest.raises(ValueError, match="'scores' already"):
         scorer.score_table(pa.table({"history": [[1]], "candidates": [[1]], "scores": [1]}))
     with pytest.raises(FileNotFoundError, match="no file"):
@@ -123,7 +141,13 @@ def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         scorer.score_file(tmp_path / "bad.parquet", tmp_path / "out.parquet")
+    pq.write_table(requests(prepared), tmp_path / "bad.parquet")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none for out\.parquet"):
+        scorer.score_file(tmp_path / "bad.parquet", tmp_path / "none" / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.parquet"]
+    for chunk in (0, -1):
+        with pytest.raises(ValueError, match=f"chunk must be at least 1, got {chunk}"):
+            scorer.score_file(tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=chunk)
     with pytest.raises(ValueError, match="max_length must be at least 1"):
         Scorer(model, prepared, max_length=0)
 

@@ -141,3 +141,6 @@ def test_kill_before_the_rename(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
     assert run.returncode == -signal.SIGKILL
     assert value_of(ck.load_latest(tmp_path)) == 1
+    assert len(list(tmp_path.iterdir())) == 2
+    ck.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]

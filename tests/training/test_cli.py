@@ -82,8 +82,23 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     pa.csv.write_csv(table.rename_columns(["user_id", "item_id", "category_id", "timestamp"]), tmp_path / "logs.csv")
     assert cli.main(["prepare", str(tmp_path / "logs.csv"), "--out", str(tmp_path / "data"), "--data-seed", "4"]) == 0
     assert Prepared.open(tmp_path / "data").meta["options"]["seed"] == 4
-    words = ["compare", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "table"), "--quiet"]
-    assert cli.main([*words, "--models", "average", "dien", "--seeds", "0", "--samples", "20", *TINY]) == 0
+    text = (tmp_path / "logs.csv").read_text().replace(",", ";")
+    (tmp_path / "logs.csv").write_text(text)
+    words = ["prepare", str(tmp_path / "logs.csv"), "--out", str(tmp_path / "data"), "--delimiter", ";"]
+    assert cli.main([*words, "--fractions", "0.6", "0.2", "0.2", "--overwrite"]) == 0
+    assert Prepared.open(tmp_path / "data").meta["options"]["fractions"] == [0.6, 0.2, 0.2]
+    words = [
+        "compare",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "table"),
+        "--quiet",
+        "--samples",
+        "20",
+    ]
+    # Config words behind an option of several values are not for it.
+    assert cli.main([*words, "--models", "average", "dien", "--seeds", "0", *TINY]) == 0
     out = capsys.readouterr().out
     assert "| average" in out
     assert (tmp_path / "table" / "comparison.csv").exists()
@@ -95,6 +110,18 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train"], "data.path is not set"),
         (["train", "training.epoch=3"], "unknown key training.epoch: did you mean epochs"),
         (["train", "no.yaml"], "no.yaml"),
+        (["train", "{logs}"], "is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data"),
+        (["train", "training.lr"], "training.lr is neither a config"),
+        (["train", "training.lr=[1"], "the value in 'training.lr=[1' is not YAML"),
+        (["train", "--data", "{prepared}", "model.options.mlp=5"], "mlp must be a sequence of ints, got int"),
+        (["prepare", "{logs}", "--out", "{prepared}", "--user", "who", "--item", "what"], "--overwrite"),
+        (
+            ["prepare", "{logs}", "--out", "x", "--user", "who", "--item", "what", "--fractions", "1", "1", "1"],
+            "fractions must be three shares",
+        ),
+        (["compare", "--data", "{prepared}", "--models", "dien", "dien"], "models must be different, got dien, dien"),
+        (["compare", "--data", "{prepared}", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["score", "{run}", "{logs}", "out.parquet", "--chunk", "0"], "chunk must be at least 1, got 0"),
         (["train", "a.yaml", "b.yaml"], "only one config"),
         (["train", "--data", "none.parquet"], "there is no file or folder none.parquet"),
         (["train", "--data", "{logs}"], "has no user column"),
@@ -128,7 +155,7 @@ def test_errors_are_one_line(
     assert error.startswith("dien-kernels: error: ")
     assert message in error
     assert error.count("\n") == 1
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises((ValueError, TypeError, OSError)):
         cli.main([*words, "--debug"])
 
 

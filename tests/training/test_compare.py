@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dien_kernels.training import Config, compare
+from dien_kernels.data import Prepared
+from dien_kernels.training import Config, compare, evaluate
 from dien_kernels.training.compare import ROWS, row_config, table
 from dien_kernels.training.evaluation import Predictions
 from dien_kernels.training.metrics import bootstrap_difference
@@ -89,3 +90,39 @@ def test_bad_wishes(config_of: MakeConfig) -> None:
         compare(config_of("table"), ["wide"])
     with pytest.raises(ValueError, match="seeds must be different"):
         compare(config_of("table"), ["dien"], [1, 1])
+
+
+def test_data_of_earlier_runs_are_not_replaced(config_of: MakeConfig, prepared: Prepared) -> None:
+    """The same folder with other options would leave the runs in it without the data they were trained on."""
+    raw = prepared.path.parent / "logs.parquet"
+    config = config_of("table", f"data.path={raw}", "training.epochs=1")
+    first = compare(config, ["average"], [0])
+    for change in ("data.prepare.targets=every", "data.prepare.seed=1"):
+        with pytest.raises(ValueError, match="other options, and the runs in .* need it: choose another output.folder"):
+            compare(config.override([change]), ["average"], [0])
+    assert evaluate(Path(config.output.folder) / "average-seed0").to_dict() == first["runs"][0]["test"]
+    assert compare(config, ["average"], [0])["runs"] == first["runs"]
+
+
+def test_runs_of_fewer_epochs_go_on_and_of_more_are_refused(config_of: MakeConfig) -> None:
+    """The number of epochs is free on resumption, but a table must not mix them."""
+    short, long = (config_of(f, f"training.epochs={n}") for f, n in (("table", 1), ("long", 2)))
+    one = compare(short, ["average"], [0])["runs"][0]
+    two = compare(long, ["average"], [0])["runs"][0]
+    again = compare(short.override(["training.epochs=2"]), ["average"], [0])["runs"][0]
+    timed = ("training_seconds", "samples_per_second")
+    assert one["steps"] < again["steps"]
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in two.items() if k not in timed}
+    with pytest.raises(ValueError, match=r"another config: training\.epochs was 2, is 1; choose another"):
+        compare(short, ["average"], [0])
+
+
+def test_differences_need_the_same_test_rows(config_of: MakeConfig) -> None:
+    config = config_of("table", "training.epochs=1")
+    compare(config, ["average", "dien"], [0], samples=10)
+    path = Path(config.output.folder) / "average-seed0" / "predictions-test.parquet"
+    found = Predictions.read(path)
+    assert found.group is not None
+    found._replace(group=found.group[::-1].copy()).save(path)  # labels alone, 1 0 1 0 ..., would not tell
+    with pytest.raises(ValueError, match="the test rows of average are not those of dien"):
+        compare(config, ["average", "dien"], [0], samples=10)

@@ -17,6 +17,12 @@ def test_yaml_and_overrides(tmp_path: Path) -> None:
     assert (config.model.name, config.model.options) == ("din", {"mlp": [8, 4]})
     assert (config.training.lr, config.training.epochs, config.training.clip_norm) == (1e-3, 4, None)
     assert config.data == DataConfig()
+    # YAML 1.1 takes numbers without a dot for text; options of models have no type that would tell.
+    words = ["model.options.auxiliary_eps=1e-8", "model.options.attention_scale=-2E+1", "model.options.name=1e"]
+    options = {"auxiliary_eps": 1e-8, "attention_scale": -20.0, "name": "1e"}
+    assert load(None, words).model.options == options
+    path.write_text("model: {options: {auxiliary_eps: 1e-8}}")
+    assert load(path).model.options == {"auxiliary_eps": 1e-8}
 
 
 def test_dump_is_read_back(tmp_path: Path) -> None:
@@ -34,8 +40,10 @@ def test_dump_is_read_back(tmp_path: Path) -> None:
         ("training.epochs=many", "training.epochs must be an integer, got 'many'"),
         ("training.epochs=true", "training.epochs must be an integer, got True"),
         ("training.epochs=0", "training.epochs must be at least 1, got 0"),
+        ("training.seed=18446744073709551616", "training.seed must be below 2^64"),
         ("training.lr=fast", "training.lr must be a number, got 'fast'"),
         ("training.clip_norm=0", "training.clip_norm must be above 0, got 0"),
+        ("training.lr=[1", "the value in 'training.lr=[1' is not YAML"),
         ("training.lr=.nan", "training.lr must be above 0, got nan"),
         ("training.threads=two", "training.threads must be an integer or null, got 'two'"),
         ("training.amp=float8", "must be one of 'float16', 'bfloat16' or null, got 'float8'"),
@@ -61,12 +69,13 @@ def test_bad_words(word: str, message: str) -> None:
         ("training: {lerning_rate: 1}", "unknown key training.lerning_rate"),
         ("[1, 2]", "must hold sections, data, model, training, output, got list"),
         ("a: [", "is not YAML"),
+        (b"PAR1\xe9\x00", "is not YAML"),
         ("model: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_files_are_named(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as error:
         load(path)
     assert message in str(error.value)

@@ -138,7 +138,10 @@ def test_killed_in_mid_epoch_goes_on_with_equal_bits(
     newest = ck.steps(Path(killed.output.folder) / "checkpoints")[0]
     assert newest.name == f"step-{steps + 3:09d}.pt"
     assert losses(killed.output.folder)[-1][0] == at
+    half = Path(killed.output.folder) / "checkpoints" / ".step-000000001.pt.1.part"  # killed while it wrote
+    half.write_text("half")
     result = train(killed, resume=True)
+    assert not half.exists()
     assert losses(killed.output.folder) == losses(whole)
     assert validations(killed.output.folder) == validations(whole)
     assert same_weights(killed.output.folder, whole)
@@ -158,6 +161,18 @@ def test_sigint_saves_and_says_how_to_go_on(config_of: MakeConfig, whole: str, t
     assert losses(stopped.output.folder) == losses(whole)
 
 
+def test_a_finished_run_that_goes_on_has_no_result_of_before(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("run", "training.epochs=1")
+    train(config)
+    more = config.override(["training.epochs=2"])
+    stop = functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, "_step", lambda self, batch: stop())
+        with pytest.raises(loop.Interrupted):
+            train(more, resume=True)
+    assert not (Path(config.output.folder) / "result.json").exists()
+
+
 def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> None:
     config = config_of("stopped")
     what = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)"
@@ -168,6 +183,7 @@ def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> N
 
 def test_sigint_during_validation(config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = config_of("stopped")
+    handler = signal.getsignal(signal.SIGINT)
     real = loop.predict
 
     def interrupted(*arguments: Any) -> Any:
@@ -182,7 +198,7 @@ def test_sigint_during_validation(config_of: MakeConfig, whole: str, monkeypatch
     train(stopped, resume=True)
     assert validations(stopped.output.folder) == validations(whole)
     assert losses(stopped.output.folder) == losses(whole)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
@@ -236,6 +252,32 @@ def test_early_stopping(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
     assert train(config, resume=True)["steps"] == result["steps"]
 
 
+def test_interrupted_in_the_validation_that_stops_early(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step may follow that validation, whether it ran at once or after the resumption."""
+    config = config_of("run", "training.patience=1")
+    real, predict = evaluation.Predictions.measure, loop.predict
+    aucs, calls = iter([0.6, 0.5, 0.5]), []
+
+    def scripted(self: evaluation.Predictions) -> Any:
+        return real(self)._replace(auc=next(aucs))
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return predict(*arguments)
+
+    monkeypatch.setattr(evaluation.Predictions, "measure", scripted)
+    monkeypatch.setattr(loop, "predict", interrupted)
+    config = config.override(["training.validate_every=4"])
+    with pytest.raises(loop.Interrupted):
+        train(config)
+    result = train(config, resume=True)
+    assert result["stopped_early"]
+    assert result["steps"] == 8
+    assert [row[0] for row in losses(config.output.folder)] == list(range(1, 9))
+
+
 def test_disk_full_costs_a_periodic_checkpoint_only(
     config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +297,29 @@ def test_disk_full_costs_a_periodic_checkpoint_only(
     assert seen
     assert losses(full.output.folder) == losses(whole)
     assert same_weights(full.output.folder, whole)
+
+
+def test_disk_full_for_tensorboard_costs_its_files_only(
+    config_of: MakeConfig, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer's thread keeps an error of the disk and raises it out of every later call."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self: SummaryWriter, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = config_of("full", "output.tensorboard=true")
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "add_scalar", full)
+        with pytest.warns(UserWarning, match=r"cannot write TensorBoard's files.*No space left") as warned:
+            train(config)
+    assert len([w for w in warned if "TensorBoard" in str(w.message)]) == 1
+    assert losses(config.output.folder) == losses(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "close", full)
+        with pytest.warns(UserWarning, match="No space left"):
+            train(config_of("closing", "output.tensorboard=true"))
+    assert (Path(config.output.folder).parent / "closing" / "result.json").exists()
 
 
 def test_disk_full_for_the_best_model_stops_and_nothing_is_lost(
@@ -294,6 +359,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
     assert all(torch.isfinite(t).all() for t in newest["model"].values())
 
 
+@pytest.mark.parametrize("every", [1, 0])
+def test_weights_that_are_not_finite_are_never_kept(config_of: MakeConfig, every: int) -> None:
+    """A step's loss is finite before its weights are not; both kinds of checkpoint come before the next loss."""
+    words = ("training.lr=1e30", "training.clip_norm=null", f"training.checkpoint_every={every}")
+    config = config_of("run", *words, "training.validate_every=1")
+    with pytest.raises(FloatingPointError, match=r"near step \d .*lower training.lr"):
+        train(config)
+    for path in (Path(config.output.folder) / "checkpoints").glob("*.pt"):
+        assert all(torch.isfinite(t).all() for t in ck.load(path)["model"].values())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_lost_best_model_is_named_and_replaced_by_what_comes(whole: str, config_of: MakeConfig, damage: str) -> None:
+    config = config_of("run")
+    shutil.copytree(whole, config.output.folder)
+    best = Path(config.output.folder) / "checkpoints" / "best.pt"
+    if damage == "cut":
+        os.truncate(best, best.stat().st_size // 2)
+    else:
+        best.unlink()
+    with pytest.warns(UserWarning, match=r"best\.pt.*the best model from here on counts as the best"):
+        result = train(config, resume=True)
+    assert result["best_step"] == result["steps"] == len(losses(whole))
+    assert evaluate(config.output.folder).to_dict() == result["test"]
+
+
+def test_lost_prepared_data_are_made_again(config_of: MakeConfig, prepared: Prepared) -> None:
+    raw = prepared.path.parent / "logs.parquet"
+    config = config_of("run", f"data.path={raw}", "data.prepare.targets=every", "training.epochs=1")
+    result = train(config)
+    shutil.rmtree(Path(config.output.folder) / "prepared")
+    assert evaluate(config.output.folder).to_dict() == result["test"]
+
+
 @pytest.mark.parametrize(
     "word, message",
     [
@@ -301,6 +400,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
         ("training.amp=float16", "AMP is for CUDA"),
         ("model.name=dein", "dien"),
         ("model.options.embeding_size=3", "embedding_size"),
+        ("data.eval_batch_size=1", "data.eval_batch_size counts rows and must be at least 2"),
+        ("data.negatives=200", "data.batch_size counts rows and must be at least 201"),
         ("data.path=/no/such/file.parquet", "/no/such/file"),
         ("data.prepare.labels=next", "is prepared already"),
     ],
@@ -331,7 +432,11 @@ def test_raw_logs_are_prepared_once(config_of: MakeConfig, prepared: Prepared, m
     assert calls[0]["targets"] == "every"
     assert setup.open_data(config).fingerprint == prepared.fingerprint
     assert len(calls) == 1
-    setup.open_data(config.override(["data.prepare.seed=3"]))
+    seed = config.override(["data.prepare.seed=3"])
+    with pytest.raises(ValueError, match="need it"):
+        setup.open_data(seed)
+    shutil.rmtree(Path(config.output.folder) / "checkpoints")  # nothing was trained on it
+    setup.open_data(seed)
     assert len(calls) == 2
     with pytest.raises(ValueError, match=r"unknown key data\.prepare\.target: did you mean targets"):
         setup.open_data(config.override(["data.prepare.target=every"]))

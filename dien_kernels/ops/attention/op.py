@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dien_kernels.ops._autograd import differentiable_once, needs_autograd
-from dien_kernels.ops._checks import autocast, check_like, check_option, check_storage, check_tensor, compute_dtype
+from dien_kernels.ops._checks import (
+    autocast,
+    check_like,
+    check_number,
+    check_option,
+    check_storage,
+    check_tensor,
+    compute_dtype,
+)
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
-from dien_kernels.ops._layout import check_ragged
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
+from dien_kernels.ops._layout import check_ragged, check_rows_total
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.attention import reference
 
@@ -43,25 +51,23 @@ def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type:
     return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
 
 
-define_raw("_attention_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_attention_reference_bwd", BWD_SCHEMA, _fake_bwd)
+for _suffix in ("native", "reference"):
+    define_raw(f"_attention_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
+    define_raw(f"_attention_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
 implement_raw("_attention_reference_fwd", reference.fwd)
 implement_raw("_attention_reference_bwd", reference.bwd)
+register_backend("attention_scores", "cpu", refuses_cpu)
 register_backend("attention_scores", "reference", reference.refuses)
 
-_FWD = {"reference": raw("_attention_reference_fwd")}
-_BWD = {"reference": raw("_attention_reference_bwd")}
-
-
-def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    w, b, _ = counts
-    return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
+_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_FWD = {backend: raw(f"_attention_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
+_BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
-        return _FWD[backend](target, states, *_layers(counts, layers), lengths, offsets, mask, history, *options)
+        return _FWD[backend](target, states, *split_layers(counts, layers), lengths, offsets, mask, history, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -79,7 +85,7 @@ class _Attention(torch.autograd.Function):
             da,
             target,
             states,
-            *_layers(ctx.counts, layers),
+            *split_layers(ctx.counts, layers),
             lengths,
             offsets,
             mask,
@@ -170,8 +176,8 @@ def attention_scores(
     """
     check_option("kind", kind, ("bilinear", "din"))
     check_option("normalize", normalize, ("softmax", None))
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    if scale is not None:
+        check_number("scale", scale, "a number or None")
     if scale is not None and not -inf < scale < inf:
         raise ValueError(f"scale must be finite, got {scale}")
     check_option("activation", activation, ACTIVATIONS)
@@ -191,16 +197,7 @@ def attention_scores(
     if hidden < 1:
         raise ValueError(f"states must have at least one feature, got shape {tuple(states.shape)}")
     layers = _check_weights(target, states, weights, biases, slopes, kind, activation)
-    if ragged.offsets is None or ragged.history is None:
-        if rows_total is not None:
-            raise ValueError(f"rows_total must be None unless offsets and history are given, got {rows_total}")
-        rows_total = -1
-    elif rows_total is None:
-        raise ValueError("rows_total must be given with offsets and history: the steps of all rows, got None")
-    elif isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt)):
-        raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
-    elif rows_total < 0:
-        raise ValueError(f"rows_total must be at least 0, got {rows_total}")
+    rows_total = check_rows_total(rows_total, ragged)
 
     call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind)
     name = select(call, backend)

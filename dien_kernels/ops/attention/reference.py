@@ -28,9 +28,7 @@ from torch.nn.functional import linear
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
-
-TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
+from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
 
 
 class Options(NamedTuple):
@@ -51,11 +49,6 @@ def matrix_a_row(steps: int, hidden: int) -> bool:
     """Whether (A5) beats (A4): its matrix costs as much as half of (A4)'s products for one step, thrice over
     in the backward. Measured break-even on one AVX2 core, H = 36 / 64 / 128: 13 / 20 / 28 steps."""
     return steps >= max(16, hidden // 4)
-
-
-def reads_are_free(device: torch.device) -> bool:
-    """Whether index tensors may be read, and sizes depend on them, without a synchronisation."""
-    return device.type == "cpu"
 
 
 class _Bilinear:

@@ -7,7 +7,6 @@ torch, picks a backend and calls its raw op.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -16,15 +15,17 @@ from dien_kernels.ops._autograd import differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
+    check_number,
     check_option,
     check_scalar_like,
     check_storage,
     check_tensor,
     compute_dtype,
 )
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, compact
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.auxiliary_loss import reference
 from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
@@ -49,19 +50,17 @@ def _fake_fwd_bwd(states, positive, negative, weights, biases, slopes, *rest):  
     return [_fake_fwd(states), *(t.new_empty(t.shape, dtype=compute) for t in inputs)]
 
 
-define_raw("_auxiliary_loss_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_auxiliary_loss_reference_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
+for _suffix in ("native", "reference"):
+    define_raw(f"_auxiliary_loss_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
+    define_raw(f"_auxiliary_loss_{_suffix}_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
 implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
 implement_raw("_auxiliary_loss_reference_fwd_bwd", reference.fwd_bwd)
+register_backend("auxiliary_loss", "cpu", refuses_cpu)
 register_backend("auxiliary_loss", "reference", reference.refuses)
 
-_FWD = {"reference": raw("_auxiliary_loss_reference_fwd")}
-_FWD_BWD = {"reference": raw("_auxiliary_loss_reference_fwd_bwd")}
-
-
-def _split(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    w, b, _ = counts
-    return list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :])
+_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_FWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
+_FWD_BWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd_bwd") for backend, suffix in _SUFFIXES.items()}
 
 
 class _AuxiliaryLoss(torch.autograd.Function):
@@ -73,7 +72,7 @@ class _AuxiliaryLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
-        split = _split(counts, layers)
+        split = split_layers(counts, layers)
         return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
 
     @staticmethod
@@ -186,8 +185,8 @@ def auxiliary_loss(
         raise TypeError(f"shift must be a bool, got {type(shift).__name__}")
     if isinstance(eps, str):
         check_option("eps", eps, ("clamp",))
-    elif isinstance(eps, bool) or not isinstance(eps, Real):
-        raise TypeError(f"eps must be a number or 'clamp', got {type(eps).__name__}")
+    else:
+        check_number("eps", eps, "a number or 'clamp'")
     check_option("activation", activation, ACTIVATIONS)
     weights = () if weights is None else weights
     biases, slopes = () if biases is None else biases, () if slopes is None else slopes

@@ -25,9 +25,8 @@ from torch.nn.functional import linear, logsigmoid
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, Tail
+from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
 
-TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 NORMALIZERS = ("joint", "separate", "padded", "row")
 CLAMP = 100.0  # torch's binary cross entropy clamps the logarithm at -100
 
@@ -44,11 +43,6 @@ class Options(NamedTuple):
 
 def refuses(call: Call) -> str | None:
     return None
-
-
-def reads_are_free(device: torch.device) -> bool:
-    """Whether index tensors may be read, and sizes depend on them, without a synchronisation."""
-    return device.type == "cpu"
 
 
 class Pairs(NamedTuple):

@@ -7,7 +7,7 @@ torch, and hand everything else to ``recurrence``, which picks a backend and cal
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +25,11 @@ from dien_kernels.ops._checks import (
     check_tensor,
     compute_dtype,
 )
+from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import native, reference, triton_launch
+from dien_kernels.ops.recurrence import reference, triton_launch
 from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
@@ -104,7 +105,7 @@ implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
 implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
 implement_raw("_recurrence_reference_fwd", reference.fwd)
 implement_raw("_recurrence_reference_bwd", reference.bwd)
-register_backend("recurrence", "cpu", native.refuses_cpu)
+register_backend("recurrence", "cpu", refuses_cpu)
 register_backend("recurrence", "triton", triton_launch.refuses)
 register_backend("recurrence", "reference", reference.refuses)
 
@@ -197,21 +198,28 @@ def recurrence(
 
 
 def check_weights(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    names: Sequence[str] = ("w_ih", "w_hh", "b_ih", "b_hh"),
+    x_name: str = "x",
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Check the weights against x; returns the biases in the compute dtype."""
-    check_tensor("w_hh", w_hh)
+    """Check the weights, under the names that the caller's caller knows, against x; returns the biases in the compute
+    dtype."""
+    check_tensor(names[1], w_hh)
     if w_hh.dim() != 2 or w_hh.shape[1] < 1 or w_hh.shape[0] != 3 * w_hh.shape[1]:
-        raise ValueError(f"w_hh must have shape [3 * H, H] with H >= 1, got {tuple(w_hh.shape)}")
+        raise ValueError(f"{names[1]} must have shape [3 * H, H] with H >= 1, got {tuple(w_hh.shape)}")
     rows, size = w_hh.shape[0], x.shape[-1]
     if size < 1:
-        raise ValueError(f"x must have at least one feature, got shape {tuple(x.shape)}")
-    check_like("w_ih", w_ih, (rows, size), "[3 * H, I]", x, "x")
-    check_like("w_hh", w_hh, (rows, rows // 3), "[3 * H, H]", x, "x")
+        raise ValueError(f"{x_name} must have at least one feature, got shape {tuple(x.shape)}")
+    check_like(names[0], w_ih, (rows, size), "[3 * H, I]", x, x_name)
+    check_like(names[1], w_hh, (rows, rows // 3), "[3 * H, H]", x, x_name)
     if b_ih is not None:
-        b_ih = check_scalar_like("b_ih", b_ih, (rows,), "[3 * H]", x, "x")
+        b_ih = check_scalar_like(names[2], b_ih, (rows,), "[3 * H]", x, x_name)
     if b_hh is not None:
-        b_hh = check_scalar_like("b_hh", b_hh, (rows,), "[3 * H]", x, "x")
+        b_hh = check_scalar_like(names[3], b_hh, (rows,), "[3 * H]", x, x_name)
     if b_hh is not None and b_hh is b_ih:
         b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
     return b_ih, b_hh

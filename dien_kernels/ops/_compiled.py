@@ -1,6 +1,8 @@
-"""Compiled recurrences: ``csrc/cpu`` today; torch picks the kernel by the tensors' device.
+"""What the compiled CPU kernels take: one rule for every op.
 
-The C++ library implements the raw ops ``_recurrence_native_fwd`` and ``_recurrence_native_bwd``.
+Room card. Lives here: the refusals shared by the ops' ``cpu`` backends. May import: ``_native``, ``_dispatch``.
+Must not be here: mathematics, schemas. The kernels themselves are in ``csrc/cpu``; the C++ library implements the
+raw ops ``_<op>_native_*``, and torch picks them by the tensors' device.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dien_kernels.ops._dispatch import Call
 
 
 def refuses_cpu(call: Call) -> str | None:
+    """Why the C++ kernels for the CPU cannot run ``call``, or None if they can."""
     if not _native.available():
         return f"native code is absent: {_native.reason()}"
     if call.device != "cpu":

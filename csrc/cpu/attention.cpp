@@ -1,0 +1,81 @@
+// Plans attention scores: checks index values, finds every target's steps, sizes chunks and groups, finds memory.
+#include "attention.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "memory.h"
+
+namespace dien {
+namespace {
+
+// What the matrix of a target and a chunk's activations may take of the second-level cache.
+constexpr int64_t kChunkBytes = 192 << 10;
+constexpr int64_t kMostGroups = 16;
+
+std::vector<Target> plan_targets(const AttentionJob& job, const Layout& layout, const Mask& mask, int64_t steps) {
+  std::vector<Target> targets(job.batch);
+  int64_t before = 0;  // steps of the targets so far
+  for (int64_t b = 0; b < job.batch; ++b) {
+    const int64_t u = layout.history ? layout.history[b] : b;
+    const bool jagged = layout.offsets;
+    Target& t = targets[b];
+    t.u = u;
+    t.length = history_length(layout, u, steps);
+    t.states = jagged ? layout.offsets[u] * job.states.s1 : u * job.states.s0;
+    t.mask = u * mask.s0;
+    t.scores = jagged ? before : b * steps;
+    t.da = jagged ? before * job.da.s1 : b * job.da.s0;
+    before += t.length;
+  }
+  if (layout.offsets && layout.history && before != layout.attention_rows)
+    reject("rows_total must be " + std::to_string(before) + ", the steps of the histories named, got " +
+           std::to_string(layout.attention_rows));
+  return targets;
+}
+
+}  // namespace
+
+void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps) {
+  check_layout(layout, job.histories, steps, job.batch);
+  const std::vector<Target> targets = plan_targets(job, layout, mask, steps);
+  const Readers readers(job.histories, job.batch, [&](int64_t b) { return targets[b].u; });
+  std::vector<int64_t> state_rows(job.histories + 1);
+  for (int64_t u = 0; u <= job.histories; ++u) state_rows[u] = layout.offsets ? layout.offsets[u] : u * steps;
+  job.mask = mask.data;
+  job.mask_step = mask.s1;
+  job.targets = targets.data();
+  job.readers = readers.rows.data();
+  job.first_reader = readers.first.data();
+  job.state_rows = state_rows.data();
+
+  int64_t tokens = 0, width = 2 * job.hidden, macs = job.hidden;
+  for (const Target& t : targets) {
+    job.longest = std::max(job.longest, t.length);
+    tokens += t.length;
+  }
+  for (int64_t i = 0; i < job.mlp.count; ++i) {
+    width += 2 * job.mlp.layers[i].out;
+    macs += job.mlp.layers[i].out * (i ? job.mlp.layers[i].in : job.hidden);
+  }
+  // None of these sizes depends on the number of threads, nor therefore do the sums.
+  const int64_t bytes = job.states.store == Store::f64 ? 8 : 4;
+  job.chunk_tokens = std::clamp<int64_t>(kChunkBytes / (bytes * width), 16, 128);
+  job.room.groups = std::clamp<int64_t>(std::min(kMostGroups, tokens / 64), 1, std::max<int64_t>(job.histories, 1));
+  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
+  job.threads.count = tokens * macs < 200000 ? 1 : std::max(job.threads.count, 1);
+
+  const IsaKernels& isa = isa_kernels();
+  const Kernels& kernels = job.states.store == Store::f64 ? isa.f64 : isa.wide;
+  kernels.lay_out_attention(job);
+  Room& room = job.room;
+  const Piece pieces[] = {{&room.packed, room.packed_bytes},
+                          {&room.partial, room.groups * room.partial_bytes},
+                          {&room.scratch, job.threads.count * room.scratch_bytes}};
+  const Memory memory = allocate(pieces);
+  kernels.attention(job);
+}
+
+}  // namespace dien

@@ -1,0 +1,19 @@
+// Attention scores on the CPU as their callers see them: raw pointers in, raw pointers out.
+#pragma once
+#include "layout.h"
+#include "unit_params.h"
+
+namespace dien {
+
+// A mask [histories, steps], or data null.
+struct Mask {
+  const bool* data;
+  int64_t s0, s1;
+};
+
+// The caller fills AttentionJob's sizes, options, arrays, layers, results and threads. Array strides: target s0 row, s1
+// feature; states s0 history, s1 step, s2 unit (jagged: s1, s2); da s0 row, s1 step (jagged: s1).
+// Throws std::invalid_argument for index values that would leave the arrays.
+void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps);
+
+}  // namespace dien

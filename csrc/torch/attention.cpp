@@ -1,0 +1,80 @@
+// The attention scores' raw ops for CPU tensors. Sizes and dtypes were checked by dien_kernels/ops/attention/op.py; values
+// are checked by cpu/attention.cpp.
+#include "../cpu/attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "tensors.h"
+
+namespace {
+
+using namespace dien::bound;
+using Tensors = std::vector<Tensor>;
+
+dien::AttentionJob make_job(const Tensor& target, const Tensor& states, const Layers& layers, const Maybe& offsets,
+                            bool bilinear, double scale, bool softmax) {
+  dien::AttentionJob job{};
+  job.batch = target.size(0);
+  job.histories = offsets ? offsets->size(0) - 1 : states.size(0);
+  job.size = target.size(1);
+  job.hidden = states.size(states.dim() - 1);
+  job.bilinear = bilinear;
+  job.softmax = softmax;
+  job.scale = scale;
+  job.target = array_of(target, 0);
+  job.states = array_of(states, offsets ? 1 : 0);
+  job.mlp = layers.mlp;
+  job.threads = threads();
+  return job;
+}
+
+void run(const dien::AttentionJob& job, const Tensor& states, const Maybe& lengths, const Maybe& offsets,
+         const Maybe& mask, const Maybe& history, int64_t rows_total) {
+  Indices indices;
+  const dien::Layout layout{
+      indices.read(lengths), indices.read(offsets), indices.read(history), states.size(0), rows_total, false};
+  dien::Mask of{};
+  if (mask) of = {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
+  dien::attention(job, layout, of, offsets ? 0 : states.size(1));
+}
+
+Tensor forward(Tensor target, Tensor states, Tensors weights, Tensors biases, Tensors slopes, Maybe lengths,
+               Maybe offsets, Maybe mask, Maybe history, int64_t rows_total, bool bilinear, int64_t activation,
+               double scale, bool softmax) {
+  Layers layers(weights, biases, slopes, activation);
+  dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
+  const ScalarType compute = compute_type(states.scalar_type());
+  Tensor scores = !offsets  ? new_tensor({job.batch, states.size(1)}, compute)
+                  : history ? new_tensor({rows_total}, compute)
+                            : new_tensor({states.size(0)}, compute);
+  job.scores = scores.mutable_data_ptr();
+  if (scores.numel() > 0) std::memset(job.scores, 0, scores.numel() * scores.element_size());
+  run(job, states, lengths, offsets, mask, history, rows_total);
+  return scores;
+}
+
+Tensors backward(Tensor dscores, Tensor target, Tensor states, Tensors weights, Tensors biases, Tensors slopes,
+                 Maybe lengths, Maybe offsets, Maybe mask, Maybe history, Tensor scores, int64_t rows_total,
+                 bool bilinear, int64_t activation, double scale, bool softmax) {
+  const ScalarType storage = states.scalar_type();
+  Layers layers(weights, biases, slopes, activation);
+  Tensors results{new_like(target, storage), large(new_like(states, storage))};
+  layers.add_results(weights, biases, slopes, storage, results);
+  dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
+  job.backward = true;
+  job.da = array_of(dscores, offsets ? 1 : 0);
+  job.scores = const_cast<void*>(scores.const_data_ptr());
+  job.dtarget = results[0].mutable_data_ptr();
+  job.dstates = results[1].mutable_data_ptr();
+  run(job, states, lengths, offsets, mask, history, rows_total);
+  return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dien_kernels, CPU, m) {
+  m.impl("_attention_native_fwd", TORCH_BOX(&forward));
+  m.impl("_attention_native_bwd", TORCH_BOX(&backward));
+}

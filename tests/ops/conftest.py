@@ -1,0 +1,43 @@
+"""What the tests of attention scores and auxiliary loss share: where a test runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+import torch
+
+from dien_kernels import use_backend
+from dien_kernels.ops._compiled import refuses_cpu
+from dien_kernels.ops._dispatch import Call
+from tests.cases import ISAS, running_on, target_params
+
+# Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU); and the compiled kernels.
+UNIT_TARGETS = ("reference-reads", "reference-blind", *(f"cpu-{isa}" for isa in ISAS))
+
+
+@contextmanager
+def unit_on(target: str, reference: ModuleType) -> Iterator[None]:
+    """Every op inside runs on the target; skips with the reason it cannot. ``reference``: the op's module."""
+    backend, _, how = target.partition("-")
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "blind":
+            patch.setattr(reference, "reads_are_free", lambda device: False)
+        with running_on(target if backend == "cpu" else backend), use_backend(backend):
+            yield
+
+
+@pytest.fixture(params=target_params(UNIT_TARGETS))
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on each target; its module names the op's reference ``cell``."""
+    with unit_on(request.param, request.module.cell):
+        yield request.param
+
+
+def takes(target: str, dtype: torch.dtype) -> None:
+    """Skip where the target's backend has no such dtype, with its reason."""
+    reason = refuses_cpu(Call("attention_scores", "cpu", dtype, 1, 1)) if target.startswith("cpu") else None
+    if reason is not None:
+        pytest.skip(reason)
