@@ -4,7 +4,7 @@ Equation numbers are those of docs/math-attention.md. A program owns a row and w
 steps; nothing of it is kept but what it returns. What is a number or a vector a row comes from torch: v = W q of (A1),
 r of (A5). The matrix a row of (A5) is made on chip, BLOCK rows of it at a time, where it is used: any width fits.
 
-Limits: H <= 256, 16 and 32 bits of storage; at most two hidden layers, the second at most 128 wide.
+Limits: H <= 256, and 128 with hidden layers; 16 and 32 bits of storage; two hidden layers, the second 128 wide.
 
 Only ``triton_launch`` imports this file, at the first call: importing Triton looks for drivers.
 """
@@ -19,7 +19,7 @@ import triton.language as tl
 
 from dien_kernels.ops.triton_kernel import SIZES, dot, place, sigmoid, to
 
-_SIZES = [*SIZES, "width", "programs"]
+_SIZES = [*SIZES, "width", "second_width", "programs"]
 
 
 @triton.jit
@@ -28,16 +28,21 @@ def _exp(x):
 
 
 @triton.jit
-def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr):
-    """A block of steps: their numbers, which of them are valid, and their states, zeros elsewhere."""
+def _valid_steps(t0, x, length, MASK, STEPS: tl.constexpr):
+    """A block of steps: their numbers, and which of them are valid."""
     t = t0 + tl.arange(0, STEPS)
-    unit = tl.arange(0, PADDED)
     valid = t < length
     if MASK is not None:
         valid = valid & (tl.load(MASK + x + t, mask=valid, other=0) != 0)
-    k = tl.load(
-        STATES + (x + t)[:, None] * H + unit[None, :], mask=valid[:, None] & (unit < H)[None, :], other=0.0
-    )  # fmt: skip
+    return t, valid
+
+
+@triton.jit
+def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr):
+    """A block of steps with their states, zeros where none is valid."""
+    t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+    unit = tl.arange(0, PADDED)
+    k = tl.load(STATES + x * H + (t[:, None] * H + unit[None, :]), mask=valid[:, None] & (unit < H)[None, :], other=0.0)
     return t, valid, k
 
 
@@ -54,10 +59,7 @@ def _normalize(SCORES, MASK, x, y, length, top, total, STEPS: tl.constexpr):
     """(A3), where the scores themselves stand."""
     tl.debug_barrier()  # a thread reads what others have stored
     for t0 in range(0, length, STEPS):
-        t = t0 + tl.arange(0, STEPS)
-        valid = t < length
-        if MASK is not None:
-            valid = valid & (tl.load(MASK + x + t, mask=valid, other=0) != 0)
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
         e = tl.load(SCORES + y + t, mask=valid, other=0.0)
         tl.store(SCORES + y + t, _exp(e - top) / total, mask=valid)
 
@@ -67,10 +69,7 @@ def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS: tl.constexpr):
     """The sum in (A13)."""
     mean = 0.0
     for t0 in range(0, length, STEPS):
-        t = t0 + tl.arange(0, STEPS)
-        valid = t < length
-        if MASK is not None:
-            valid = valid & (tl.load(MASK + x + t, mask=valid, other=0) != 0)
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
         a = tl.load(SCORES + y + t, mask=valid, other=0.0)
         mean += tl.sum(a * tl.load(DSCORES + y + t, mask=valid, other=0.0), 0)
     return mean
@@ -135,7 +134,7 @@ def bilinear_backward(
         t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
         de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)
         dk = to(de[:, None] * v[None, :], DSTATES.dtype.element_ty)
-        tl.store(DSTATES + (y + t)[:, None] * H + unit[None, :], dk, mask=valid[:, None] & inside[None, :])
+        tl.store(DSTATES + y * H + (t[:, None] * H + unit[None, :]), dk, mask=valid[:, None] & inside[None, :])
         dv += tl.sum(de[:, None] * k.to(tl.float32), 0)
         d_offset += tl.sum(de, 0)
     tl.store(DV + row * H + unit, dv, mask=inside)
@@ -179,39 +178,50 @@ def _vector(P, at, mask):
 
 
 @triton.jit
+def _matrix(Q, W_STEP, W_P, m, unit, width, H: tl.constexpr, DTYPE: tl.constexpr):
+    """A part of (A5)'s matrix; ``m`` and ``unit`` are a row and a column of numbers, in either order."""
+    inside = (m < width) & (unit < H)
+    at = m * H + unit
+    q = tl.load(Q + unit, mask=unit < H, other=0.0)
+    return to(tl.load(W_STEP + at, mask=inside, other=0.0) + tl.load(W_P + at, mask=inside, other=0.0) * q, DTYPE)
+
+
+@triton.jit
 def _first_layer(
-    k, q, row, m, width, R, W_STEP, W_P, SLOPE_1, ACTIVATION: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(A5) of the units m: the matrix's part [unit, m], W_p's part, z_1, a_1 and the slopes."""
-    unit = tl.arange(0, PADDED)
+    """(A5) of the units m: z_1, a_1 and the slopes. STATES, Q and R begin at the row's own."""
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
     wide = m < width
-    inside = (unit < H)[:, None] & wide[None, :]
-    at = m[None, :] * H + unit[:, None]
-    w_p = tl.load(W_P + at, mask=inside, other=0.0)
-    matrix = to(tl.load(W_STEP + at, mask=inside, other=0.0) + w_p * q[:, None], k.dtype)
-    r = tl.load(R + row * width + m, mask=wide, other=0.0)
-    z = dot(k, matrix, tl.zeros((k.shape[0], m.shape[0]), tl.float32) + r[None, :], PRECISION)
+    r = tl.load(R + m, mask=wide, other=0.0)
+    z = tl.zeros((t.shape[0], m.shape[0]), tl.float32) + r[None, :]
+    for u0 in tl.range(0, hidden, BLOCK, num_stages=1):
+        unit = u0 + tl.arange(0, BLOCK)
+        mask = valid[:, None] & (unit < H)[None, :]
+        k = tl.load(STATES + (t[:, None] * H + unit[None, :]), mask=mask, other=0.0)
+        z = dot(k, _matrix(Q, W_STEP, W_P, m[None, :], unit[:, None], width, H, DTYPE), z, PRECISION)
     slope = _vector(SLOPE_1, m, wide)
-    return matrix, w_p, z, _act(z, slope[None, :], ACTIVATION), slope
+    return z, _act(z, slope[None, :], ACTIVATION), slope
 
 
 @triton.jit
 def _second_layer(
-    k, q, row, width, R, W_STEP, W_P, SLOPE_1, W_2, B_2, ACTIVATION: tl.constexpr, H: tl.constexpr,
-    PADDED: tl.constexpr, M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
+    M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """z_2 of a block of steps."""
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
     m2 = tl.arange(0, PADDED_2)
-    z = tl.zeros((k.shape[0], PADDED_2), tl.float32) + _vector(B_2, m2, m2 < M2)[None, :]
+    z = tl.zeros((t.shape[0], PADDED_2), tl.float32) + _vector(B_2, m2, m2 < M2)[None, :]
     for m0 in tl.range(0, width, BLOCK, num_stages=1):
         m = m0 + tl.arange(0, BLOCK)
-        matrix, w_p, z_1, a, slope = _first_layer(
-            k, q, row, m, width, R, W_STEP, W_P, SLOPE_1, ACTIVATION, H, PADDED, PRECISION
+        z_1, a, slope = _first_layer(
+            STATES, Q, R, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
         )  # fmt: skip
         inside = (m < width)[:, None] & (m2 < M2)[None, :]
         w = tl.load(W_2 + m2[None, :] * width + m[:, None], mask=inside, other=0.0)
-        z = dot(to(a, k.dtype), w, z, PRECISION)
+        z = dot(to(a, DTYPE), w, z, PRECISION)
     return z
 
 
@@ -219,8 +229,8 @@ def _second_layer(
 def din_forward(
     STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, SLOPE_2, W_LAST, B_LAST,
     LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES,
-    batch, histories, steps, x_rows, y_rows, width,
-    ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr,
+    batch, histories, steps, x_rows, y_rows, width, hidden,
+    ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr,
     M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(A2) by (A5), with one or two (M2 > 0) hidden layers, the first of them ``width`` wide; (A3)."""
@@ -228,18 +238,17 @@ def din_forward(
     source, length, x, y, start = place(
         row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
     )  # fmt: skip
-    unit = tl.arange(0, PADDED)
-    q = tl.load(Q + row * H + unit, mask=unit < H, other=0.0)
+    own, q, r = STATES + x * H, Q + row * H, R + row * width
     b_last = 0.0
     if B_LAST is not None:
         b_last = tl.load(B_LAST)
     top, total = float("-inf"), 0.0
     for t0 in range(0, length, STEPS):
-        t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
         if M2 > 0:
             m2 = tl.arange(0, PADDED_2)
             z = _second_layer(
-                k, q, row, width, R, W_STEP, W_P, SLOPE_1, W_2, B_2, ACTIVATION, H, PADDED, M2, PADDED_2, BLOCK,
+                own, q, r, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION, H, M2, PADDED_2, BLOCK,
                 PRECISION,
             )  # fmt: skip
             a = _act(z, _vector(SLOPE_2, m2, m2 < M2)[None, :], ACTIVATION)
@@ -248,8 +257,8 @@ def din_forward(
             e = tl.zeros((STEPS,), tl.float32)
             for m0 in tl.range(0, width, BLOCK, num_stages=1):
                 m = m0 + tl.arange(0, BLOCK)
-                matrix, w_p, z_1, a, slope = _first_layer(
-                    k, q, row, m, width, R, W_STEP, W_P, SLOPE_1, ACTIVATION, H, PADDED, PRECISION
+                z, a, slope = _first_layer(
+                    own, q, r, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
                 )  # fmt: skip
                 e += tl.sum(a * _vector(W_LAST, m, m < width)[None, :], 1)
         e = (e + b_last) * SCALE
@@ -270,8 +279,8 @@ def _add(at, part, mask):
 def din_backward(
     STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, SLOPE_2, W_LAST,
     LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES, DSCORES, DSTATES, DQ, DR,
-    D_STEP, D_P, D_W2, D_FIRST, D_SECOND, D_LAST_BIAS,
-    batch, histories, steps, x_rows, y_rows, width, programs,
+    DZ_2, D_STEP, D_P, D_W2, D_FIRST, D_SECOND, D_LAST_BIAS,
+    batch, histories, steps, x_rows, y_rows, width, hidden, second_width, programs,
     ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr,
     M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -279,60 +288,69 @@ def din_backward(
 
     D_STEP and D_P [programs, width, H]: A_k and W_p of (A9). D_W2 [programs, M2, width]. D_FIRST [programs, 2, width]:
     the slopes' gradients and, with one hidden layer, the last weights'. D_SECOND [programs, 3, M2]: of the second layer
-    the bias, the slopes and the last weights. D_LAST_BIAS [programs]. DQ is without r's part of (A10), DR is (A8).
+    the bias, the slopes and the last weights. D_LAST_BIAS [programs]. DQ is without r's part of (A10), DR is (A8). DZ_2
+    [programs, STEPS, M2]: where z_2's gradients lie meanwhile. A product's operands are read where it is made, a block
+    at a time: kept, they leave no registers.
     """
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
     unit = tl.arange(0, PADDED)
     m2 = tl.arange(0, PADDED_2)
+    step = tl.arange(0, STEPS)
     second = m2 < M2
     part = tl.program_id(0).to(tl.int64)
+    second_at = D_SECOND + part * (3 * M2)
+    dz_at = DZ_2 + part * (STEPS * M2)
     db_last = 0.0
-    db_2 = tl.zeros((PADDED_2,), tl.float32)
-    ds_2 = tl.zeros((PADDED_2,), tl.float32)
-    dw_last = tl.zeros((PADDED_2,), tl.float32)
     for row in range(part, batch, programs):
         source, length, x, y, start = place(
             row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
         )  # fmt: skip
-        q = tl.load(Q + row * H + unit, mask=unit < H, other=0.0)
+        own, q, r = STATES + x * H, Q + row * H, R + row * width
         mean = 0.0
         if SOFTMAX:
             mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS)
-        dq = tl.zeros((PADDED,), tl.float32)
         for t0 in range(0, length, STEPS):
-            t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
+            t, valid = _valid_steps(t0, x, length, MASK, STEPS)
             de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)
             db_last += tl.sum(de, 0)
+            tl.debug_barrier()  # the last block's z_2 gradients have been read
             if M2 > 0:
                 z_2 = _second_layer(
-                    k, q, row, width, R, W_STEP, W_P, SLOPE_1, W_2, B_2, ACTIVATION, H, PADDED, M2, PADDED_2, BLOCK,
-                    PRECISION,
+                    own, q, r, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION, H, M2, PADDED_2,
+                    BLOCK, PRECISION,
                 )  # fmt: skip
                 slope_2 = _vector(SLOPE_2, m2, second)[None, :]
                 a_2 = _act(z_2, slope_2, ACTIVATION)
                 da_2 = de[:, None] * _vector(W_LAST, m2, second)[None, :]
                 dz_2 = _act_backward(da_2, z_2, a_2, slope_2, ACTIVATION)
-                dw_last += tl.sum(de[:, None] * a_2, 0)
-                db_2 += tl.sum(dz_2, 0)
+                _add(second_at + m2, tl.sum(dz_2, 0), second)
                 if ACTIVATION == "prelu":
-                    ds_2 += tl.sum(tl.where(z_2 > 0, 0.0, z_2 * da_2), 0)
-                dz_2 = to(dz_2, k.dtype)
+                    _add(second_at + M2 + m2, tl.sum(tl.where(z_2 > 0, 0.0, z_2 * da_2), 0), second)
+                _add(second_at + 2 * M2 + m2, tl.sum(de[:, None] * a_2, 0), second)
+                every = (step[:, None] >= 0) & second[None, :]
+                tl.store(dz_at + (step[:, None] * M2 + m2[None, :]), to(dz_2, DTYPE), mask=every)
             dk = tl.zeros((STEPS, PADDED), tl.float32)
-            tl.debug_barrier()  # the partial sums of the last block have been stored
+            tl.debug_barrier()  # z_2's gradients and the partial sums of the last block have been stored
             for m0 in tl.range(0, width, BLOCK, num_stages=1):
                 m = m0 + tl.arange(0, BLOCK)
                 wide = m < width
-                matrix, w_p, z_1, a_1, slope_1 = _first_layer(
-                    k, q, row, m, width, R, W_STEP, W_P, SLOPE_1, ACTIVATION, H, PADDED, PRECISION
+                z_1, a_1, slope_1 = _first_layer(
+                    own, q, r, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
                 )  # fmt: skip
                 first_at = D_FIRST + part * (2 * width) + m
                 if M2 > 0:
-                    w2_at = m2[:, None] * width + m[None, :]
-                    inside = second[:, None] & wide[None, :]
-                    zero = tl.zeros((STEPS, BLOCK), tl.float32)
-                    da_1 = dot(dz_2, tl.load(W_2 + w2_at, mask=inside, other=0.0), zero, PRECISION)
-                    zero = tl.zeros((PADDED_2, BLOCK), tl.float32)
-                    dw_2 = dot(tl.trans(dz_2), to(a_1, k.dtype), zero, PRECISION)
-                    _add(D_W2 + part * (M2 * width) + w2_at, dw_2, inside)
+                    da_1 = tl.zeros((STEPS, BLOCK), tl.float32)
+                    for n0 in tl.range(0, second_width, BLOCK, num_stages=1):
+                        n = n0 + tl.arange(0, BLOCK)
+                        rows_mask = (step[:, None] >= 0) & (n < M2)[None, :]
+                        dz_rows = tl.load(dz_at + (step[:, None] * M2 + n[None, :]), mask=rows_mask, other=0.0)
+                        w2_at = n[:, None] * width + m[None, :]
+                        inside = (n < M2)[:, None] & wide[None, :]
+                        da_1 = dot(dz_rows, tl.load(W_2 + w2_at, mask=inside, other=0.0), da_1, PRECISION)
+                        dw_2 = dot(
+                            tl.trans(dz_rows), to(a_1, DTYPE), tl.zeros((BLOCK, BLOCK), tl.float32), PRECISION
+                        )  # fmt: skip
+                        _add(D_W2 + part * (M2 * width) + w2_at, dw_2, inside)
                 else:
                     da_1 = de[:, None] * _vector(W_LAST, m, wide)[None, :]
                     _add(first_at + width, tl.sum(de[:, None] * a_1, 0), wide)
@@ -340,21 +358,19 @@ def din_backward(
                     _add(first_at, tl.sum(tl.where(z_1 > 0, 0.0, z_1 * da_1), 0), wide)
                 dz_1 = _act_backward(da_1, z_1, a_1, slope_1[None, :], ACTIVATION)
                 _add(DR + row * width + m, tl.sum(dz_1, 0), wide)
-                dz_1 = to(dz_1, k.dtype)
+                dz_1 = to(dz_1, DTYPE)
                 # (A12) of these units and steps, [unit, m]
-                g = dot(tl.trans(k), dz_1, tl.zeros((PADDED, BLOCK), tl.float32), PRECISION)
-                inside = (unit < H)[:, None] & wide[None, :]
-                at = part * (width * H) + m[None, :] * H + unit[:, None]
-                _add(D_STEP + at, g, inside)
-                _add(D_P + at, g * q[:, None], inside)
-                dq += tl.sum(g * w_p, 1)
-                dk = dot(dz_1, tl.trans(matrix), dk, PRECISION)
+                k_mask = (unit < H)[:, None] & valid[None, :]
+                k = tl.load(own + (t[None, :] * H + unit[:, None]), mask=k_mask, other=0.0)
+                g = dot(k, dz_1, tl.zeros((PADDED, BLOCK), tl.float32), PRECISION)
+                at = m[None, :] * H + unit[:, None]
+                inside_1 = (unit < H)[:, None] & wide[None, :]
+                _add(D_STEP + part * (width * H) + at, g, inside_1)
+                _add(D_P + part * (width * H) + at, g * tl.load(q + unit, mask=unit < H, other=0.0)[:, None], inside_1)
+                dq = tl.sum(g * tl.load(W_P + at, mask=inside_1, other=0.0), 1)
+                _add(DQ + row * H + unit, dq, unit < H)
+                dk = dot(dz_1, _matrix(q, W_STEP, W_P, m[:, None], unit[None, :], width, H, DTYPE), dk, PRECISION)
             mask = valid[:, None] & (unit < H)[None, :]
-            tl.store(DSTATES + (y + t)[:, None] * H + unit[None, :], to(dk, DSTATES.dtype.element_ty), mask=mask)
-        tl.store(DQ + row * H + unit, dq, mask=unit < H)
-    if M2 > 0:
-        second_at = D_SECOND + part * (3 * M2) + m2
-        tl.store(second_at, db_2, mask=second)
-        tl.store(second_at + M2, ds_2, mask=second)
-        tl.store(second_at + 2 * M2, dw_last, mask=second)
+            dk_at = DSTATES + y * H + (t[:, None] * H + unit[None, :])
+            tl.store(dk_at, to(dk, DSTATES.dtype.element_ty), mask=mask)
     tl.store(D_LAST_BIAS + part, db_last)

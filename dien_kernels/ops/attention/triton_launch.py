@@ -19,11 +19,14 @@ from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS
 
 MAX_HIDDEN = 256
-MAX_SECOND = 128  # units of the second hidden layer, which stay on chip
+MAX_DIN = 128  # of a network with hidden layers: above, its backward spills on some devices
+MAX_SECOND = 128  # units of the second hidden layer
 
 
 def refuses(call: Call) -> str | None:
     reason = _triton.refuses(call, MAX_HIDDEN)
+    if reason is None and call.widths and call.hidden_size > MAX_DIN:
+        reason = f"hidden={call.hidden_size} is above the {MAX_DIN} of the Triton kernels for hidden layers"
     if reason is None and len(call.widths) > 2:
         reason = f"{len(call.widths)} hidden layers are above the 2 of the Triton kernels"
     if reason is None and len(call.widths) == 2 and call.widths[1] > MAX_SECOND:
@@ -39,35 +42,20 @@ class Launch(NamedTuple):
     warps: int
 
 
-# By padded hidden size and bits of storage: chosen by compiled instructions and spills, not yet by time
-# (benchmarks/results/gpu_triton.csv). A block of steps fills one warp or all of them: else warps would hold copies of it,
-# and all store their sums in one place.
+# By padded hidden size: chosen by compiled instructions and spills, not yet by time
+# (benchmarks/results/gpu_triton.csv). A block of steps is a warp's: with more, copies of a sum were stored by many.
 _BILINEAR = {
-    16: Launch(64, 0, 2),
-    32: Launch(64, 0, 2),
+    16: Launch(32, 0, 4),
+    32: Launch(32, 0, 4),
     64: Launch(32, 0, 4),
     128: Launch(32, 0, 4),
     256: Launch(16, 0, 4),
 }
-_DIN_16 = {
-    16: Launch(32, 16, 4),
-    32: Launch(32, 16, 4),
-    64: Launch(32, 16, 4),
-    128: Launch(32, 16, 4),
-    256: Launch(16, 16, 4),
-}
-_DIN_32 = {
-    16: Launch(32, 16, 4),
-    32: Launch(32, 16, 4),
-    64: Launch(32, 16, 4),
-    128: Launch(16, 16, 4),
-    256: Launch(16, 16, 4),
-}
+_DIN = {16: Launch(16, 16, 4), 32: Launch(16, 16, 4), 64: Launch(16, 16, 4), 128: Launch(16, 16, 8)}
 
 
-def configuration(hidden: int, itemsize: int, bilinear: bool) -> Launch:
-    table = _BILINEAR if bilinear else _DIN_16 if itemsize == 2 else _DIN_32
-    return table[_triton.padded_size(hidden)]
+def configuration(hidden: int, bilinear: bool) -> Launch:
+    return (_BILINEAR if bilinear else _DIN)[_triton.padded_size(hidden)]
 
 
 class _Job:
@@ -109,12 +97,14 @@ class _Job:
         self.layers = _Layers(self.q, weights, biases, slopes, self.bilinear)
         self.sizes = (self.batch, self.histories, self.steps, self.x_rows, self.y_rows)
         self.where = (self.lengths, self.offsets, self.mask, self.history, self.y_start)
-        self.launch = configuration(self.hidden, states.itemsize, self.layers.v is not None)
+        self.launch = configuration(self.hidden, self.layers.v is not None)
         self.options = dict(
-            SCALE=scale, SOFTMAX=self.softmax, H=self.hidden, PADDED=_triton.padded_size(self.hidden),
+            SCALE=scale, SOFTMAX=self.softmax, H=self.hidden,
             STEPS=self.launch.steps, num_warps=self.launch.warps, enable_fp_fusion=True,
         )  # fmt: skip
-        if self.layers.v is None:
+        if self.layers.v is not None:
+            self.options["PADDED"] = _triton.padded_size(self.hidden)
+        else:
             second = self.layers.second
             self.options |= dict(
                 ACTIVATION=ACTIVATIONS[activation] or "none", M2=second, PADDED_2=_triton.padded_size(max(second, 1)),
@@ -193,8 +183,8 @@ def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history
     else:
         _triton.launch(
             triton_kernel.din_forward, (job.batch,), states,
-            job.states, job.q, *layers.of_steps(), layers.b_last, *job.where, scores, *job.sizes, layers.width,
-            **job.options,
+            job.states, job.q, *layers.of_steps(), layers.b_last, *job.where, scores, *job.sizes,
+            layers.width, job.hidden, **job.options,
         )  # fmt: skip
     return scores
 
@@ -220,11 +210,11 @@ def bwd(dscores, target, states, weights, biases, slopes, lengths, offsets, mask
     else:
         programs = min(job.batch, 2 * _triton.processors_of(states))
         sums = _Sums(job, programs)
-        dq, dr = torch.empty_like(job.q), sums.rows
+        dq, dr = torch.zeros_like(job.q), sums.rows
         _triton.launch(
             triton_kernel.din_backward, (programs,), states,
-            job.states, job.q, *layers.of_steps(), *where, dq, dr, *sums.buffers, *job.sizes, layers.width, programs,
-            **job.options,
+            job.states, job.q, *layers.of_steps(), *where, dq, dr, *sums.buffers, *job.sizes, layers.width,
+            job.hidden, layers.second, programs, **job.options, PADDED=_triton.padded_size(job.hidden),
         )  # fmt: skip
         gradients = _of_layers(job, sums, dq, dr, biases, slopes)
     d_states = by_row
@@ -272,7 +262,8 @@ class _Sums:
         self.second = zeros(programs, 3, max(second, 1))
         self.last_bias = zeros(programs)
         self.rows = zeros(job.batch, width)  # r's gradient, which belongs to rows
-        self.buffers = (self.step, self.p, self.w_2, self.first, self.second, self.last_bias)
+        dz_2 = job.states.new_empty(programs, job.launch.steps, max(second, 1))
+        self.buffers = (dz_2, self.step, self.p, self.w_2, self.first, self.second, self.last_bias)
 
 
 def _of_layers(
