@@ -4,7 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One torch for everybody, so that a measured tolerance or speed can be repeated; the package itself takes >= 2.10.
 TORCH ?= torch==2.13.0
-TRITON := 'triton>=3.5'
+# The version whose compiled figures are stored and gated; the package itself takes >= 3.5.
+TRITON ?= triton==3.9.0
 # The CPU alone unless a GPU is visible; set the variable to decide yourself.
 ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
@@ -43,24 +44,24 @@ bench: $(BUILT)
 PTXSIM ?= ../shared/ptxsim
 test-ptx: $(READY)
 	@test -f '$(PTXSIM)/__init__.py' || { echo "make test-ptx: no ptxsim in $(PTXSIM); set PTXSIM to its folder" >&2; exit 1; }
-	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m pip install -q '$(TRITON)'
 	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
 
 # On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
 test-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m pytest tests -m gpu --no-skip
 
 bench-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu
 
 # What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about a quarter of an hour).
 gpu-report: $(READY)
-	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu_report
 
 cuda: $(READY)

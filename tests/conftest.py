@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from dien_kernels.ops import _dispatch
+from tests.triton_launches import loaded_ptxsim, ptxsim_folder
 
 Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
 CELL = pytest.StashKey[Cell]()
@@ -59,15 +57,10 @@ def one_thread() -> Iterator[None]:
 def ptxsim() -> ModuleType:
     """The PTX simulator beside the repository, or where the environment variable PTXSIM says."""
     pytest.importorskip("triton")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "ptxsim"
-    folder = Path(os.environ.get("PTXSIM", beside))
+    folder = ptxsim_folder()
     if not (folder / "__init__.py").exists():
         pytest.skip("ptxsim is not there: set PTXSIM to its folder")
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return __import__(folder.name)
-    finally:
-        sys.path.remove(str(folder.parent))
+    return loaded_ptxsim()
 
 
 @pytest.fixture

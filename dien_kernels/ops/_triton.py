@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops._environment import choice
 
 # Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
 ABSENT = importlib.util.find_spec("triton") is None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+FAST = choice("DIEN_KERNELS_FAST", ("0", "1"), "0") == "1"
 
 
 def refuses(call: Call, max_hidden: int) -> str | None:
@@ -63,6 +65,14 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **
         kernel[grid](*arguments, **options)
 
 
+def compiler_options(warps: int, registers: int | None = None) -> dict[str, Any]:
+    """``registers``: for each thread at most; to be told only where ptxas would take fewer and spill."""
+    options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
+    if registers is not None and torch.version.hip is None:
+        options["maxnreg"] = registers
+    return options
+
+
 def float32_product(a: Tensor, w: Tensor) -> Tensor:
     """a w^T with the sums of 16-bit operands kept in float32."""
     if a.dtype == torch.float32:
@@ -96,5 +106,5 @@ def sum_readers(
         triton_kernel.sum_readers, (histories, parts), total,
         by_row, total, readers, first, *ragged, *sizes,
         TIME_MAJOR=time_major, H=hidden, PADDED=padded_size(hidden), ROW_WIDTH=by_row.stride(0),
-        TOTAL_WIDTH=parts * hidden, STEPS=16, num_warps=4, enable_fp_fusion=True,
+        TOTAL_WIDTH=parts * hidden, STEPS=16, **compiler_options(4),
     )  # fmt: skip

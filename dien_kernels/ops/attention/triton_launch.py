@@ -40,6 +40,7 @@ class Launch(NamedTuple):
     steps: int  # of a row at a time
     block: int  # units of the first layer at a time
     warps: int
+    registers: int | None = None
 
 
 # By padded hidden size: chosen by compiled instructions and spills, not yet by time
@@ -51,7 +52,12 @@ _BILINEAR = {
     128: Launch(32, 0, 4),
     256: Launch(16, 0, 4),
 }
-_DIN = {16: Launch(16, 16, 4), 32: Launch(16, 16, 4), 64: Launch(16, 16, 4), 128: Launch(16, 16, 8)}
+_DIN = {
+    16: Launch(16, 16, 4, 224),
+    32: Launch(16, 16, 4, 224),
+    64: Launch(16, 16, 4, 224),
+    128: Launch(16, 16, 8, 224),
+}
 
 
 def configuration(hidden: int, bilinear: bool) -> Launch:
@@ -100,7 +106,7 @@ class _Job:
         self.launch = configuration(self.hidden, self.layers.v is not None)
         self.options = dict(
             SCALE=scale, SOFTMAX=self.softmax, H=self.hidden,
-            STEPS=self.launch.steps, num_warps=self.launch.warps, enable_fp_fusion=True,
+            STEPS=self.launch.steps, **_triton.compiler_options(self.launch.warps, self.launch.registers),
         )  # fmt: skip
         if self.layers.v is not None:
             self.options["PADDED"] = _triton.padded_size(self.hidden)

@@ -165,7 +165,7 @@ class _Job:
         order = torch.empty_like(self.row_lengths)
         _triton.launch(
             length_order, (-(-self.batch // 32),), order, self.row_lengths, order, self.batch,
-            ROWS=32, BLOCK=128, num_warps=4,
+            ROWS=32, BLOCK=128, **_triton.compiler_options(4),
         )  # fmt: skip
         return order
 
@@ -203,13 +203,10 @@ class _Job:
 
 
 def _compiled(launch: Launch) -> dict[str, Any]:
-    options = {
+    return {
         "ROWS": launch.rows, "CHUNK": launch.chunk, "STAGES": launch.stages, "UNROLL": launch.unroll,
-        "num_warps": launch.warps, "enable_fp_fusion": True,
+        **_triton.compiler_options(launch.warps, launch.registers),
     }  # fmt: skip
-    if launch.registers is not None and torch.version.hip is None:
-        options["maxnreg"] = launch.registers
-    return options
 
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
@@ -318,7 +315,7 @@ def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tenso
         _triton.launch(
             operands, (-(-job.batch // rows), STEP_PROGRAMS), y,
             projection, job.attention, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, made_ru, states, *job.sizes,
-            **options, ROWS=rows, STATE_WIDTH=states.stride(0), num_warps=4, enable_fp_fusion=True,
+            **options, ROWS=rows, STATE_WIDTH=states.stride(0), **_triton.compiler_options(4, 128),
         )  # fmt: skip
 
     fill(None)
