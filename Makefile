@@ -48,15 +48,17 @@ test-ptx: $(READY)
 	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
 
 # On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
+# torch for CUDA brings a Triton of its own, and that one is used.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
+HAS_TRITON = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'
 test-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(PY) -m pip install -q '$(TRITON)'
+	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m pytest tests -m gpu --no-skip
 
 bench-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(PY) -m pip install -q '$(TRITON)'
+	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu
 
 # What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about a quarter of an hour).
