@@ -210,6 +210,9 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
         Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
         Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
         Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
+        Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
+        Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
+        Case("gru", torch.float16, B=5, T=3, I=8, H=20),
     ],
     ids=str,
 )

@@ -40,7 +40,7 @@ class Launch(NamedTuple):
     steps: int  # of a row at a time
     block: int  # units of the first layer at a time
     warps: int
-    registers: int | None = None
+    registers: int | None = None  # for each thread at most; told where ptxas would take fewer and spill
 
 
 # By padded hidden size: chosen by compiled instructions and spills, not yet by time
@@ -120,11 +120,13 @@ class _Job:
     def _row_lengths(self) -> tuple[Tensor | None, Tensor | None]:
         """Each row's number of valid steps where rows differ, and its start in y where that is not its start in x."""
         length = self.lengths
+        if self.histories == 0:
+            return None, None
         if self.offsets is not None:
             length = self.offsets.diff()
         elif self.mask is not None:
             length = self.mask.sum(1)
-        if length is None or self.history is None or self.histories == 0:
+        if length is None or self.history is None:
             return length, None
         length = length[self.history.clamp(0, self.histories - 1)]
         return length, length.cumsum(0) - length if self.offsets is not None else None
