@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One torch for everybody, so that a measured tolerance or speed can be repeated; the package itself takes >= 2.10.
 TORCH ?= torch==2.13.0
+# The version whose compiled figures are stored and gated; the package itself takes >= 3.5.
+TRITON ?= triton==3.9.0
 # The CPU alone unless a GPU is visible; set the variable to decide yourself.
 ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
@@ -21,7 +23,7 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-asan bench gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-asan test-ptx test-gpu bench bench-gpu gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
@@ -38,9 +40,30 @@ info: $(BUILT)
 bench: $(BUILT)
 	$(PY) -m benchmarks
 
-# What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about ten minutes on one core).
+# The Triton kernels as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
+PTXSIM ?= ../shared/ptxsim
+test-ptx: $(READY)
+	@test -f '$(PTXSIM)/__init__.py' || { echo "make test-ptx: no ptxsim in $(PTXSIM); set PTXSIM to its folder" >&2; exit 1; }
+	$(PY) -m pip install -q '$(TRITON)'
+	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
+
+# On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
+# torch for CUDA brings a Triton of its own, and that one is used.
+NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
+HAS_TRITON = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'
+test-gpu: $(READY)
+	$(NEEDS_GPU)
+	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
+	$(PY) -m pytest tests -m gpu --no-skip
+
+bench-gpu: $(READY)
+	$(NEEDS_GPU)
+	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
+	$(PY) -m benchmarks.gpu
+
+# What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about a quarter of an hour).
 gpu-report: $(READY)
-	$(PY) -m pip install -q 'triton>=3.5'
+	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu_report
 
 cuda: $(READY)

@@ -28,7 +28,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, check_rows_total
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.attention import reference
+from dien_kernels.ops.attention import reference, triton_launch
 
 _TENSORS = (
     "Tensor target, Tensor states, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -51,15 +51,18 @@ def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type:
     return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
 
 
-for _suffix in ("native", "reference"):
+for _suffix in ("native", "triton", "reference"):
     define_raw(f"_attention_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
     define_raw(f"_attention_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
+implement_raw("_attention_triton_fwd", triton_launch.fwd)
+implement_raw("_attention_triton_bwd", triton_launch.bwd)
 implement_raw("_attention_reference_fwd", reference.fwd)
 implement_raw("_attention_reference_bwd", reference.bwd)
 register_backend("attention_scores", "cpu", refuses_cpu)
+register_backend("attention_scores", "triton", triton_launch.refuses)
 register_backend("attention_scores", "reference", reference.refuses)
 
-_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_SUFFIXES = {"cpu": "native", "triton": "triton", "reference": "reference"}
 _FWD = {backend: raw(f"_attention_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
 _BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
@@ -199,7 +202,8 @@ def attention_scores(
     layers = _check_weights(target, states, weights, biases, slopes, kind, activation)
     rows_total = check_rows_total(rows_total, ragged)
 
-    call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind)
+    widths = tuple(w.shape[0] for w in layers.weights[:-1])
+    call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind, widths)
     name = select(call, backend)
     options = (
         rows_total,

@@ -6,34 +6,22 @@ products over them. Nothing here waits for the device or depends on the values o
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
 
 MAX_HIDDEN = 256
-# Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
-_ABSENT = importlib.util.find_spec("triton") is None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+COUNTED_ROWS = 16_384  # their order is counted in one launch, B * B comparisons; above, sorting is less work
+STEP_PROGRAMS = 8  # of ``operands`` for each tile of rows
 
 
 def refuses(call: Call) -> str | None:
-    if _ABSENT:
-        return "triton is not installed (pip install 'dien_kernels[triton]')"
-    if call.device != "cuda" and not (_INTERPRETED and call.device == "cpu"):
-        return f"the tensors are on {call.device}; Triton needs cuda, or TRITON_INTERPRET=1 for its interpreter"
-    if call.dtype == torch.float64:
-        return "float64 is not among the Triton kernels' dtypes (float32, bfloat16, float16)"
-    if call.hidden_size > MAX_HIDDEN:
-        return f"hidden={call.hidden_size} is above the {MAX_HIDDEN} of the Triton kernels"
-    return None
+    return _triton.refuses(call, MAX_HIDDEN)
 
 
 class Launch(NamedTuple):
@@ -45,14 +33,17 @@ class Launch(NamedTuple):
     warps: int
     registers: int | None = None  # for each thread at most; told only where ptxas would take fewer and spill
     rows: int = 16  # of the batch in a program: the least that a matrix instruction takes
+    made: bool = False  # backward: the gates' products are made over all steps before the loop
+    inputs: int = 0  # forward: W_ih x is made in the loop up to this padded input size
+    block: int = 0  # backward: units at a time where a tile of all would leave no registers; then ``made`` holds
 
 
 # By padded hidden size and bits of storage: chosen by compiled instructions, spills and barriers, not yet by time
 # (benchmarks/results/gpu_triton.csv). The number is the shared memory a launch takes; the next serves smaller devices.
 _FORWARD_16 = {
-    16: ((0, Launch(0, 2, 4, 2, 168)),),
-    32: ((0, Launch(0, 2, 4, 4, 168)),),
-    64: ((0, Launch(0, 2, 4, 8, 168)),),
+    16: ((0, Launch(0, 2, 4, 2, 168, inputs=64)),),
+    32: ((0, Launch(0, 2, 4, 4, 168, inputs=64)),),
+    64: ((0, Launch(0, 2, 4, 8, 168, inputs=64)),),
     128: ((127_040, Launch(0, 2, 1, 8)), (0, Launch(32, 1, 1, 8, 192))),
     256: ((0, Launch(32, 1, 1, 8)),),
 }
@@ -67,36 +58,23 @@ _BACKWARD_16 = {
     16: ((0, Launch(0, 2, 1, 2, 224)),),
     32: ((0, Launch(0, 2, 1, 4, 168)),),
     64: ((0, Launch(0, 2, 1, 8, 168)),),
-    128: ((0, Launch(32, 1, 1, 8)),),
-    256: ((0, Launch(16, 1, 1, 8)),),
+    128: ((159_872, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 8, made=True, block=128))),
+    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
 _BACKWARD_32 = {
     16: ((0, Launch(0, 2, 1, 2)),),
     32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((204_800, Launch(0, 1, 1, 8)), (0, Launch(16, 1, 1, 8))),
-    128: ((0, Launch(16, 1, 1, 8)),),
-    256: ((0, Launch(8, 1, 1, 8)),),
+    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, made=True, block=64))),
+    128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
+    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
 
 
 def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int) -> Launch:
     """The launch for a hidden size, bytes of an element and bytes of shared memory that a program may have."""
     narrow, wide = (_BACKWARD_16, _BACKWARD_32) if backward else (_FORWARD_16, _FORWARD_32)
-    rows = (narrow if itemsize == 2 else wide)[padded_size(hidden)]
+    rows = (narrow if itemsize == 2 else wide)[_triton.padded_size(hidden)]
     return next(launch for needed, launch in rows if needed <= shared_memory)
-
-
-def shared_memory_of(x: Tensor) -> int:
-    """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
-    if not x.is_cuda:
-        return 0
-    device = torch.cuda.get_device_properties(x.device)
-    return int(getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block))
-
-
-def padded_size(hidden: int) -> int:
-    """Triton's sizes are powers of two, and its matrix products want 16 of everything."""
-    return max(16, 1 << (hidden - 1).bit_length())
 
 
 class Gates(NamedTuple):
@@ -157,7 +135,8 @@ class _Job:
         self.options = dict(
             zip(("ALPHA0", "ALPHA1", "BETA0", "BETA1"), coefficients, strict=True),
             SCALE_INPUT=scale_input, KEEP_SIDE=keep_side, RESET_BEFORE=reset_before, REVERSE=reverse,
-            TIME_MAJOR=time_major, H=self.hidden, PADDED=padded_size(self.hidden), PRECISION=_precision(x),
+            TIME_MAJOR=time_major, H=self.hidden, PADDED=_triton.padded_size(self.hidden),
+            PRECISION=_triton.precision(x),
         )  # fmt: skip
 
     def _row_lengths(self) -> tuple[Tensor | None, Tensor | None]:
@@ -179,7 +158,16 @@ class _Job:
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
         if self.row_lengths is None or self.nothing:
             return self.w_hh.new_empty((0,), dtype=torch.int64)
-        return self.row_lengths.argsort(descending=True, stable=True)
+        if self.batch > COUNTED_ROWS:
+            return self.row_lengths.argsort(descending=True, stable=True)
+        from dien_kernels.ops.recurrence.triton_kernel import length_order
+
+        order = torch.empty_like(self.row_lengths)
+        _triton.launch(
+            length_order, (-(-self.batch // 32),), order, self.row_lengths, order, self.batch,
+            ROWS=32, BLOCK=128, **_triton.compiler_options(4),
+        )  # fmt: skip
+        return order
 
     def rows(self, order: Tensor) -> tuple[Tensor | None, ...]:
         """The tensors that say where a row's steps lie, in the kernels' order."""
@@ -190,15 +178,11 @@ class _Job:
         return self.w_hh.new_empty(shape) if self.all_written else self.w_hh.new_zeros(shape)
 
     def configuration(self, backward: bool) -> Launch:
-        return configuration(self.hidden, self.x.itemsize, backward, shared_memory_of(self.x))
+        return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))
 
     def projection(self) -> Tensor:
         """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
-        if self.x.dtype == torch.float32:
-            return linear(self.x, self.w_ih)
-        if self.x.is_cuda:
-            return torch.mm(self.x, self.w_ih.t(), out_dtype=torch.float32)
-        return linear(self.x.float(), self.w_ih.float())
+        return _triton.float32_product(self.x, self.w_ih)
 
     def real_x(self) -> Tensor:
         """x with zeros in steps that no row takes: NaN there would reach dW_ih, as 0 times NaN."""
@@ -218,25 +202,11 @@ class _Job:
         return torch.where(valid.reshape(-1, 1), self.x, 0)
 
 
-def _precision(x: Tensor) -> str:
-    """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Every launch goes through here; a test that compiles or simulates the kernels takes its place."""
-    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
-        kernel[grid](*arguments, **options)
-
-
 def _compiled(launch: Launch) -> dict[str, Any]:
-    options = {
+    return {
         "ROWS": launch.rows, "CHUNK": launch.chunk, "STAGES": launch.stages, "UNROLL": launch.unroll,
-        "num_warps": launch.warps, "enable_fp_fusion": True,
+        **_triton.compiler_options(launch.warps, launch.registers),
     }  # fmt: skip
-    if launch.registers is not None and torch.version.hip is None:
-        options["maxnreg"] = launch.registers
-    return options
 
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
@@ -250,11 +220,15 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
 
     launch = job.configuration(backward=False)
     h_n = x.new_empty(job.batch, job.hidden)
-    _launch(
+    inputs = _triton.padded_size(job.input)
+    fused = inputs <= launch.inputs and not job.shared
+    _triton.launch(
         recurrence_forward, (-(-job.batch // launch.rows),), x,
-        job.projection(), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
+        job.x.contiguous() if fused else job.projection(), job.attention, job.w_ih.contiguous() if fused else None,
+        job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
         x.new_empty(job.batch, 2 * job.hidden) if launch.chunk else None,
         *job.sizes, job.hidden, **job.options, **_compiled(launch),
+        INPUT=job.input if fused else 1, I_PADDED=inputs if fused else 16,
     )  # fmt: skip
     return y, h_n, order
 
@@ -272,8 +246,6 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         dx = x.new_zeros(x.shape if need_dx else (0,))
         dw_ih, dw_hh = w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape)
         return dx, _or_empty(d_attention, x), dw_ih, dw_hh, d_bias[0].clone(), d_bias[1].clone(), dh0
-    from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
-
     launch = job.configuration(backward=True)
     programs = -(-job.batch // launch.rows)
     columns = _gates(hidden, job.scale_input, job.reset_before)
@@ -281,17 +253,44 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
     states = job.new(job.y_rows, (1 + job.reset_before) * hidden)
     d_bias = torch.zeros(programs, 4, hidden, **small)
     dh0 = torch.empty(job.batch, hidden, **small)
-    _launch(
-        recurrence_backward, (programs,), x,
-        job.projection(), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
-        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(),
-        gates, states, d_attention, d_bias, dh0, *job.sizes, job.hidden, **job.options, **_compiled(launch),
-        GATE_WIDTH=columns.width, DGX=columns.dgx, DGH_R=columns.dgh_r, DGH_U=columns.dgh_u, DGH_N=columns.dgh_n,
+    projection = job.projection()
+    made = _made(job, projection, order, y, states) if launch.made else (None, None)
+    before = (
+        projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
+        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(), *made, gates,
     )  # fmt: skip
+    how: dict[str, Any] = _compiled(launch) | {
+        "GATE_WIDTH": columns.width, "DGX": columns.dgx, "DGH_R": columns.dgh_r, "DGH_U": columns.dgh_u,
+        "DGH_N": columns.dgh_n,
+    }  # fmt: skip
+    if launch.block:
+        from dien_kernels.ops.recurrence.triton_kernel_wide import recurrence_backward_wide
+
+        for name in ("STAGES", "UNROLL"):
+            del how[name]
+        whole = {name: value for name, value in job.options.items() if name != "PADDED"}
+        _triton.launch(
+            recurrence_backward_wide, (programs,), x, *before, d_attention, d_bias, dh0, *job.sizes, hidden,
+            **whole, **how, BLOCK=launch.block,
+        )  # fmt: skip
+    else:
+        from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
+
+        del how["CHUNK"]
+        _triton.launch(
+            recurrence_backward, (programs,), x, *before, states, d_attention, d_bias, dh0, *job.sizes,
+            **job.options, **how,
+        )  # fmt: skip
     db_r, db_u, db_n, db_hn = d_bias.sum(0)
     dgx = gates[:, columns.dgx : columns.dgx + 3 * hidden]
     if job.shared:
-        dgx = _sum_readers(job, dgx)
+        by_row, dgx = dgx, w_hh.new_zeros(job.x_rows, 3 * hidden)
+        assert job.history is not None
+        ragged = (job.lengths, job.offsets, job.y_start)
+        _triton.sum_readers(
+            by_row, dgx, job.history, job.histories, ragged, job.sizes,
+            parts=3, hidden=hidden, time_major=job.time_major,
+        )  # fmt: skip
     dx = (dgx @ w_ih).view(x.shape) if need_dx else x.new_empty(0)
     return (
         dx,
@@ -302,6 +301,30 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         torch.cat((db_r, db_u, db_n if job.reset_before else db_hn)),
         dh0,
     )
+
+
+def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The gates' products with W_hh over all steps, of r with u and of n; ``states`` is filled on the way."""
+    from dien_kernels.ops.recurrence.triton_kernel_backward import operands
+
+    hidden, rows = job.hidden, 16
+    names = ("SCALE_INPUT", "REVERSE", "TIME_MAJOR", "H", "PADDED")
+    options = {name: job.options[name] for name in names}
+
+    def fill(made_ru: Tensor | None) -> None:
+        _triton.launch(
+            operands, (-(-job.batch // rows), STEP_PROGRAMS), y,
+            projection, job.attention, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, made_ru, states, *job.sizes,
+            **options, ROWS=rows, STATE_WIDTH=states.stride(0), **_triton.compiler_options(4, 128),
+        )  # fmt: skip
+
+    fill(None)
+    if not job.reset_before:
+        made = _triton.float32_product(states, job.w_hh)
+        return made, made
+    made_ru = _triton.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
+    fill(made_ru)
+    return made_ru, _triton.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])
 
 
 def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
@@ -317,19 +340,3 @@ def _dw_hh(job: _Job, gates: Tensor, states: Tensor, columns: Gates) -> Tensor:
         dru = dgh[: 2 * hidden] @ states[:, :hidden]
         return torch.cat((dru, dgh[2 * hidden :] @ states[:, hidden:]))
     return (dgh @ states).roll(-hidden if columns.dgh_n == 0 else 0, 0)
-
-
-def _sum_readers(job: _Job, dgx_rows: Tensor) -> Tensor:
-    from dien_kernels.ops.recurrence.triton_kernel_backward import sum_readers
-
-    assert job.history is not None
-    by_history, readers = job.history.sort(stable=True)
-    first = torch.searchsorted(by_history, torch.arange(job.histories + 1, device=by_history.device))
-    dgx = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
-    _launch(
-        sum_readers, (job.histories, 3), dgx,
-        dgx_rows, dgx, readers, first, job.lengths, job.offsets, job.y_start, *job.sizes,
-        TIME_MAJOR=job.time_major, H=job.hidden, PADDED=padded_size(job.hidden), GATE_WIDTH=dgx_rows.stride(0),
-        STEPS=16, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
-    return dgx

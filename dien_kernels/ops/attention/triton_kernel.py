@@ -1,0 +1,376 @@
+"""Attention scores in Triton: scores, mask and softmax over time of a row in one launch, forward and backward.
+
+Equation numbers are those of docs/math-attention.md. A program owns a row and walks its history in blocks of STEPS
+steps; nothing of it is kept but what it returns. What is a number or a vector a row comes from torch: v = W q of (A1),
+r of (A5). The matrix a row of (A5) is made on chip, BLOCK rows of it at a time, where it is used: any width fits.
+
+Limits: H <= 256, and 128 with hidden layers; 16 and 32 bits of storage; two hidden layers, the second 128 wide.
+
+Only ``triton_launch`` imports this file, at the first call: importing Triton looks for drivers.
+"""
+
+# mypy: ignore-errors
+# This is Triton's language, not Python's: its compiler checks it.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dien_kernels.ops.triton_kernel import SIZES, dot, place, sigmoid, to
+
+_SIZES = [*SIZES, "width", "second_width", "programs"]
+
+
+@triton.jit
+def _exp(x):
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def _valid_steps(t0, x, length, MASK, STEPS: tl.constexpr):
+    """A block of steps: their numbers, and which of them are valid."""
+    t = t0 + tl.arange(0, STEPS)
+    valid = t < length
+    if MASK is not None:
+        valid = valid & (tl.load(MASK + x + t, mask=valid, other=0) != 0)
+    return t, valid
+
+
+@triton.jit
+def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr):
+    """A block of steps with their states, zeros where none is valid."""
+    t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+    unit = tl.arange(0, PADDED)
+    k = tl.load(STATES + x * H + (t[:, None] * H + unit[None, :]), mask=valid[:, None] & (unit < H)[None, :], other=0.0)
+    return t, valid, k
+
+
+@triton.jit
+def _seen(e, valid, top, total):
+    """The largest score so far, and the sum of exp(e - top): of the scores up to this block."""
+    new = tl.maximum(top, tl.max(tl.where(valid, e, float("-inf")), 0))
+    total = tl.where(new > top, total * _exp(top - new), total)
+    return new, total + tl.sum(tl.where(valid, _exp(e - new), 0.0), 0)
+
+
+@triton.jit
+def _normalize(SCORES, MASK, x, y, length, top, total, STEPS: tl.constexpr):
+    """(A3), where the scores themselves stand."""
+    tl.debug_barrier()  # a thread reads what others have stored
+    for t0 in range(0, length, STEPS):
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+        e = tl.load(SCORES + y + t, mask=valid, other=0.0)
+        tl.store(SCORES + y + t, _exp(e - top) / total, mask=valid)
+
+
+@triton.jit
+def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS: tl.constexpr):
+    """The sum in (A13)."""
+    mean = 0.0
+    for t0 in range(0, length, STEPS):
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+        a = tl.load(SCORES + y + t, mask=valid, other=0.0)
+        mean += tl.sum(a * tl.load(DSCORES + y + t, mask=valid, other=0.0), 0)
+    return mean
+
+
+@triton.jit
+def _de(SCORES, DSCORES, at, valid, mean, SCALE: tl.constexpr, SOFTMAX: tl.constexpr):
+    """(A13), times what the scores were scaled with."""
+    de = tl.load(DSCORES + at, mask=valid, other=0.0)
+    if SOFTMAX:
+        de = tl.load(SCORES + at, mask=valid, other=0.0) * (de - mean)
+    return tl.where(valid, de * SCALE, 0.0)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def bilinear_forward(
+    STATES, V, OFFSET, LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES,
+    batch, histories, steps, x_rows, y_rows,
+    SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """(A1) with v and, for a network of one layer, which is this too, an offset a row; (A3)."""
+    row = tl.program_id(0).to(tl.int64)
+    source, length, x, y, start = place(
+        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
+    )  # fmt: skip
+    unit = tl.arange(0, PADDED)
+    v = tl.load(V + row * H + unit, mask=unit < H, other=0.0)
+    offset = 0.0
+    if OFFSET is not None:
+        offset = tl.load(OFFSET + row)
+    top, total = float("-inf"), 0.0
+    for t0 in range(0, length, STEPS):
+        t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
+        e = (tl.sum(k.to(tl.float32) * v[None, :], 1) + offset) * SCALE
+        tl.store(SCORES + y + t, e, mask=valid)
+        if SOFTMAX:
+            top, total = _seen(e, valid, top, total)
+    if SOFTMAX:
+        _normalize(SCORES, MASK, x, y, length, top, total, STEPS)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def bilinear_backward(
+    STATES, V, LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES, DSCORES, DSTATES, DV, D_OFFSET,
+    batch, histories, steps, x_rows, y_rows,
+    SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """(A13), and of (A6) the gradients of the states, by row, and of v."""
+    row = tl.program_id(0).to(tl.int64)
+    source, length, x, y, start = place(
+        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
+    )  # fmt: skip
+    unit = tl.arange(0, PADDED)
+    inside = unit < H
+    v = tl.load(V + row * H + unit, mask=inside, other=0.0)
+    mean = 0.0
+    if SOFTMAX:
+        mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS)
+    dv = tl.zeros((PADDED,), tl.float32)
+    d_offset = 0.0
+    for t0 in range(0, length, STEPS):
+        t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
+        de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)
+        dk = to(de[:, None] * v[None, :], DSTATES.dtype.element_ty)
+        tl.store(DSTATES + y * H + (t[:, None] * H + unit[None, :]), dk, mask=valid[:, None] & inside[None, :])
+        dv += tl.sum(de[:, None] * k.to(tl.float32), 0)
+        d_offset += tl.sum(de, 0)
+    tl.store(DV + row * H + unit, dv, mask=inside)
+    if D_OFFSET is not None:
+        tl.store(D_OFFSET + row, d_offset)
+
+
+@triton.jit
+def _act(z, slope, ACTIVATION: tl.constexpr):
+    """(M1); NaN passes through all four."""
+    if ACTIVATION == "sigmoid":
+        return sigmoid(z)
+    elif ACTIVATION == "relu":
+        return tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "prelu":
+        return tl.where(z > 0, z, slope * z)
+    else:
+        return z
+
+
+@triton.jit
+def _act_backward(d, z, a, slope, ACTIVATION: tl.constexpr):
+    """(M2)"""
+    if ACTIVATION == "sigmoid":
+        return d * a * (1.0 - a)
+    elif ACTIVATION == "relu":
+        return tl.where(a <= 0, 0.0, d)
+    elif ACTIVATION == "prelu":
+        return tl.where(z > 0, d, slope * d)
+    else:
+        return d
+
+
+@triton.jit
+def _vector(P, at, mask):
+    """Part of a vector in float32; zeros where there is none."""
+    if P is None:
+        return tl.zeros(at.shape, tl.float32)
+    else:
+        return tl.load(P + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _matrix(Q, W_STEP, W_P, m, unit, width, H: tl.constexpr, DTYPE: tl.constexpr):
+    """A part of (A5)'s matrix; ``m`` and ``unit`` are a row and a column of numbers, in either order."""
+    inside = (m < width) & (unit < H)
+    at = m * H + unit
+    q = tl.load(Q + unit, mask=unit < H, other=0.0)
+    return to(tl.load(W_STEP + at, mask=inside, other=0.0) + tl.load(W_P + at, mask=inside, other=0.0) * q, DTYPE)
+
+
+@triton.jit
+def _first_layer(
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(A5) of the units m: z_1, a_1 and the slopes. STATES, Q and R begin at the row's own."""
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
+    wide = m < width
+    r = tl.load(R + m, mask=wide, other=0.0)
+    z = tl.zeros((t.shape[0], m.shape[0]), tl.float32) + r[None, :]
+    for u0 in tl.range(0, hidden, BLOCK, num_stages=1):
+        unit = u0 + tl.arange(0, BLOCK)
+        mask = valid[:, None] & (unit < H)[None, :]
+        k = tl.load(STATES + (t[:, None] * H + unit[None, :]), mask=mask, other=0.0)
+        z = dot(k, _matrix(Q, W_STEP, W_P, m[None, :], unit[:, None], width, H, DTYPE), z, PRECISION)
+    slope = _vector(SLOPE_1, m, wide)
+    return z, _act(z, slope[None, :], ACTIVATION), slope
+
+
+@triton.jit
+def _second_layer(
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
+    M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z_2 of a block of steps."""
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
+    m2 = tl.arange(0, PADDED_2)
+    z = tl.zeros((t.shape[0], PADDED_2), tl.float32) + _vector(B_2, m2, m2 < M2)[None, :]
+    for m0 in tl.range(0, width, BLOCK, num_stages=1):
+        m = m0 + tl.arange(0, BLOCK)
+        z_1, a, slope = _first_layer(
+            STATES, Q, R, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
+        )  # fmt: skip
+        inside = (m < width)[:, None] & (m2 < M2)[None, :]
+        w = tl.load(W_2 + m2[None, :] * width + m[:, None], mask=inside, other=0.0)
+        z = dot(to(a, DTYPE), w, z, PRECISION)
+    return z
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def din_forward(
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, SLOPE_2, W_LAST, B_LAST,
+    LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES,
+    batch, histories, steps, x_rows, y_rows, width, hidden,
+    ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr,
+    M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(A2) by (A5), with one or two (M2 > 0) hidden layers, the first of them ``width`` wide; (A3)."""
+    row = tl.program_id(0).to(tl.int64)
+    source, length, x, y, start = place(
+        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
+    )  # fmt: skip
+    own, q, r = STATES + x * H, Q + row * H, R + row * width
+    b_last = 0.0
+    if B_LAST is not None:
+        b_last = tl.load(B_LAST)
+    top, total = float("-inf"), 0.0
+    for t0 in range(0, length, STEPS):
+        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+        if M2 > 0:
+            m2 = tl.arange(0, PADDED_2)
+            z = _second_layer(
+                own, q, r, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION, H, M2, PADDED_2, BLOCK,
+                PRECISION,
+            )  # fmt: skip
+            a = _act(z, _vector(SLOPE_2, m2, m2 < M2)[None, :], ACTIVATION)
+            e = tl.sum(a * _vector(W_LAST, m2, m2 < M2)[None, :], 1)
+        else:
+            e = tl.zeros((STEPS,), tl.float32)
+            for m0 in tl.range(0, width, BLOCK, num_stages=1):
+                m = m0 + tl.arange(0, BLOCK)
+                z, a, slope = _first_layer(
+                    own, q, r, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
+                )  # fmt: skip
+                e += tl.sum(a * _vector(W_LAST, m, m < width)[None, :], 1)
+        e = (e + b_last) * SCALE
+        tl.store(SCORES + y + t, e, mask=valid)
+        if SOFTMAX:
+            top, total = _seen(e, valid, top, total)
+    if SOFTMAX:
+        _normalize(SCORES, MASK, x, y, length, top, total, STEPS)
+
+
+@triton.jit
+def _add(at, part, mask):
+    """To a partial sum of this program's own."""
+    tl.store(at, tl.load(at, mask=mask, other=0.0) + part, mask=mask)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def din_backward(
+    STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, SLOPE_2, W_LAST,
+    LENGTHS, OFFSETS, MASK, HISTORY, Y_START, SCORES, DSCORES, DSTATES, DQ, DR,
+    DZ_2, D_STEP, D_P, D_W2, D_FIRST, D_SECOND, D_LAST_BIAS,
+    batch, histories, steps, x_rows, y_rows, width, hidden, second_width, programs,
+    ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr,
+    M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(A7) to (A13): rows n, n + programs, ... in program n, whose partial sums stand in the D_ buffers, zeros before.
+
+    D_STEP and D_P [programs, width, H]: A_k and W_p of (A9). D_W2 [programs, M2, width]. D_FIRST [programs, 2, width]:
+    the slopes' gradients and, with one hidden layer, the last weights'. D_SECOND [programs, 3, M2]: of the second layer
+    the bias, the slopes and the last weights. D_LAST_BIAS [programs]. DQ is without r's part of (A10), DR is (A8). DZ_2
+    [programs, STEPS, M2]: where z_2's gradients lie meanwhile. A product's operands are read where it is made, a block
+    at a time: kept, they leave no registers.
+    """
+    DTYPE: tl.constexpr = STATES.dtype.element_ty
+    unit = tl.arange(0, PADDED)
+    m2 = tl.arange(0, PADDED_2)
+    step = tl.arange(0, STEPS)
+    second = m2 < M2
+    part = tl.program_id(0).to(tl.int64)
+    second_at = D_SECOND + part * (3 * M2)
+    dz_at = DZ_2 + part * (STEPS * M2)
+    db_last = 0.0
+    for row in range(part, batch, programs):
+        source, length, x, y, start = place(
+            row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
+        )  # fmt: skip
+        own, q, r = STATES + x * H, Q + row * H, R + row * width
+        mean = 0.0
+        if SOFTMAX:
+            mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS)
+        for t0 in range(0, length, STEPS):
+            t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+            de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)
+            db_last += tl.sum(de, 0)
+            tl.debug_barrier()  # the last block's z_2 gradients have been read
+            if M2 > 0:
+                z_2 = _second_layer(
+                    own, q, r, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION, H, M2, PADDED_2,
+                    BLOCK, PRECISION,
+                )  # fmt: skip
+                slope_2 = _vector(SLOPE_2, m2, second)[None, :]
+                a_2 = _act(z_2, slope_2, ACTIVATION)
+                da_2 = de[:, None] * _vector(W_LAST, m2, second)[None, :]
+                dz_2 = _act_backward(da_2, z_2, a_2, slope_2, ACTIVATION)
+                _add(second_at + m2, tl.sum(dz_2, 0), second)
+                if ACTIVATION == "prelu":
+                    _add(second_at + M2 + m2, tl.sum(tl.where(z_2 > 0, 0.0, z_2 * da_2), 0), second)
+                _add(second_at + 2 * M2 + m2, tl.sum(de[:, None] * a_2, 0), second)
+                every = (step[:, None] >= 0) & second[None, :]
+                tl.store(dz_at + (step[:, None] * M2 + m2[None, :]), to(dz_2, DTYPE), mask=every)
+            dk = tl.zeros((STEPS, PADDED), tl.float32)
+            tl.debug_barrier()  # z_2's gradients and the partial sums of the last block have been stored
+            for m0 in tl.range(0, width, BLOCK, num_stages=1):
+                m = m0 + tl.arange(0, BLOCK)
+                wide = m < width
+                z_1, a_1, slope_1 = _first_layer(
+                    own, q, r, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
+                )  # fmt: skip
+                first_at = D_FIRST + part * (2 * width) + m
+                if M2 > 0:
+                    da_1 = tl.zeros((STEPS, BLOCK), tl.float32)
+                    for n0 in tl.range(0, second_width, BLOCK, num_stages=1):
+                        n = n0 + tl.arange(0, BLOCK)
+                        rows_mask = (step[:, None] >= 0) & (n < M2)[None, :]
+                        dz_rows = tl.load(dz_at + (step[:, None] * M2 + n[None, :]), mask=rows_mask, other=0.0)
+                        w2_at = n[:, None] * width + m[None, :]
+                        inside = (n < M2)[:, None] & wide[None, :]
+                        da_1 = dot(dz_rows, tl.load(W_2 + w2_at, mask=inside, other=0.0), da_1, PRECISION)
+                        dw_2 = dot(
+                            tl.trans(dz_rows), to(a_1, DTYPE), tl.zeros((BLOCK, BLOCK), tl.float32), PRECISION
+                        )  # fmt: skip
+                        _add(D_W2 + part * (M2 * width) + w2_at, dw_2, inside)
+                else:
+                    da_1 = de[:, None] * _vector(W_LAST, m, wide)[None, :]
+                    _add(first_at + width, tl.sum(de[:, None] * a_1, 0), wide)
+                if ACTIVATION == "prelu":
+                    _add(first_at, tl.sum(tl.where(z_1 > 0, 0.0, z_1 * da_1), 0), wide)
+                dz_1 = _act_backward(da_1, z_1, a_1, slope_1[None, :], ACTIVATION)
+                _add(DR + row * width + m, tl.sum(dz_1, 0), wide)
+                dz_1 = to(dz_1, DTYPE)
+                # (A12) of these units and steps, [unit, m]
+                k_mask = (unit < H)[:, None] & valid[None, :]
+                k = tl.load(own + (t[None, :] * H + unit[:, None]), mask=k_mask, other=0.0)
+                g = dot(k, dz_1, tl.zeros((PADDED, BLOCK), tl.float32), PRECISION)
+                at = m[None, :] * H + unit[:, None]
+                inside_1 = (unit < H)[:, None] & wide[None, :]
+                _add(D_STEP + part * (width * H) + at, g, inside_1)
+                _add(D_P + part * (width * H) + at, g * tl.load(q + unit, mask=unit < H, other=0.0)[:, None], inside_1)
+                dq = tl.sum(g * tl.load(W_P + at, mask=inside_1, other=0.0), 1)
+                _add(DQ + row * H + unit, dq, unit < H)
+                dk = dot(dz_1, _matrix(q, W_STEP, W_P, m[:, None], unit[None, :], width, H, DTYPE), dk, PRECISION)
+            mask = valid[:, None] & (unit < H)[None, :]
+            dk_at = DSTATES + y * H + (t[:, None] * H + unit[None, :])
+            tl.store(dk_at, to(dk, DSTATES.dtype.element_ty), mask=mask)
+    tl.store(D_LAST_BIAS + part, db_last)
