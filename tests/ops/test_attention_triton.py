@@ -286,7 +286,9 @@ def test_simulated_code_matches_reference(
     kind: str, dtype: torch.dtype, hidden: int, sizes: tuple[int, ...], layout: str, shared: bool, ptxsim: ModuleType
 ) -> None:
     """What Triton compiles for sm_80, with races on shared memory looked for."""
-    case = on_triton(kind, 4, 40, hidden, sizes=sizes, histories=3 if shared else None, activation="sigmoid")
+    # In float32 without a softmax, whose cancelling gradients leave nothing but noise to compare; other cells have it.
+    normalize = None if (kind, dtype) == ("din", torch.float32) else "softmax"
+    case = on_triton(kind, 4, 40, hidden, sizes=sizes, histories=3 if shared else None, normalize=normalize)
     history = torch.tensor([2, 0, 2, 1]) if shared else None
     with launching(simulator(ptxsim), 80):
         compare(case, layout, raggedness(layout, 3 if shared else 4, 40), history, dtype, f"{kind} {dtype}")

@@ -315,7 +315,8 @@ def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tenso
         _triton.launch(
             operands, (-(-job.batch // rows), STEP_PROGRAMS), y,
             projection, job.attention, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, made_ru, states, *job.sizes,
-            **options, ROWS=rows, STATE_WIDTH=states.stride(0), **_triton.compiler_options(4, 128),
+            **options, ROWS=rows, STATE_WIDTH=states.stride(0),
+            **_triton.compiler_options(8 if hidden > 128 else 4, 128),
         )  # fmt: skip
 
     fill(None)
