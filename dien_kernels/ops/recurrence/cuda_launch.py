@@ -1,0 +1,132 @@
+"""The CUDA C++ backend's host side: what it refuses, which instance runs, launches; ``loop_job`` has the rest.
+
+The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` or ``WIDE``, to which W_ih x is padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from dien_kernels import _native
+from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops._register import raw
+from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops.recurrence.loop_job import Job
+
+# Padded sizes of the instances, csrc/cuda/instances.h: of 16-bit storage and of float32.
+NARROW = (8, 16, 32, 40, 64, 112, 128)
+WIDE = (8, 16, 32, 40, 64)
+
+_INPUTS = (
+    "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
+    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
+    "int batch, int histories, int steps, int x_rows, int y_rows, bool reverse, bool time_major, "
+    "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
+    "int padded"
+)
+FORWARD_SCHEMA = f"({_INPUTS}, Tensor(a!) y, Tensor(b!) h_n, int rows) -> ()"
+
+
+def refuses(call: Call) -> str | None:
+    if not _native.available():
+        return f"native code is absent: {_native.reason()}"
+    archs = _native.build_facts().get("cuda_archs")
+    if not archs:
+        return "the native library was built without CUDA (DIEN_KERNELS_BUILD=cuda, with nvcc on PATH)"
+    if call.device != "cuda":
+        return f"the tensors are on {call.device}"
+    if call.dtype == torch.float64:
+        return "float64 is not among the CUDA kernels' dtypes (float32, bfloat16, float16)"
+    sizes = sizes_of(call.dtype)
+    if call.hidden_size > sizes[-1]:
+        return f"hidden={call.hidden_size} is above the {sizes[-1]} whose {call.dtype} weights fit registers"
+    return None
+
+
+def sizes_of(dtype: torch.dtype) -> tuple[int, ...]:
+    return WIDE if dtype == torch.float32 else NARROW
+
+
+def padded_size(hidden: int, dtype: torch.dtype) -> int:
+    return next(size for size in sizes_of(dtype) if size >= hidden)
+
+
+def tile_rows(batch: int, dtype: torch.dtype, multiprocessors: int) -> int:
+    """Tiles of 8 rows while each has a multiprocessor of its own: then a step's latency is all that counts."""
+    return 8 if dtype != torch.float32 and batch <= 8 * multiprocessors else 16
+
+
+def multiprocessors_of(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 0
+
+
+def _launch(name: str, *arguments: Any) -> None:
+    """Every launch goes through here; a test that simulates the kernels takes its place."""
+    raw(f"_cuda_recurrence_{name}")(*arguments)
+
+
+def _projection(job: Job, size: int) -> Tensor:
+    """W_ih x and, unless it is scaled afterwards, the biases that are added to it in any case: [x_rows, 3 * size]."""
+    hidden, bias = job.hidden, None
+    w_ih = job.w_ih
+    if not job.scale_input:
+        side = job.b_hh
+        if side is not None and not job.reset_before:
+            side = pad(side[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
+        given = [b for b in (job.b_ih, side) if b is not None]
+        bias = sum(given[1:], given[0]).to(w_ih.dtype) if given else None
+    if job.beta0 == 0 and job.beta1 == 0:  # AGRU: NaN in weights that are not used is no one's
+        used = torch.ones(3, 1, dtype=torch.bool, device=w_ih.device).index_fill(
+            0, torch.tensor([1], device=w_ih.device), False
+        )
+        w_ih = torch.where(used.unsqueeze(2), w_ih.unflatten(0, (3, hidden)), 0).flatten(0, 1)
+        bias = None if bias is None else torch.where(used, bias.view(3, hidden), 0).flatten()
+    return linear(
+        job.x, loop_job.padded(w_ih, hidden, size), None if bias is None else loop_job.padded(bias, hidden, size)
+    )
+
+
+def _inputs(job: Job, order: Tensor, size: int) -> tuple[Any, ...]:
+    """The arguments of ``_INPUTS``."""
+    return (
+        *job.rows(order), _projection(job, size), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
+        *job.sizes, job.reverse, job.time_major,
+        job.alpha0, job.alpha1, job.beta0, job.beta1, job.scale_input, job.keep_side, job.reset_before, size,
+    )  # fmt: skip
+
+
+def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
+    hidden = w_hh.shape[1]
+    if hidden % 2:  # pairs of units travel together: one more, that stays zero
+        y, h_n, order = fwd(
+            x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, *options
+        )
+        return y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), order
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    y = job.new(*job.y_shape)
+    order = job.order()
+    if job.nothing:
+        return *loop_job.forward_of_nothing(job, y), order
+    h_n = x.new_empty(job.batch, job.hidden)
+    inputs = _inputs(job, order, padded_size(hidden, x.dtype))
+    _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
+    return y, h_n, order
+
+
+def _even(
+    hidden: int, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Weights, biases and h0 with one more unit, all zeros."""
+    b_ih, b_hh = (None if b is None else loop_job.padded(b, hidden, hidden + 1) for b in (b_ih, b_hh))
+    return (
+        loop_job.padded(w_ih, hidden, hidden + 1),
+        loop_job.padded(pad(w_hh, (0, 1)), hidden, hidden + 1),
+        b_ih,
+        b_hh,
+        None if h0 is None else pad(h0, (0, 1)),
+    )

@@ -1,0 +1,118 @@
+"""A stand-in for ``cuda_launch._launch``: the compiled kernels in ptxsim, for machines without a GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dien_kernels.ops.recurrence import cuda_launch
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+SEEDS = (0, 1, 5)  # ptxsim's orders of threads and blocks: as they are, reversed, shuffled
+
+
+def missing() -> str | None:
+    """Why nothing can be simulated here, or None."""
+    if shutil.which("nvcc") is None:
+        return "nvcc is not on PATH"
+    if not (_folder() / "__init__.py").exists():
+        return "ptxsim is not there: set PTXSIM to its folder"
+    return None
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("PTXSIM", ROOT.parent / "shared" / "ptxsim"))
+
+
+@lru_cache
+def ptxsim() -> ModuleType:
+    folder = _folder()
+    sys.path.insert(0, str(folder.parent))
+    try:
+        return __import__(folder.name)
+    finally:
+        sys.path.remove(str(folder.parent))
+
+
+@lru_cache(maxsize=8)
+def module_of(name: str, padded: int, race: bool, prof: bool = False) -> Any:
+    """One file of kernels for one size, translated for the simulator."""
+    flags = [f"-DDIEN_ONLY={padded}", "-std=c++20"]
+    return ptxsim().load(ROOT / f"csrc/cuda/{name}.cu", arch="sm_80", flags=flags, race=race, prof=prof)
+
+
+def _pointers(tensors: list[Tensor | None]) -> bytes:
+    return struct.pack(f"<{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
+
+
+class Simulator:
+    """Runs every launch. ``guarded``: tensors end at an unmapped page, and what kernels write starts as NaN."""
+
+    def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, guarded: bool = True) -> None:
+        self.seed, self.race, self.rows, self.guarded = seed, race, rows, guarded
+        self.launches: list[tuple[str, int, int]] = []  # kernel, padded size, rows of a tile
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        getattr(self, name)(*arguments)
+
+    def _inputs(self, arguments: tuple[Any, ...]) -> tuple[list[Tensor | None], Callable[[list[Tensor | None]], bytes]]:
+        """The tensors of ``cuda_launch._INPUTS`` and how they become ``Inputs`` of csrc/cuda/params.h."""
+        tensors, numbers = list(arguments[:11]), arguments[11:]
+        sizes, layout, coefficients, flags = numbers[:5], numbers[5:7], numbers[7:11], numbers[11:14]
+        hidden = tensors[7].shape[1]
+
+        def packed(t: list[Tensor | None]) -> bytes:
+            rows = _pointers(t[:5]) + struct.pack("<5q2i", *sizes, *layout)
+            return rows + struct.pack("<4f4i", *coefficients, *flags, hidden) + _pointers(t[5:])
+
+        return tensors, packed
+
+    def _guard(self, tensors: list[Tensor | None]) -> list[Tensor | None]:
+        if not self.guarded:
+            return tensors
+        return [None if t is None else ptxsim().guard(t) for t in tensors]
+
+    def _poisoned(self, tensors: list[Tensor | None], zeroed: bool) -> list[Tensor | None]:
+        """Results as the kernels find them: NaN, but for those that must be zero where no step is."""
+        return [None if t is None else t if zeroed else t.fill_(float("nan")) for t in tensors]
+
+    def forward(self, *arguments: Any) -> None:
+        inputs, packed = self._inputs(arguments)
+        padded, y, h_n, rows = arguments[-4:]
+        rows = self.rows or rows
+        inputs = self._guard(inputs)
+        # All of y is written only where no row can end early; elsewhere it comes as zeros, which must stay.
+        everything = inputs[1] is None and inputs[2] is None
+        results = self._guard([y.fill_(float("nan")) if everything else y, h_n.fill_(float("nan"))])
+        kernels = module_of(f"forward_{STORE[y.dtype]}", padded, self.race)
+        threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
+        self.launches.append(("forward", padded, rows))
+        kernels.kernel(f"forward{rows}")(
+            -(-arguments[11] // rows), threads, [packed(inputs) + _pointers(results)],
+            seed=self.seed, reachable=[t for t in (*inputs, *results) if t is not None],
+        )  # fmt: skip
+        y.copy_(results[0])
+        h_n.copy_(results[1])
+
+
+@contextmanager
+def simulating(simulator: Simulator) -> Iterator[None]:
+    """Tensors on the CPU are taken by the backend ``cuda``."""
+    with (
+        mock.patch.object(cuda_launch, "refuses", return_value=None),
+        mock.patch.object(cuda_launch, "_launch", simulator),
+    ):
+        yield
