@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from dien_kernels.ops import _dispatch
 from dien_kernels.ops.recurrence import cuda_launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,9 +86,9 @@ class Simulator:
             return tensors
         return [None if t is None else ptxsim().guard(t) for t in tensors]
 
-    def _poisoned(self, tensors: list[Tensor | None], zeroed: bool) -> list[Tensor | None]:
-        """Results as the kernels find them: NaN, but for those that must be zero where no step is."""
-        return [None if t is None else t if zeroed else t.fill_(float("nan")) for t in tensors]
+    def _run(self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any) -> None:
+        module = module_of(file, padded, self.race)
+        module.kernel(kernel)(grid, threads, [params], seed=self.seed, reachable=[t for t in tensors if t is not None])
 
     def forward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
@@ -97,22 +98,54 @@ class Simulator:
         # All of y is written only where no row can end early; elsewhere it comes as zeros, which must stay.
         everything = inputs[1] is None and inputs[2] is None
         results = self._guard([y.fill_(float("nan")) if everything else y, h_n.fill_(float("nan"))])
-        kernels = module_of(f"forward_{STORE[y.dtype]}", padded, self.race)
-        threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
         self.launches.append(("forward", padded, rows))
-        kernels.kernel(f"forward{rows}")(
-            -(-arguments[11] // rows), threads, [packed(inputs) + _pointers(results)],
-            seed=self.seed, reachable=[t for t in (*inputs, *results) if t is not None],
+        threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
+        self._run(
+            f"forward_{STORE[y.dtype]}", f"forward{rows}", padded, -(-arguments[11] // rows), threads,
+            packed(inputs) + _pointers(results), (*inputs, *results),
         )  # fmt: skip
         y.copy_(results[0])
         h_n.copy_(results[1])
+
+    def backward(self, *arguments: Any) -> None:
+        inputs, packed = self._inputs(arguments)
+        padded, *given = arguments[-9:-5]
+        outputs = arguments[-5:]
+        inputs, given = self._guard(inputs), self._guard(given)
+        gates, states, d_attention, d_bias, dh0 = outputs
+        everything = inputs[1] is None and inputs[2] is None
+        for t in (gates, states, d_attention) if everything else ():
+            if t is not None:
+                t.fill_(float("nan"))
+        for t in (d_bias, dh0):
+            t.fill_(float("nan"))
+        results = self._guard(list(outputs))
+        self.launches.append(("backward", padded, 16))
+        self._run(
+            f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-arguments[11] // 16), padded // 8 * 32,
+            packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results),
+        )  # fmt: skip
+        for t, result in zip(outputs, results, strict=True):
+            if t is not None:
+                t.copy_(result)
+
+    def sum_readers(self, gates: Tensor, dgx: Tensor, readers: Tensor, first: Tensor, *rest: Any) -> None:
+        lengths, offsets, y_start, *sizes, time_major = rest
+        width = gates.stride(0)
+        whole = gates.as_strided((gates.shape[0], width - gates.storage_offset()), (width, 1))
+        tensors = self._guard([lengths, offsets, y_start, readers, first])
+        params = _pointers([None, *tensors[:2], None, tensors[2]]) + struct.pack("<5q2i", *sizes, False, time_major)
+        params += _pointers([whole, dgx, *tensors[3:]]) + struct.pack("<2i", dgx.shape[1], width)
+        short = {torch.bfloat16: "BFloat16", torch.float16: "Float16", torch.float32: "Float32"}[gates.dtype]
+        self.launches.append(("sum_readers", 0, 0))
+        self._run("sum_readers", short, 0, (sizes[1], 3), 128, params, (*tensors, whole, dgx))
 
 
 @contextmanager
 def simulating(simulator: Simulator) -> Iterator[None]:
     """Tensors on the CPU are taken by the backend ``cuda``."""
     with (
-        mock.patch.object(cuda_launch, "refuses", return_value=None),
+        mock.patch.dict(_dispatch._refusals["recurrence"], cuda=lambda call: None),
         mock.patch.object(cuda_launch, "_launch", simulator),
     ):
         yield

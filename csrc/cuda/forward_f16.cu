@@ -12,7 +12,7 @@ cudaError_t forward_f16(const Forward& p, int padded, int rows, cudaStream_t str
   case P:                                                                                          \
     if (rows == 8) return run(forward8<Float16, P>, Forward8<Float16, P>::kThreads, p, 8, stream); \
     return run(forward16<Float16, P>, Tile16<Float16, P>::kThreads, p, 16, stream);
-  switch (padded) { DIEN_NARROW_SIZES(DIEN_CASE) }
+  switch (padded) { DIEN_FORWARD_NARROW(DIEN_CASE) }
 #undef DIEN_CASE
   return cudaErrorInvalidValue;
 }

@@ -10,7 +10,7 @@ cudaError_t forward_f32(const Forward& p, int padded, int rows, cudaStream_t str
 #define DIEN_CASE(P) \
   case P:            \
     return rows == 8 ? cudaErrorInvalidValue : run(forward16<Float32, P>, Tile16<Float32, P>::kThreads, p, 16, stream);
-  switch (padded) { DIEN_WIDE_SIZES(DIEN_CASE) }
+  switch (padded) { DIEN_FORWARD_WIDE(DIEN_CASE) }
 #undef DIEN_CASE
   return cudaErrorInvalidValue;
 }

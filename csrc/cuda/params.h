@@ -58,4 +58,13 @@ struct Backward {
   float* dh0;          // [batch, H]
 };
 
+struct SumReaders {
+  Rows rows;               // order and history are not read
+  const void* from;        // [y_rows, width], storage dtype: its first `columns` columns are read
+  void* to;                // [x_rows, columns], storage dtype; steps that do not exist are not written
+  const int64_t* readers;  // [batch]: the rows of history u, in row order, are readers[first[u] .. first[u + 1])
+  const int64_t* first;    // [histories + 1]
+  int32_t columns, width;  // even
+};
+
 }  // namespace dien::cuda

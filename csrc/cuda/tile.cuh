@@ -112,8 +112,8 @@ struct Float16 : Narrow<__half> {
   }
 };
 
-// float32 to its own accuracy on TF32 units: an operand is the sum of two TF32 numbers, and the product of their low
-// parts, below 2^-22, is left out.
+// float32 to its own accuracy on TF32 units: an operand is the sum of two TF32 numbers, good to 2^-22, and the product of
+// the low parts, below 2^-20 of the whole, is left out.
 struct Float32 {
   using Element = float;
   using Pair = float2;
@@ -124,15 +124,10 @@ struct Float32 {
   static __device__ __forceinline__ float round(float v) { return v; }
   static __device__ __forceinline__ float2 widen_pair(float2 v) { return v; }
   static __device__ __forceinline__ float2 round_pair(float a, float b) { return make_float2(a, b); }
-  static __device__ __forceinline__ uint32_t to_tf32(float v) {
-    uint32_t result;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(v));
-    return result;
-  }
-  // Of an infinite value the low part is NaN, and so is what becomes of it: no state lives through a step with it.
+  // The high part is cut off, as the instruction does with the last 13 bits; the low part is rounded.
   static __device__ __forceinline__ void split(uint32_t (&parts)[2], uint32_t word) {
-    parts[0] = to_tf32(__uint_as_float(word));
-    parts[1] = to_tf32(__uint_as_float(word) - __uint_as_float(parts[0]));
+    parts[0] = word & 0xffffe000u;
+    parts[1] = bits_of(__uint_as_float(word) - __uint_as_float(parts[0])) + 0x1000u;
   }
   static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     DIEN_MMA("m16n8k8", "tf32.tf32", c, a, b0, b1);
@@ -194,6 +189,6 @@ __device__ __forceinline__ Strides strides_of(const Rows& r) {
 }
 
 // What stands for an input that is absent: a zero for each of a pair's values.
-__device__ const float kNothing[2] = {0.f, 0.f};
+alignas(8) __device__ const float kNothing[2] = {0.f, 0.f};
 
 }  // namespace dien::cuda

@@ -132,9 +132,23 @@ struct Tile16 {
     }
   }
 
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Weights& w, int k) {
+    memcpy(parts, w[k], sizeof(parts));
+  }
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t word = w[k][half], split[kParts];
+      if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
+      S::split(split, word);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];
+    }
+  }
+
   // c[gate] += tile w[gate], for `Count` gates from `First` on.
-  template <int First, int Count>
-  __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Weights (&w)[3]) const {
+  template <int First, int Count, class Factor>
+  __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Factor (&w)[3]) const {
     const uint32_t from = fragments(tile);
     float small[3][4] = {};
 #pragma unroll
@@ -142,7 +156,11 @@ struct Tile16 {
       uint32_t a[kParts][4];
       load_fragment(a, from, k);
 #pragma unroll
-      for (int gate = First; gate < First + Count; ++gate) multiply_step(c[gate], small[gate], a, w[gate][k]);
+      for (int gate = First; gate < First + Count; ++gate) {
+        uint32_t b[kParts][2];
+        parts_of(b, w[gate], k);
+        multiply_step(c[gate], small[gate], a, b);
+      }
     }
     if constexpr (kParts == 2) {
 #pragma unroll

@@ -27,6 +27,7 @@ class Call(NamedTuple):
     input_size: int
     hidden_size: int
     option: str = ""
+    backward: bool = False  # whether a gradient will be asked for
 
 
 Refuses = Callable[[Call], "str | None"]

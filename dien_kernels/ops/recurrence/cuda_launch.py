@@ -19,8 +19,8 @@ from dien_kernels.ops.recurrence import loop_job
 from dien_kernels.ops.recurrence.loop_job import Job
 
 # Padded sizes of the instances, csrc/cuda/instances.h: of 16-bit storage and of float32.
-NARROW = (8, 16, 32, 40, 64, 112, 128)
-WIDE = (8, 16, 32, 40, 64)
+FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
+BACKWARD_NARROW, BACKWARD_WIDE = (8, 16, 32, 40, 64), (8, 16, 32)
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
@@ -30,6 +30,15 @@ _INPUTS = (
     "int padded"
 )
 FORWARD_SCHEMA = f"({_INPUTS}, Tensor(a!) y, Tensor(b!) h_n, int rows) -> ()"
+BACKWARD_SCHEMA = (
+    f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor(a!) gates, Tensor(b!) states, "
+    "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
+)
+SUM_READERS_SCHEMA = (
+    "(Tensor gates, Tensor(a!) dgx, Tensor readers, Tensor first, Tensor? lengths, Tensor? offsets, Tensor? y_start, "
+    "int batch, int histories, int steps, int x_rows, int y_rows, bool time_major) -> ()"
+)
+SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
 
 
 def refuses(call: Call) -> str | None:
@@ -42,18 +51,22 @@ def refuses(call: Call) -> str | None:
         return f"the tensors are on {call.device}"
     if call.dtype == torch.float64:
         return "float64 is not among the CUDA kernels' dtypes (float32, bfloat16, float16)"
-    sizes = sizes_of(call.dtype)
-    if call.hidden_size > sizes[-1]:
-        return f"hidden={call.hidden_size} is above the {sizes[-1]} whose {call.dtype} weights fit registers"
+    for backward in (False, True)[: 1 + call.backward]:
+        largest = sizes_of(call.dtype, backward)[-1]
+        if call.hidden_size > largest:
+            what = f"{str(call.dtype).removeprefix('torch.')} {'backward' if backward else 'forward'}"
+            return f"hidden={call.hidden_size} is above the {largest} whose weights the {what} keeps in registers"
     return None
 
 
-def sizes_of(dtype: torch.dtype) -> tuple[int, ...]:
-    return WIDE if dtype == torch.float32 else NARROW
+def sizes_of(dtype: torch.dtype, backward: bool) -> tuple[int, ...]:
+    if dtype == torch.float32:
+        return BACKWARD_WIDE if backward else FORWARD_WIDE
+    return BACKWARD_NARROW if backward else FORWARD_NARROW
 
 
-def padded_size(hidden: int, dtype: torch.dtype) -> int:
-    return next(size for size in sizes_of(dtype) if size >= hidden)
+def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:
+    return next(size for size in sizes_of(dtype, backward) if size >= hidden)
 
 
 def tile_rows(batch: int, dtype: torch.dtype, multiprocessors: int) -> int:
@@ -113,9 +126,48 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     if job.nothing:
         return *loop_job.forward_of_nothing(job, y), order
     h_n = x.new_empty(job.batch, job.hidden)
-    inputs = _inputs(job, order, padded_size(hidden, x.dtype))
+    inputs = _inputs(job, order, padded_size(hidden, x.dtype, backward=False))
     _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
     return y, h_n, order
+
+
+def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
+    hidden = w_hh.shape[1]
+    if hidden % 2:
+        dy, dh_n, y = (None if t is None else pad(t, (0, 1)) for t in (dy, dh_n, y))
+        dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = bwd(
+            dy, dh_n, x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, y, order,
+            need_dx, *options,
+        )  # fmt: skip
+        dw_ih, dw_hh, db_ih, db_hh = (
+            loop_job.unpadded(t, hidden, hidden + 1) for t in (dw_ih, dw_hh[:, :hidden], db_ih, db_hh)
+        )
+        return dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0[:, :hidden].contiguous()
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    if job.nothing:
+        return loop_job.backward_of_nothing(job, dh_n, need_dx)
+    size = padded_size(hidden, x.dtype, backward=True)
+    left = loop_job.left(job, -(-job.batch // 16), size)
+    _launch(
+        "backward", *_inputs(job, order, size), y, _aligned(dy), None if dh_n is None else dh_n.contiguous(),
+        left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
+    )  # fmt: skip
+    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
+
+
+def _aligned(t: Tensor | None) -> Tensor | None:
+    """The kernels read pairs of elements."""
+    if t is None:
+        return None
+    t = t.contiguous()
+    return t.clone() if t.data_ptr() % (2 * t.itemsize) else t
+
+
+def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
+    dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
+    readers = loop_job.readers_of(job)
+    _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
+    return dgx
 
 
 def _even(

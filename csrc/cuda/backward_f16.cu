@@ -1,0 +1,18 @@
+// The backward's instances for one storage dtype.
+#include "backward16.cuh"
+#include "instances.h"
+#include "launch.h"
+#include "run.h"
+
+namespace dien::cuda {
+
+cudaError_t backward_f16(const Backward& p, int padded, cudaStream_t stream) {
+#define DIEN_CASE(P) \
+  case P:            \
+    return run(backward16<Float16, P>, Tile16<Float16, P>::kThreads, p, 16, stream);
+  switch (padded) { DIEN_BACKWARD_NARROW(DIEN_CASE) }
+#undef DIEN_CASE
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace dien::cuda
