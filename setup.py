@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DIEN_KERNELS_BUILD") or "auto"
 JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
-CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 90 100").split()
+CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
@@ -107,6 +107,7 @@ def build_native(out, backends):
         linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
         archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+        archs[-1] = archs[-1].replace("code=sm_", "code=[compute_{0},sm_").format(CUDA_ARCHS[-1]) + "]"  # PTX for newer
         nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *archs]
         jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
         torch_flags += ["-DDIEN_WITH_CUDA"]

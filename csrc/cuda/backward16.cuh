@@ -379,14 +379,27 @@ struct Backward16 : Tile16<S, Padded> {
       reset_of<Scale>(r, u, x, ahead[0], longest - 1, sign);
       __syncthreads();
     }
+    if constexpr (S::kParts == 2) {  // one step at a time: two in one loop would not fit registers
 #pragma unroll 1
-    for (int t = longest - 1; t >= 0; t -= 2) {
-      if constexpr (Before) {
-        step_before<Scale>(t, r, u, ahead[0], ahead[1], sign);
-        if (t > 0) step_before<Scale>(t - 1, r, u, ahead[1], ahead[0], sign);
-      } else {
-        step_after<Scale>(t, 0, ahead[0], ahead[1], sign);
-        if (t > 0) step_after<Scale>(t - 1, 1, ahead[1], ahead[0], sign);
+      for (int t = longest - 1; t >= 0; --t) {
+        if constexpr (Before) {
+          step_before<Scale>(t, r, u, ahead[0], ahead[1], sign);
+        } else {
+          step_after<Scale>(t, 0, ahead[0], ahead[1], sign);
+        }
+        const Ahead later = ahead[0];
+        ahead[0] = ahead[1], ahead[1] = later;
+      }
+    } else {
+#pragma unroll 1
+      for (int t = longest - 1; t >= 0; t -= 2) {
+        if constexpr (Before) {
+          step_before<Scale>(t, r, u, ahead[0], ahead[1], sign);
+          if (t > 0) step_before<Scale>(t - 1, r, u, ahead[1], ahead[0], sign);
+        } else {
+          step_after<Scale>(t, 0, ahead[0], ahead[1], sign);
+          if (t > 0) step_after<Scale>(t - 1, 1, ahead[1], ahead[0], sign);
+        }
       }
     }
   }

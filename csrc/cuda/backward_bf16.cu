@@ -6,13 +6,13 @@
 
 namespace dien::cuda {
 
-cudaError_t backward_bf16(const Backward& p, int padded, cudaStream_t stream) {
+int backward_bf16(const Backward& p, int padded, Stream stream) {
 #define DIEN_CASE(P) \
   case P:            \
     return run(backward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream);
   switch (padded) { DIEN_BACKWARD_NARROW(DIEN_CASE) }
 #undef DIEN_CASE
-  return cudaErrorInvalidValue;
+  return kInvalidValue;
 }
 
 }  // namespace dien::cuda

@@ -6,13 +6,13 @@
 
 namespace dien::cuda {
 
-cudaError_t backward_f32(const Backward& p, int padded, cudaStream_t stream) {
+int backward_f32(const Backward& p, int padded, Stream stream) {
 #define DIEN_CASE(P) \
   case P:            \
     return run(backward16<Float32, P>, Tile16<Float32, P>::kThreads, p, 16, stream);
   switch (padded) { DIEN_BACKWARD_WIDE(DIEN_CASE) }
 #undef DIEN_CASE
-  return cudaErrorInvalidValue;
+  return kInvalidValue;
 }
 
 }  // namespace dien::cuda

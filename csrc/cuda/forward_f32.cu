@@ -6,13 +6,13 @@
 
 namespace dien::cuda {
 
-cudaError_t forward_f32(const Forward& p, int padded, int rows, cudaStream_t stream) {
+int forward_f32(const Forward& p, int padded, int rows, Stream stream) {
 #define DIEN_CASE(P) \
   case P:            \
-    return rows == 8 ? cudaErrorInvalidValue : run(forward16<Float32, P>, Tile16<Float32, P>::kThreads, p, 16, stream);
+    return rows == 8 ? kInvalidValue : run(forward16<Float32, P>, Tile16<Float32, P>::kThreads, p, 16, stream);
   switch (padded) { DIEN_FORWARD_WIDE(DIEN_CASE) }
 #undef DIEN_CASE
-  return cudaErrorInvalidValue;
+  return kInvalidValue;
 }
 
 }  // namespace dien::cuda

@@ -6,7 +6,7 @@
 
 namespace dien::cuda {
 
-cudaError_t sum_readers(const SumReaders& p, Store store, cudaStream_t stream) {
+int sum_readers(const SumReaders& p, Store store, Stream stream) {
   // A jagged history's length is not known here; its blocks stride over its steps.
   const int64_t steps = p.rows.offsets ? 64 : std::clamp<int64_t>(p.rows.steps, 1, 65535);
   const dim3 grid(unsigned(p.rows.histories), unsigned(steps));

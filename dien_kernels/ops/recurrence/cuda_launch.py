@@ -20,7 +20,7 @@ from dien_kernels.ops.recurrence.loop_job import Job
 
 # Padded sizes of the instances, csrc/cuda/instances.h: of 16-bit storage and of float32.
 FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
-BACKWARD_NARROW, BACKWARD_WIDE = (8, 16, 32, 40, 64), (8, 16, 32)
+BACKWARD_NARROW, BACKWARD_WIDE = (8, 16, 32, 40, 64), (8, 16, 32, 40)
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
@@ -41,6 +41,26 @@ SUM_READERS_SCHEMA = (
 SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
 
 
+_older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
+
+
+def look_at_driver() -> None:
+    """Once the native library is loaded: whether the machine's driver is too old for the toolkit inside."""
+    global _older_driver
+    if not _native.available() or not _native.build_facts().get("cuda_archs"):
+        return
+    driver, runtime = raw("_cuda_driver_version")(), raw("_cuda_runtime_version")()
+    if 0 < driver < runtime:
+        _older_driver = (
+            f"the native library was built with CUDA {_version(runtime)}, and the driver takes no more than "
+            f"CUDA {_version(driver)}: update the driver, or build with an older nvcc"
+        )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def refuses(call: Call) -> str | None:
     if not _native.available():
         return f"native code is absent: {_native.reason()}"
@@ -49,6 +69,8 @@ def refuses(call: Call) -> str | None:
         return "the native library was built without CUDA (DIEN_KERNELS_BUILD=cuda, with nvcc on PATH)"
     if call.device != "cuda":
         return f"the tensors are on {call.device}"
+    if _older_driver:
+        return _older_driver
     if call.dtype == torch.float64:
         return "float64 is not among the CUDA kernels' dtypes (float32, bfloat16, float16)"
     for backward in (False, True)[: 1 + call.backward]:
