@@ -21,10 +21,14 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-asan bench gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-ptx test-asan bench gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
+
+# Every compiled kernel instance in a simulator of PTX, with nvcc: PTXSIM names the simulator's folder.
+test-ptx: $(BUILT)
+	$(TEST_ENV) $(PY) -m pytest tests -m ptx
 
 # DATA=path: your own logs (Parquet or CSV with the usual column names) instead of synthetic ones.
 demo: $(BUILT)

@@ -19,12 +19,12 @@ _reasons: dict[Cell, set[str]] = {}
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: runs the C++ library; make test-asan selects these")
     config.addinivalue_line("markers", "sweep: a long search, run only when asked for with -m sweep")
+    config.addinivalue_line("markers", "ptx: every compiled kernel in ptxsim, run only by make test-ptx (-m ptx)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "sweep" in config.getoption("-m"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("sweep")]
+    unasked = [name for name in ("sweep", "ptx") if name not in config.getoption("-m")]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("sweep")]

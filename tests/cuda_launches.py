@@ -52,7 +52,8 @@ def ptxsim() -> ModuleType:
 def module_of(name: str, padded: int, race: bool, prof: bool = False) -> Any:
     """One file of kernels for one size, translated for the simulator."""
     flags = [f"-DDIEN_ONLY={padded}", "-std=c++20"]
-    return ptxsim().load(ROOT / f"csrc/cuda/{name}.cu", arch="sm_80", flags=flags, race=race, prof=prof)
+    source = ROOT / "csrc" / "cuda" / f"{name}.cu"
+    return ptxsim().load(source, arch="sm_80", flags=flags, race=race, prof=prof, optimise="-O0")  # it compiles longer
 
 
 def _pointers(tensors: list[Tensor | None]) -> bytes:
@@ -60,10 +61,10 @@ def _pointers(tensors: list[Tensor | None]) -> bytes:
 
 
 class Simulator:
-    """Runs every launch. ``guarded``: tensors end at an unmapped page, and what kernels write starts as NaN."""
+    """Runs every launch. Tensors end at an unmapped page; results start as NaN where the kernels must write them all."""
 
-    def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, guarded: bool = True) -> None:
-        self.seed, self.race, self.rows, self.guarded = seed, race, rows, guarded
+    def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, prof: bool = False) -> None:
+        self.seed, self.race, self.rows, self.prof = seed, race, rows, prof
         self.launches: list[tuple[str, int, int]] = []  # kernel, padded size, rows of a tile
 
     def __call__(self, name: str, *arguments: Any) -> None:
@@ -82,12 +83,10 @@ class Simulator:
         return tensors, packed
 
     def _guard(self, tensors: list[Tensor | None]) -> list[Tensor | None]:
-        if not self.guarded:
-            return tensors
         return [None if t is None else ptxsim().guard(t) for t in tensors]
 
     def _run(self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any) -> None:
-        module = module_of(file, padded, self.race)
+        module = module_of(file, padded, self.race, self.prof)
         module.kernel(kernel)(grid, threads, [params], seed=self.seed, reachable=[t for t in tensors if t is not None])
 
     def forward(self, *arguments: Any) -> None:
