@@ -61,7 +61,7 @@ def _pointers(tensors: list[Tensor | None]) -> bytes:
 
 
 class Simulator:
-    """Runs every launch. Tensors end at an unmapped page; results start as NaN where the kernels must write them all."""
+    """Runs every launch. Tensors end at an unmapped page; results start as NaN where kernels must write them all."""
 
     def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, prof: bool = False) -> None:
         self.seed, self.race, self.rows, self.prof = seed, race, rows, prof

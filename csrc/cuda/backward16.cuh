@@ -29,7 +29,8 @@ struct Backward16 : Tile16<S, Padded> {
 
   // A thread's part of a step's inputs.
   struct Ahead {
-    Pair gate[2][3], h[2], dy[2];
+    float2 gate[2][3];
+    Pair h[2], dy[2];
     float attention[2];
   };
 
@@ -39,7 +40,7 @@ struct Backward16 : Tile16<S, Padded> {
   float dh[4] = {0, 0, 0, 0}, h0[4] = {0, 0, 0, 0};
   float d_bias[4][2] = {};  // r, u, n, gh_n
   int length[2], longest = 0;
-  const unsigned char* projection[2];
+  const float* projection[2];
   const float* attention[2];
   float* d_attention[2];
   const Element *h[2], *dy[2];
@@ -59,7 +60,7 @@ struct Backward16 : Tile16<S, Padded> {
     const Strides strides = strides_of(in.rows);
     const int hidden = in.cell.hidden;
     const bool inside = unit < hidden;
-    constexpr int64_t kWidth = 3 * Padded * Tile::kSize;
+    constexpr int64_t kWidth = 3 * Padded;
     projection_step = strides.x * kWidth;
     attention_step = in.attention ? strides.attention : 0;
     y_step = strides.y;
@@ -76,8 +77,7 @@ struct Backward16 : Tile16<S, Padded> {
       const bool any = row.length > 0;  // a row without steps may start past the end
       const int64_t last = max(row.length - 1, 0);
       const int64_t y = row.y + last * strides.y;
-      projection[i] = static_cast<const unsigned char*>(in.projection) + (any ? row.x + last * strides.x : 0) * kWidth +
-                      unit * Tile::kSize;
+      projection[i] = static_cast<const float*>(in.projection) + (any ? row.x + last * strides.x : 0) * kWidth + unit;
       const int64_t at = row.attention + last * strides.attention;
       attention[i] = in.attention && any ? in.attention + at : kNothing;
       d_attention[i] = p.d_attention + at;
@@ -104,7 +104,7 @@ struct Backward16 : Tile16<S, Padded> {
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate)
-        to.gate[i][gate] = *reinterpret_cast<const Pair*>(projection[i] + gate * Padded * Tile::kSize);
+        to.gate[i][gate] = *reinterpret_cast<const float2*>(projection[i] + gate * Padded);
       to.attention[i] = *attention[i];
       to.h[i] = *reinterpret_cast<const Pair*>(h[i]);
       to.dy[i] = *reinterpret_cast<const Pair*>(dy[i]);
@@ -134,15 +134,14 @@ struct Backward16 : Tile16<S, Padded> {
   __device__ __forceinline__ void start(float (&c)[3][4], float (&x)[3][4], const Ahead& now) const {
 #pragma unroll
     for (int gate = First; gate < First + Count; ++gate) {
-      const float2 b = Scale ? *reinterpret_cast<const float2*>(&shared.bias[gate][unit]) : float2{};
+      const float2 b = *reinterpret_cast<const float2*>(&shared.bias[gate][unit]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 pair = S::widen_pair(now.gate[i][gate]);
-        x[gate][2 * i] = pair.x, x[gate][2 * i + 1] = pair.y;
+        x[gate][2 * i] = now.gate[i][gate].x, x[gate][2 * i + 1] = now.gate[i][gate].y;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int e = 2 * i + j;
-          c[gate][e] = Scale ? fmaf(now.attention[i], x[gate][e], j ? b.y : b.x) : x[gate][e];
+          c[gate][e] = (Scale ? now.attention[i] * x[gate][e] : x[gate][e]) + (j ? b.y : b.x);
         }
       }
     }

@@ -29,8 +29,9 @@ struct Cell {
 struct Inputs {
   Rows rows;
   Cell cell;
-  // W_ih x of every step of x, storage dtype, [x_rows, 3, P] with zeros from H on; x_rows is at least 1. Unless the input
-  // is scaled, all biases but b_hn are in it (b_hn too, with the reset before the product).
+  // W_ih x of every step of x, [x_rows, 3, P] with zeros from H on; x_rows is at least 1. For the forward in the storage
+  // dtype and, unless the input is scaled, with all biases but b_hn in it (b_hn too, with the reset before the product).
+  // For the backward in float32, without biases: rounded it would be the attention gradient's largest error.
   const void* projection;
   const float* attention;    // [batch, steps], or one for each step of y; null: none
   const void* w_hh;          // [3H, H], storage dtype

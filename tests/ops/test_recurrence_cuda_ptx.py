@@ -29,7 +29,10 @@ HIDDEN = {8: 7, 16: 16, 32: 30, 40: 36, 64: 64, 112: 100, 128: 128}
 
 
 def cases(dtype: torch.dtype, hidden: int) -> list[Case]:
-    """Both resets with and without a scaled input, all forms and layouts, and rows of length 0."""
+    """Both resets with and without a scaled input, all forms and layouts, and rows of length 0.
+
+    Enough rows that plain torch is not exact by luck: a sum over units cancels most of what it adds up.
+    """
     base = Case("authors", dtype, B=21, T=5, I=8, H=hidden)
     return [
         base,
@@ -37,7 +40,7 @@ def cases(dtype: torch.dtype, hidden: int) -> list[Case]:
         replace(base, kind="aigru", time_major=True, reverse=True),
         replace(base, kind="paper", B=17, reset="before", reverse=True, bias="ih"),
         replace(base, kind="gru", B=33, T=3, ragged="full", bias="none", h0=False),
-        replace(base, kind="agru", B=5, T=4, ragged="left", history=True, bias="hh"),
+        replace(base, kind="agru", ragged="left", history=True, bias="hh"),
         replace(base, kind="prediction_flow", B=9, ragged="empty"),
         replace(base, kind="gru", B=1, T=1, ragged="full", reset="before", update="candidate"),
     ]

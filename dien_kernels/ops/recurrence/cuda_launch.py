@@ -105,31 +105,31 @@ def _launch(name: str, *arguments: Any) -> None:
     raw(f"_cuda_recurrence_{name}")(*arguments)
 
 
+def _used_rows(job: Job, rows: Tensor) -> Tensor:
+    """[3H, ...] with zeros for a gate that nothing reads (AGRU's update): NaN in its weights is no one's."""
+    if job.beta0 != 0 or job.beta1 != 0:
+        return rows
+    r, _, n = rows.split(job.hidden)
+    return torch.cat((r, torch.zeros_like(r), n))
+
+
 def _projection(job: Job, size: int) -> Tensor:
     """W_ih x and, unless it is scaled afterwards, the biases that are added to it in any case: [x_rows, 3 * size]."""
-    hidden, bias = job.hidden, None
-    w_ih = job.w_ih
-    if not job.scale_input:
-        side = job.b_hh
-        if side is not None and not job.reset_before:
-            side = pad(side[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
-        given = [b for b in (job.b_ih, side) if b is not None]
-        bias = sum(given[1:], given[0]).to(w_ih.dtype) if given else None
-    if job.beta0 == 0 and job.beta1 == 0:  # AGRU: NaN in weights that are not used is no one's
-        used = torch.ones(3, 1, dtype=torch.bool, device=w_ih.device).index_fill(
-            0, torch.tensor([1], device=w_ih.device), False
-        )
-        w_ih = torch.where(used.unsqueeze(2), w_ih.unflatten(0, (3, hidden)), 0).flatten(0, 1)
-        bias = None if bias is None else torch.where(used, bias.view(3, hidden), 0).flatten()
-    return linear(
-        job.x, loop_job.padded(w_ih, hidden, size), None if bias is None else loop_job.padded(bias, hidden, size)
-    )
+    hidden, given = job.hidden, [job.b_ih, job.b_hh]
+    if job.b_hh is not None and not job.reset_before:
+        given[1] = pad(job.b_hh[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
+    biases = [] if job.scale_input else [b for b in given if b is not None]
+    bias = None
+    if biases:
+        total = sum(biases[1:], biases[0]).to(job.w_ih.dtype)
+        bias = loop_job.padded(_used_rows(job, total), hidden, size)
+    return linear(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size), bias)
 
 
-def _inputs(job: Job, order: Tensor, size: int) -> tuple[Any, ...]:
+def _inputs(job: Job, order: Tensor, projection: Tensor, size: int) -> tuple[Any, ...]:
     """The arguments of ``_INPUTS``."""
     return (
-        *job.rows(order), _projection(job, size), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
+        *job.rows(order), projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
         *job.sizes, job.reverse, job.time_major,
         job.alpha0, job.alpha1, job.beta0, job.beta1, job.scale_input, job.keep_side, job.reset_before, size,
     )  # fmt: skip
@@ -148,7 +148,8 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     if job.nothing:
         return *loop_job.forward_of_nothing(job, y), order
     h_n = x.new_empty(job.batch, job.hidden)
-    inputs = _inputs(job, order, padded_size(hidden, x.dtype, backward=False))
+    size = padded_size(hidden, x.dtype, backward=False)
+    inputs = _inputs(job, order, _projection(job, size), size)
     _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
     return y, h_n, order
 
@@ -170,8 +171,9 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
     size = padded_size(hidden, x.dtype, backward=True)
     left = loop_job.left(job, -(-job.batch // 16), size)
+    projection = loop_job.projection(job, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
     _launch(
-        "backward", *_inputs(job, order, size), y, _aligned(dy), None if dh_n is None else dh_n.contiguous(),
+        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n),
         left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
     )  # fmt: skip
     return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from dien_kernels.ops._layout import Ragged, check_values
 
@@ -120,6 +121,15 @@ class Job:
             valid = torch.arange(self.steps, device=device) < lengths.unsqueeze(1)
             valid = valid.t() if self.time_major else valid
         return torch.where(valid.reshape(-1, 1), self.x, 0)
+
+
+def projection(job: Job, w_ih: Tensor) -> Tensor:
+    """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
+    if job.x.dtype == torch.float32:
+        return linear(job.x, w_ih)
+    if job.x.is_cuda:
+        return torch.mm(job.x, w_ih.t(), out_dtype=torch.float32)
+    return linear(job.x.float(), w_ih.float())
 
 
 def padded(rows: Tensor, hidden: int, size: int) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged
@@ -106,15 +105,6 @@ def _options(job: Job) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _projection(job: Job) -> Tensor:
-    """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
-    if job.x.dtype == torch.float32:
-        return linear(job.x, job.w_ih)
-    if job.x.is_cuda:
-        return torch.mm(job.x, job.w_ih.t(), out_dtype=torch.float32)
-    return linear(job.x.float(), job.w_ih.float())
-
-
 def _precision(x: Tensor) -> str:
     """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
@@ -148,7 +138,8 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     h_n = x.new_empty(job.batch, job.hidden)
     _launch(
         recurrence_forward, (-(-job.batch // launch.rows),), x,
-        _projection(job), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
+        loop_job.projection(job, job.w_ih), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
+        *job.rows(order), y, h_n,
         x.new_empty(job.batch, 2 * job.hidden) if launch.chunk else None,
         *job.sizes, job.hidden, **_options(job), **_compiled(launch),
     )  # fmt: skip
@@ -167,7 +158,7 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
     columns = left.columns
     _launch(
         recurrence_backward, (programs,), x,
-        _projection(job), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
+        loop_job.projection(job, job.w_ih), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
         None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(),
         left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
         *job.sizes, job.hidden, **_options(job), **_compiled(launch),
