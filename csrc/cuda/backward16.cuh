@@ -18,6 +18,9 @@ struct Backward16 : Tile16<S, Padded> {
   // Of what the reset after the product exchanges: with two, a step has one barrier. Float32's are too large for two.
   static constexpr int kBuffers = S::kParts == 1 ? 2 : 1;
   static constexpr int kWarps = Padded / 8;
+  // Where registers do not hold both, W_hh^T is in dynamic shared memory, each thread's own fragments: 8 bytes at a time.
+  static constexpr bool kShared = S::kParts == 2 && Padded > 40;
+  static constexpr int kDynamic = kShared ? 3 * Tile::kSteps * Tile::kThreads * 8 : 0;
 
   struct Shared {
     alignas(16) Operand h[kBuffers];     // the state before the step
@@ -36,7 +39,7 @@ struct Backward16 : Tile16<S, Padded> {
 
   const Backward& p;
   Shared& shared;
-  typename Tile::Raw w[3], transposed[3];
+  typename Tile::Raw w[3], transposed[kShared ? 1 : 3];
   float dh[4] = {0, 0, 0, 0}, h0[4] = {0, 0, 0, 0};
   float d_bias[4][2] = {};  // r, u, n, gh_n
   int length[2], longest = 0;
@@ -53,7 +56,12 @@ struct Backward16 : Tile16<S, Padded> {
 #pragma unroll
     for (int gate = 0; gate < 3; ++gate) {
       Tile::template load_weights<false>(w[gate], gate);
-      Tile::template load_weights<true>(transposed[gate], gate);
+      Tile::template load_weights<true>(transposed[kShared ? 0 : gate], gate);
+      if constexpr (kShared) {
+#pragma unroll
+        for (int k = 0; k < Tile::kSteps; ++k)
+          *fragment(gate, k) = make_uint2(transposed[0][k][0], transposed[0][k][1]);
+      }
     }
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     Tile::share_biases(shared.bias);
@@ -147,6 +155,11 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
+  __device__ __forceinline__ static uint2* fragment(int gate, int k) {
+    extern __shared__ uint2 fragments[];
+    return fragments + (gate * Tile::kSteps + k) * Tile::kThreads + threadIdx.x;
+  }
+
   // c += tile W_gate^T
   __device__ __forceinline__ void multiply_transposed(float (&c)[4], const Operand& tile, int gate) const {
     const uint32_t from = Tile::fragments(tile);
@@ -155,7 +168,13 @@ struct Backward16 : Tile16<S, Padded> {
     for (int k = 0; k < Tile::kSteps; ++k) {
       uint32_t a[S::kParts][4], b[S::kParts][2];
       Tile::load_fragment(a, from, k);
-      Tile::parts_of(b, transposed[gate], k);
+      if constexpr (kShared) {
+        const uint2 words = *fragment(gate, k);
+        const typename Tile::Raw one = {{words.x, words.y}};
+        Tile::parts_of(b, one, 0);
+      } else {
+        Tile::parts_of(b, transposed[gate], k);
+      }
       Tile::multiply_step(c, small, a, b);
     }
     if constexpr (S::kParts == 2) {

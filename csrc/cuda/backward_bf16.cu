@@ -7,9 +7,10 @@
 namespace dien::cuda {
 
 int backward_bf16(const Backward& p, int padded, Stream stream) {
-#define DIEN_CASE(P) \
-  case P:            \
-    return run(backward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream);
+#define DIEN_CASE(P)                                                                  \
+  case P:                                                                             \
+    return run(backward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream, \
+               Backward16<BFloat16, P>::kDynamic);
   switch (padded) { DIEN_BACKWARD_NARROW(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;

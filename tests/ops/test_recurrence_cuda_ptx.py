@@ -170,8 +170,8 @@ def test_table_of_instances() -> None:
     assert lists == {
         "FORWARD_NARROW": cuda_launch.FORWARD_NARROW,
         "FORWARD_WIDE": cuda_launch.FORWARD_WIDE,
-        "BACKWARD_NARROW": cuda_launch.BACKWARD_NARROW,
-        "BACKWARD_WIDE": cuda_launch.BACKWARD_WIDE,
+        "BACKWARD_NARROW": cuda_launch.BACKWARD,
+        "BACKWARD_WIDE": cuda_launch.BACKWARD,
     }
     kernels = {"FORWARD_NARROW": 4, "FORWARD_WIDE": 1, "BACKWARD_NARROW": 2, "BACKWARD_WIDE": 1}
     assert sum(kernels[name] * len(sizes) for name, sizes in lists.items()) + len(DTYPES) <= 60

@@ -18,9 +18,9 @@ from dien_kernels.ops._register import raw
 from dien_kernels.ops.recurrence import loop_job
 from dien_kernels.ops.recurrence.loop_job import Job
 
-# Padded sizes of the instances, csrc/cuda/instances.h: of 16-bit storage and of float32.
+# Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
 FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
-BACKWARD_NARROW, BACKWARD_WIDE = (8, 16, 32, 40, 64), (8, 16, 32, 40)
+BACKWARD = (8, 16, 32, 40, 64)
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
@@ -82,9 +82,9 @@ def refuses(call: Call) -> str | None:
 
 
 def sizes_of(dtype: torch.dtype, backward: bool) -> tuple[int, ...]:
-    if dtype == torch.float32:
-        return BACKWARD_WIDE if backward else FORWARD_WIDE
-    return BACKWARD_NARROW if backward else FORWARD_NARROW
+    if backward:
+        return BACKWARD
+    return FORWARD_WIDE if dtype == torch.float32 else FORWARD_NARROW
 
 
 def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:

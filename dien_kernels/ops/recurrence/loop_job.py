@@ -153,14 +153,14 @@ def forward_of_nothing(job: Job, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward_of_nothing(job: Job, dh_n: Tensor | None, need_dx: bool) -> Gradients:
-    small = {"dtype": torch.float32, "device": job.x.device}
-    dh0 = torch.zeros(job.batch, job.hidden, **small)
+    small = job.x.new_empty(0, dtype=torch.float32)
+    dh0 = small.new_zeros(job.batch, job.hidden)
     if dh_n is not None:
         dh0.copy_(dh_n)
-    d_bias = torch.zeros(2, 3 * job.hidden, **small)
+    d_bias = small.new_zeros(2, 3 * job.hidden)
     return (
         job.x.new_zeros(job.x_shape if need_dx else (0,)),
-        job.x.new_empty(0) if job.attention is None else torch.zeros(job.attention.shape, **small),
+        job.x.new_empty(0) if job.attention is None else small.new_zeros(job.attention.shape),
         job.w_ih.new_zeros(job.w_ih.shape),
         job.w_hh.new_zeros(job.w_hh.shape),
         d_bias[0].clone(),
@@ -183,16 +183,15 @@ class Left(NamedTuple):
 
 def left(job: Job, programs: int, size: int) -> Left:
     """Room for what a loop of so many programs leaves."""
-    small = {"dtype": torch.float32, "device": job.x.device}
-    columns = gates_of(size, job.scale_input, job.reset_before)
+    columns, small = gates_of(size, job.scale_input, job.reset_before), job.x.new_empty(0, dtype=torch.float32)
     return Left(
         size,
         columns,
         job.new(job.y_rows, columns.width),
         job.new(job.y_rows, (1 + job.reset_before) * size),
-        None if job.attention is None else torch.zeros(job.attention.shape, **small),
-        torch.zeros(programs, 4, size, **small),
-        torch.empty(job.batch, job.hidden, **small),
+        None if job.attention is None else small.new_zeros(job.attention.shape),
+        small.new_zeros(programs, 4, size),
+        small.new_empty(job.batch, job.hidden),
     )
 
 
