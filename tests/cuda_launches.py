@@ -138,9 +138,9 @@ class Simulator:
         tensors = self._guard([lengths, offsets, y_start, readers, first])
         params = _pointers([None, *tensors[:2], None, tensors[2]]) + struct.pack("<5q2i", *sizes, False, time_major)
         params += _pointers([whole, dgx, *tensors[3:]]) + struct.pack("<2i", dgx.shape[1], width)
-        short = {torch.bfloat16: "BFloat16", torch.float16: "Float16", torch.float32: "Float32"}[gates.dtype]
+        mangled = {torch.bfloat16: "8BFloat16", torch.float16: "7Float16", torch.float32: "7Float32"}[gates.dtype]
         self.launches.append(("sum_readers", 0, 0))
-        self._run("sum_readers", short, 0, (sizes[1], 3), 128, params, (*tensors, whole, dgx))
+        self._run("sum_readers", mangled, 0, (sizes[1], 3), 128, params, (*tensors, whole, dgx))
 
 
 @contextmanager
