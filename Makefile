@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One torch for everybody, so that a measured tolerance or speed can be repeated; the package itself takes >= 2.10.
 TORCH ?= torch==2.13.0
+TRITON := 'triton>=3.5'
 # The CPU alone unless a GPU is visible; set the variable to decide yourself.
 ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
@@ -21,14 +22,10 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-ptx test-asan bench gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-asan test-ptx test-gpu bench bench-gpu gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
-
-# Every compiled kernel instance in a simulator of PTX, with nvcc: PTXSIM names the simulator's folder.
-test-ptx: $(BUILT)
-	$(TEST_ENV) $(PY) -m pytest tests -m ptx
 
 # DATA=path: your own logs (Parquet or CSV with the usual column names) instead of synthetic ones.
 demo: $(BUILT)
@@ -42,10 +39,30 @@ info: $(BUILT)
 bench: $(BUILT)
 	$(PY) -m benchmarks
 
-# What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about ten minutes on one core).
+# The Triton and CUDA kernels (with nvcc) as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
+PTXSIM ?= ../shared/ptxsim
+test-ptx: $(READY)
+	@test -f '$(PTXSIM)/__init__.py' || { echo "make test-ptx: no ptxsim in $(PTXSIM); set PTXSIM to its folder" >&2; exit 1; }
+	$(PY) -m pip install -q $(TRITON)
+	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
+
+# On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
+NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
+test-gpu: $(READY)
+	$(NEEDS_GPU)
+	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m pytest tests -m gpu --no-skip
+
+bench-gpu: $(READY)
+	$(NEEDS_GPU)
+	$(PY) -m pip install -q $(TRITON)
+	$(PY) -m benchmarks.gpu
+
+# What Triton's compiler and nvcc make of the kernels for each architecture; no GPU is needed (over half an hour).
 gpu-report: $(READY)
-	$(PY) -m pip install -q 'triton>=3.5'
+	$(PY) -m pip install -q $(TRITON)
 	$(PY) -m benchmarks.gpu_report
+	$(PY) -m benchmarks.gpu_report_cuda
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

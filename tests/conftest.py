@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,13 +22,25 @@ _reasons: dict[Cell, set[str]] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: runs the C++ library; make test-asan selects these")
-    config.addinivalue_line("markers", "sweep: a long search, run only when asked for with -m sweep")
-    config.addinivalue_line("markers", "ptx: every compiled kernel in ptxsim, run only by make test-ptx (-m ptx)")
+    for marker, what in ASKED_FOR.items():
+        config.addinivalue_line("markers", f"{marker}: {what}, run only when asked for with -m {marker}")
+
+
+# Tests that a plain run leaves out.
+ASKED_FOR = {
+    "sweep": "a long search",
+    "ptx": "runs compiled kernels in a PTX simulator (make test-ptx)",
+    "gpu": "needs a GPU (make test-gpu)",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skip", action="store_true", help="a test that is skipped has failed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    unasked = [name for name in ("sweep", "ptx") if name not in config.getoption("-m")]
-    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    without = {marker for marker in ASKED_FOR if marker not in config.getoption("-m")}
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in without)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -37,6 +53,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def ptxsim() -> ModuleType:
+    """The PTX simulator beside the repository, or where the environment variable PTXSIM says."""
+    pytest.importorskip("triton")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "ptxsim"
+    folder = Path(os.environ.get("PTXSIM", beside))
+    if not (folder / "__init__.py").exists():
+        pytest.skip("ptxsim is not there: set PTXSIM to its folder")
+    sys.path.insert(0, str(folder.parent))
+    try:
+        return __import__(folder.name)
+    finally:
+        sys.path.remove(str(folder.parent))
 
 
 @pytest.fixture
@@ -54,6 +85,9 @@ def record_cell(request: pytest.FixtureRequest) -> Callable[..., None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()
+    if report.skipped and item.config.getoption("--no-skip"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"with --no-skip: {reason}"
     cell = item.stash.get(CELL, None)
     if cell is None or report.when != "call":
         return

@@ -85,6 +85,16 @@ def test_reasons_and_table() -> None:
     assert table["invented", "cpu"] is None
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_table_is_honest_about_devices(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    register_backend("lonely", "triton", lambda c: None if c.device == "cuda" else "the tensors are on the cpu")
+    table = {(op, backend): reason for op, backend, reason in _dispatch.table()}
+    assert table["lonely", "triton"] == (None if there else "needs a CUDA device, and torch sees none")
+    assert table["invented", "triton"] is None, "takes the CPU too, as in Triton's interpreter"
+    assert str(table["lonely", "cuda"]).startswith("there is no cuda implementation")
+
+
 def test_every_backend_is_tried_somewhere() -> None:
     orders = set().union(*_dispatch.AUTO_ORDER.values())
     assert orders == set(_dispatch.BACKENDS)

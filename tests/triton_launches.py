@@ -1,25 +1,48 @@
-"""Stand-ins for ``triton_launch._launch``: what a launch would compile, for machines without a GPU."""
+"""Triton without a GPU: its interpreter in a process of its own, and stand-ins for ``_triton.launch``."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 
-from dien_kernels.ops.recurrence import triton_launch
+from dien_kernels.ops import _triton
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+ROOT = Path(__file__).resolve().parents[1]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that has TRITON_INTERPRET=1")
+compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernels cannot be compiled")
+TYPES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
 COMPILER_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
 # Bytes of shared memory that one program may have, by architecture.
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+
+
+def passed_in_the_interpreter(files: list[Path], selection: str = "") -> int:
+    """How many tests of these files pass in Triton's interpreter; fails if one does not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *map(str, files)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    return int(re.findall(r"(\d+) passed", done.stdout)[-1])  # the table of cells comes before the last line
 
 
 class Launched(NamedTuple):
@@ -29,6 +52,11 @@ class Launched(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
+
+    def aligned(self) -> list[str]:
+        """The tensors that start at a multiple of 16 bytes, for which Triton makes wider accesses."""
+        tensors = ((name, self.values[name]) for name in self.signature)
+        return [name for name, t in tensors if isinstance(t, torch.Tensor) and t.data_ptr() % 16 == 0]
 
 
 def describe(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> Launched:
@@ -53,21 +81,45 @@ def launching(launch: Any, architecture: int) -> Iterator[None]:
         launch(describe(kernel, grid, arguments, options))
 
     with (
-        mock.patch.object(triton_launch, "_INTERPRETED", True),
-        mock.patch.object(triton_launch, "_launch", stand_in),
-        mock.patch.object(triton_launch, "shared_memory_of", return_value=SHARED_MEMORY[architecture]),
+        mock.patch.object(_triton, "INTERPRETED", True),
+        mock.patch.object(_triton, "launch", stand_in),
+        mock.patch.object(_triton, "shared_memory_of", return_value=SHARED_MEMORY[architecture]),
     ):
         yield
 
 
+def simulator(ptxsim: ModuleType) -> Callable[[Launched], None]:
+    """Runs a launch as PTX for sm_80, with races on shared memory looked for."""
+
+    def simulate(launched: Launched) -> None:
+        options = dict(launched.options)
+        kernel = ptxsim.load_triton(
+            launched.kernel,
+            signature=launched.signature,
+            constexprs=launched.constants,
+            arch="sm_80",
+            num_warps=options.pop("num_warps"),
+            options=options,
+            divisible=launched.aligned(),
+            race=True,
+        )
+        kernel(launched.grid, {name: launched.values[name] for name in launched.signature})
+
+    return simulate
+
+
 class Code(NamedTuple):
-    """What ptxas made of a kernel; figures of a step are those of the main loop, for each warp."""
+    """What ptxas made of a kernel; figures of a step are those of the main loop, for each warp.
+
+    Of an unrolled loop the remainder is the loop for the steps that do not fill it; 0 where there is none.
+    """
 
     registers: int
     spills: int  # loads and stores of local memory
     shared: int
     instructions: float
     barriers: float
+    remainder: int
 
 
 def compile_for(launched: Launched, architecture: int) -> Code:
@@ -80,11 +132,7 @@ def compile_for(launched: Launched, architecture: int) -> Code:
         fn=launched.kernel,
         signature={name: launched.signature.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in launched.constants.items()},
-        attrs={
-            (names.index(name),): [["tt.divisibility", 16]]
-            for name, kind in launched.signature.items()
-            if kind.startswith("*")
-        },
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launched.aligned()},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -99,7 +147,7 @@ def compile_for(launched: Launched, architecture: int) -> Code:
         )
     registers = re.search(r"REG:(\d+)", usage.stdout + usage.stderr)
     assert registers is not None
-    every, loop = _instructions(listing.stdout)
+    every, loop, rest = _instructions(listing.stdout)
     unroll = launched.constants.get("UNROLL", 1)
     return Code(
         int(registers[1]),
@@ -107,14 +155,15 @@ def compile_for(launched: Launched, architecture: int) -> Code:
         built.metadata.shared,
         len(loop) / unroll,
         loop.count("BAR") / unroll,
+        len(rest) if unroll > 1 else 0,
     )
 
 
-def _instructions(listing: str) -> tuple[list[str], list[str]]:
-    """All instructions, and those of the largest loop with a product in it."""
+def _instructions(listing: str) -> tuple[list[str], list[str], list[str]]:
+    """All instructions, those of the largest loop (with a product in it, if any has), and of the next beside it."""
     words: list[str] = []
     labels: dict[str, int] = {}
-    loop: list[str] = []
+    loops: list[range] = []
     for line in listing.splitlines():
         label = re.match(r"\s*(\.L_\w+):", line)
         if label:
@@ -126,7 +175,9 @@ def _instructions(listing: str) -> tuple[list[str], list[str]]:
         words.append(found[1])
         target = re.search(r"(\.L_\w+)", line) if found[1] == "BRA" else None
         if target and target[1] in labels:
-            body = words[labels[target[1]] :]
-            if len(body) > len(loop) and any(word.endswith("MMA") for word in body):
-                loop = body
-    return words, loop
+            loops.append(range(labels[target[1]], len(words)))
+    products = [loop for loop in loops if any(words[i].endswith("MMA") for i in loop)]
+    ranked = sorted(products or loops, key=len, reverse=True) or [range(0)]
+    main = ranked[0]
+    beside = [loop for loop in ranked if loop.stop <= main.start or loop.start >= main.stop] or [range(0)]
+    return words, [words[i] for i in main], [words[i] for i in beside[0]]

@@ -18,8 +18,21 @@ def absent() -> str | None:
     return None
 
 
-def build(case: Case, inputs: Inputs) -> Program:
+def step(
+    gx: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor, scores: Tensor | None, still: Tensor | None, widths: list[int]
+) -> Tensor:
+    x_ru, x_n = torch.split(gx, widths, 1)
+    h_ru, h_n = torch.split(linear(h, w_hh, b_hh), widths, 1)
+    r, u = torch.sigmoid(x_ru + h_ru).chunk(2, 1)
+    n = torch.tanh(torch.addcmul(x_n, r, h_n))
+    new = torch.lerp(n, h, u) if scores is None else torch.lerp(h, n, scores * u)
+    return new if still is None else torch.where(still, new, h)
+
+
+def build(case: Case, inputs: Inputs, compiled_step: bool = False) -> Program:
+    """With ``compiled_step`` the step is compiled; the loop over time as one graph would take minutes to compile."""
     leaves, hidden = inputs.leaves, case.hidden
+    run = torch.compile(step) if compiled_step else step
     x, w_ih, w_hh, b_ih, b_hh = (leaves[name] for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"))
     attention, lengths = leaves.get("attention"), inputs.lengths
     widths = [2 * hidden, hidden]
@@ -27,16 +40,14 @@ def build(case: Case, inputs: Inputs) -> Program:
     def forward() -> Tensor:
         steps = linear(x, w_ih, b_ih).unbind(1)
         scores = None if attention is None else attention.unsqueeze(2).unbind(1)
-        valid = None if lengths is None else (torch.arange(len(steps)) < lengths[:, None]).unsqueeze(2)
+        valid = None
+        if lengths is not None:
+            valid = (torch.arange(len(steps), device=x.device) < lengths[:, None]).unsqueeze(2)
         still = None if valid is None else valid.unbind(1)
         h, states = x.new_zeros(x.shape[0], hidden), []
         for t, gx in enumerate(steps):
-            x_ru, x_n = torch.split(gx, widths, 1)
-            h_ru, h_n = torch.split(linear(h, w_hh, b_hh), widths, 1)
-            r, u = torch.sigmoid(x_ru + h_ru).chunk(2, 1)
-            n = torch.tanh(torch.addcmul(x_n, r, h_n))
-            new = torch.lerp(n, h, u) if scores is None else torch.lerp(h, n, scores[t] * u)
-            h = new if still is None else torch.where(still[t], new, h)
+            a, s = None if scores is None else scores[t], None if still is None else still[t]
+            h = run(gx, h, w_hh, b_hh, a, s, widths)
             states.append(h)
         y = torch.stack(states, 1)
         return y if valid is None else torch.where(valid, y, 0)

@@ -20,7 +20,8 @@ def absent() -> str | None:
 
 
 def lengths_of(case: Case, inputs: Inputs) -> Tensor:
-    return torch.full((case.batch,), case.steps) if inputs.lengths is None else inputs.lengths
+    """On the CPU, where packing wants them."""
+    return torch.full((case.batch,), case.steps) if inputs.lengths is None else inputs.lengths.cpu()
 
 
 def unpacked(packed: PackedSequence, steps: int) -> Tensor:

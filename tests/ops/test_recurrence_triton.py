@@ -6,28 +6,32 @@ The interpreter must be switched on before Triton is imported, so the grid runs 
 from __future__ import annotations
 
 import csv
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
 from dien_kernels.ops.recurrence.reference import form_of
 from tests.cases import KINDS, Case, actual, assert_matches, call, make, result_of, running_on
-from tests.triton_launches import Launched, compile_for, launching
+from tests.triton_launches import (
+    ROOT,
+    Launched,
+    compile_for,
+    compiled,
+    in_the_interpreter,
+    launching,
+    passed_in_the_interpreter,
+    simulator,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that has TRITON_INTERPRET=1")
-compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernels cannot be compiled")
 
 
 def facts(**other: object) -> Call:
@@ -46,7 +50,7 @@ def test_refuses() -> None:
 
 @compiled
 def test_refuses_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "_ABSENT", True)
+    monkeypatch.setattr(_triton, "ABSENT", True)
     assert "triton is not installed" in str(triton_launch.refuses(facts()))
 
 
@@ -56,7 +60,7 @@ def test_every_size_has_a_configuration(hidden: int, shared_memory: int) -> None
     for itemsize in (2, 4):
         for backward in (False, True):
             launch = triton_launch.configuration(hidden, itemsize, backward, shared_memory)
-            assert triton_launch.padded_size(hidden) >= max(16, hidden, launch.chunk)
+            assert _triton.padded_size(hidden) >= max(16, hidden, launch.chunk)
 
 
 # The grid's layouts and forms, less what says nothing new about these kernels and what they refuse.
@@ -68,19 +72,10 @@ GRID = (
 
 
 @compiled
-def test_grid_in_the_interpreter(tmp_path: Path) -> None:
+def test_grid_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    files = [f"tests/ops/{name}" for name in ("test_recurrence.py", "test_recurrence_layouts.py", Path(__file__).name)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", GRID, *files],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    passed = re.findall(r"(\d+) passed", done.stdout)  # the table of cells comes before the last line
-    assert int(passed[-1]) > 200, done.stdout[-2000:]
+    files = [Path(__file__).with_name(name) for name in ("test_recurrence.py", "test_recurrence_layouts.py")]
+    assert passed_in_the_interpreter([*files, Path(__file__)], GRID) > 200
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
@@ -88,15 +83,18 @@ INTERPRETED_CASES = [
     *(Case(kind, torch.float16, reset=reset) for kind, reset in zip(KINDS, ("after", "before") * 3, strict=True)),
     Case("authors", torch.float16, 6, 4, 3, 9, "jagged", history=True, scalars="storage"),
     Case("gru", B=1, T=1, I=1, H=1),
+    Case("authors", torch.bfloat16, B=3, T=1, I=3, H=3),
     Case("paper", B=17, T=3, I=3, H=3, ragged="jagged"),
     Case("prediction_flow", B=33, T=2, I=5, H=17, ragged="mask"),
     Case("authors", torch.bfloat16, B=3, T=3, I=36, H=36),
-    Case("aigru", B=2, T=3, I=40, H=64, reset="before"),
+    Case("aigru", B=9, T=4, I=40, H=64, reset="before"),
     Case("aigru", B=2, T=3, I=100, H=100, reset="before"),
     Case("aigru", torch.bfloat16, B=18, T=3, I=8, H=108, ragged="jagged"),
     Case("authors", B=2, T=3, I=300, H=108, history=True, reverse=True),
     Case("agru", torch.bfloat16, B=2, T=2, I=3, H=130, reset="before", h0=False),
     Case("gru", B=2, T=2, I=3, H=256, bias="none", time_major=True),
+    Case("authors", torch.bfloat16, B=17, T=4, I=3, H=200, ragged="jagged", history=True),
+    Case("aigru", B=17, T=4, I=3, H=140, reset="before", reverse=True),
     Case("aigru", B=4, H=9, bias="hh", strides="sliced", scalars="storage"),
     Case("aigru", torch.bfloat16, B=4, H=9, bias="ih", h0=False, strides="transposed"),
     Case("paper", B=4, H=9, bias="none", strides="expanded", reset="before"),
@@ -111,6 +109,50 @@ def test_matches_reference(case: Case, target: str, record_cell: Callable[..., N
     record_cell("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
+def test_any_shape(target: str) -> None:
+    @settings(max_examples=15, deadline=None, derandomize=True)
+    @given(cases())
+    def check(case: Case) -> None:
+        assert_matches(case, actual(case, target))
+
+    check()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any cell of the grid at any small size; masks and jagged batches have no reverse and no other major axis."""
+    ragged = draw(st.sampled_from(["full", "lengths", "mask", "left", "jagged", "empty"]))
+    plain = ragged in ("full", "lengths", "empty")
+    return Case(
+        draw(st.sampled_from(KINDS)),
+        draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        *(draw(st.integers(low, high)) for low, high in ((1, 20), (1, 4), (1, 20), (1, 40))),
+        ragged=ragged,
+        history=draw(st.booleans()),
+        reverse=plain and draw(st.booleans()),
+        time_major=plain and draw(st.booleans()),
+        reset=draw(st.sampled_from(["after", "before"])),
+        update=draw(st.sampled_from([None, "keep", "candidate"])),
+        bias=draw(st.sampled_from(["both", "none", "ih", "hh"])),
+        h0=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
+def test_order_is_that_of_a_stable_sort(target: str) -> None:
+    for batch in (1, 31, 32, 300):
+        lengths = torch.randint(0, 6, (batch,), generator=torch.Generator().manual_seed(batch))
+        inputs = make(Case("gru", B=batch, T=5))
+        tensors = [inputs.leaf("x"), None, inputs.leaf("w_ih"), inputs.leaf("w_hh"), None, None, None, lengths]
+        tensors = [None if t is None else t.detach() for t in (*tensors, None, None)]
+        order = op._FWD[target](*tensors, *form_of("gru")[:5], True, False, False, False, True)[2]
+        assert torch.equal(order, lengths.argsort(descending=True, stable=True))
 
 
 @in_the_interpreter
@@ -142,65 +184,39 @@ def test_nan_in_a_history_that_nobody_reads_changes_nothing(ragged: str, target:
 
 @in_the_interpreter
 @pytest.mark.parametrize("target", ["triton"])
-@pytest.mark.parametrize("ragged", ["full", "lengths", "jagged"])
-@pytest.mark.parametrize("kind", ["gru", "aigru"])
+@pytest.mark.parametrize("kind, ragged", [("gru", "full"), ("gru", "lengths"), ("aigru", "jagged")])
 def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
     """What they return has the shapes and dtypes that their fakes promise, with either upstream gradient alone."""
     utils = ("test_schema", "test_faketensor")
-    for dtype in (torch.float32, torch.bfloat16):
-        inputs = make(Case(kind, dtype, ragged=ragged, history=kind != "gru", bias="ih", h0=False))
-        weights = (inputs.leaf("w_ih"), inputs.leaf("w_hh"), inputs.leaf("b_ih"), None, None)
-        tensors = [inputs.leaf("x"), inputs.leaf("attention"), *weights, inputs.lengths, inputs.offsets, inputs.history]
-        tensors = [None if t is None else t.detach() for t in tensors]
-        options = (*form_of(kind)[:5], True, False, False, False, True)
-        torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=utils)
-        y, h_n, order = op._FWD[target](*tensors, *options)
-        for dy, dh_n, need_dx in ((inputs.dy, None, True), (None, inputs.dh_n, False)):
-            arguments = (dy, dh_n, *tensors, y, order, need_dx, *options)
-            torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
-
-
-@pytest.fixture(scope="module")
-def ptxsim() -> ModuleType:
-    """The PTX simulator beside the repository, or where the environment variable PTXSIM says."""
-    pytest.importorskip("triton")
-    folder = Path(os.environ.get("PTXSIM", ROOT.parent / "shared" / "ptxsim"))
-    if not (folder / "__init__.py").exists():
-        pytest.skip("ptxsim is not there: set PTXSIM to its folder")
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return __import__(folder.name)
-    finally:
-        sys.path.remove(str(folder.parent))
+    inputs = make(Case(kind, torch.bfloat16, B=3, T=2, ragged=ragged, history=kind != "gru", bias="ih", h0=False))
+    weights = (inputs.leaf("w_ih"), inputs.leaf("w_hh"), inputs.leaf("b_ih"), None, None)
+    tensors = [inputs.leaf("x"), inputs.leaf("attention"), *weights, inputs.lengths, inputs.offsets, inputs.history]
+    tensors = [None if t is None else t.detach() for t in tensors]
+    options = (*form_of(kind)[:5], True, False, False, False, True)
+    torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=utils)
+    y, h_n, order = op._FWD[target](*tensors, *options)
+    for dy, dh_n, need_dx in ((inputs.dy, None, True), (None, inputs.dh_n, False)):
+        arguments = (dy, dh_n, *tensors, y, order, need_dx, *options)
+        torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
 @compiled
+@pytest.mark.ptx
 @pytest.mark.parametrize(
     "case",
     [
         Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
         Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),
         Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
+        Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
+        Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
     ],
     ids=str,
 )
 def test_simulated_code_matches_reference(case: Case, ptxsim: ModuleType) -> None:
     """What Triton compiles for sm_80, with races on shared memory looked for, TF32x3 products and chunks included."""
 
-    def simulate(launched: Launched) -> None:
-        options = dict(launched.options)
-        kernel = ptxsim.load_triton(
-            launched.kernel,
-            signature=launched.signature,
-            constexprs=launched.constants,
-            arch="sm_80",
-            num_warps=options.pop("num_warps"),
-            options=options,
-            race=True,
-        )
-        kernel(launched.grid, {name: launched.values[name] for name in launched.signature})
-
-    with launching(simulate, 80):
+    with launching(simulator(ptxsim), 80):
         assert_matches(case, actual(case, "triton"))
 
 

@@ -20,7 +20,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.attention import reference
+from dien_kernels.ops.attention import reference, triton_launch
 
 _TENSORS = (
     "Tensor target, Tensor states, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -43,14 +43,16 @@ def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type:
     return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
 
 
-define_raw("_attention_reference_fwd", FWD_SCHEMA, _fake_fwd)
-define_raw("_attention_reference_bwd", BWD_SCHEMA, _fake_bwd)
-implement_raw("_attention_reference_fwd", reference.fwd)
-implement_raw("_attention_reference_bwd", reference.bwd)
-register_backend("attention_scores", "reference", reference.refuses)
+_BACKENDS = {"triton": triton_launch, "reference": reference}
+for _name, _backend in _BACKENDS.items():
+    define_raw(f"_attention_{_name}_fwd", FWD_SCHEMA, _fake_fwd)
+    define_raw(f"_attention_{_name}_bwd", BWD_SCHEMA, _fake_bwd)
+    implement_raw(f"_attention_{_name}_fwd", _backend.fwd)
+    implement_raw(f"_attention_{_name}_bwd", _backend.bwd)
+    register_backend("attention_scores", _name, _backend.refuses)
 
-_FWD = {"reference": raw("_attention_reference_fwd")}
-_BWD = {"reference": raw("_attention_reference_bwd")}
+_FWD = {name: raw(f"_attention_{name}_fwd") for name in _BACKENDS}
+_BWD = {name: raw(f"_attention_{name}_bwd") for name in _BACKENDS}
 
 
 def _layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -202,7 +204,8 @@ def attention_scores(
     elif rows_total < 0:
         raise ValueError(f"rows_total must be at least 0, got {rows_total}")
 
-    call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind)
+    widths = tuple(w.shape[0] for w in layers.weights[:-1])
+    call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind, widths)
     name = select(call, backend)
     options = (
         rows_total,

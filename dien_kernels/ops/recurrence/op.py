@@ -184,7 +184,7 @@ def recurrence(
     """
     form = form_of(kind)
     needs_grad = needs_autograd((x, attention, w_ih, w_hh, b_ih, b_hh, h0))
-    call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset, needs_grad)
+    call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset, backward=needs_grad)
     name = select(call, backend)
     options = Options(
         form.alpha0,

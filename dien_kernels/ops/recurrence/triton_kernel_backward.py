@@ -1,7 +1,10 @@
 """The recurrence's backward in Triton: time runs backwards in one launch, the gates are computed again from the states.
 
 Products over all steps are left to torch: dx and dW_ih of GATES, the gates' gradients; dW_hh of GATES and STATES.
-Equation numbers are those of docs/math.md; limits, layout and chunks are those of ``triton_kernel``.
+The gates' own products are made in the loop or, where W_hh and its transpose leave no room, as products over all
+steps too: ``operands`` writes what they read into STATES, and they come in as MADE_RU and MADE_N. Where not even the
+transpose finds room, the loop is that of ``triton_kernel_wide``. Equation numbers are those of docs/math.md; limits and
+layout are those of ``triton_kernel``.
 """
 
 # mypy: ignore-errors
@@ -12,42 +15,105 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dien_kernels.ops.recurrence.triton_kernel import (
-    SIZES,
-    biases,
-    gate_move,
-    product,
-    rows,
-    sigmoid,
-    steps_of,
-    store_row,
-    tanh,
-    to,
-    weights,
-)
+from dien_kernels.ops.recurrence.triton_kernel import biases, gate_move, weights
+from dien_kernels.ops.triton_kernel import SIZES, dot, rows, sigmoid, steps_of, store_row, tanh, to
 
 
 @triton.jit
-def _collect(total, at, part, H: tl.constexpr, CHUNK: tl.constexpr):
-    """Add a step's part to a sum over rows and steps: in registers, or at ``at`` where a tile leaves none."""
-    if CHUNK == 0:
-        return total + part
+def state_before(Y, H0, row, at, t, length, unit, H: tl.constexpr):
+    """h_{t-1} in float32: y of the step before, at ``at``, or h0 at step 0."""
+    inside = (unit < H)[None, :]
+    step = length - length + t  # a scalar's comparison would be no mask in the interpreter
+    later = (step < length) & (step > 0)
+    h = tl.load((Y + at * H)[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
+    if H0 is not None:
+        first = (step < length) & (step == 0)
+        h += tl.load((H0 + row * H)[:, None] + unit[None, :], mask=first[:, None] & inside, other=0.0)
+    return h
+
+
+@triton.jit(do_not_specialize=SIZES)
+def operands(
+    PROJECTION, ATTENTION, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, MADE_RU, STATES,
+    batch, histories, steps, x_rows, y_rows,
+    SCALE_INPUT: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr, H: tl.constexpr,
+    PADDED: tl.constexpr, ROWS: tl.constexpr, STATE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What W_hh reads, for all steps at once: h of the step before or, once r and u have their products, q = r h.
+
+    Program (rows, n) takes every step n + i * programs.
+    """
+    DTYPE: tl.constexpr = Y.dtype.element_ty
+    row, live, length, x, y, a_at = rows(
+        ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
+    )  # fmt: skip
+    x_step, y_step, a_step = steps_of(batch, histories, REVERSE, TIME_MAJOR)
+    unit = tl.arange(0, PADDED)
+    for t in range(tl.program_id(1), tl.max(length, 0), tl.num_programs(1)):
+        valid = t < length
+        mask = valid[:, None] & (unit < H)[None, :]
+        at = y + t * y_step
+        h = state_before(Y, H0, row, at - y_step, t, length, unit, H)
+        states_at = STATES + at * STATE_WIDTH
+        if MADE_RU is None:
+            store_row(states_at, to(h, DTYPE), mask)
+        else:
+            gx_r = tl.load((PROJECTION + (x + t * x_step) * (3 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
+            if SCALE_INPUT:
+                gx_r *= tl.load(ATTENTION + a_at + t * a_step, mask=valid, other=0.0)[:, None]
+            b_r, _, _, _ = biases(B_IH, B_HH, H, PADDED, ROWS)
+            gh_r = tl.load((MADE_RU + at * (2 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
+            store_row(states_at + H, to(sigmoid(gx_r + b_r + gh_r) * h, DTYPE), mask)
+
+
+@triton.jit
+def update_gradients(
+    dh, h, u, n, a, mask, ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr,
+    KEEP_SIDE: tl.constexpr,
+):  # fmt: skip
+    """(11) to (13), and (21) before its sum. A step that does not exist has none, whatever stands in its place."""
+    g = gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
+    dg = dh * (n - h)  # (11)
+    da_n = tl.where(mask, dh * g * (1.0 - n * n), 0.0)  # (12)
+    if BETA1 != 0:
+        da_u = (BETA0 + BETA1 * a)[:, None] * dg * u * (1.0 - u)  # (13)
+    elif BETA0 != 0:
+        da_u = BETA0 * dg * u * (1.0 - u)
     else:
-        unit = tl.arange(0, part.shape[1])
-        so_far = tl.load(at + unit, mask=unit < H, other=0.0)
-        tl.store(at + unit, so_far + tl.sum(part, 0), mask=unit < H)
-        return total
+        da_u = tl.zeros(dg.shape, tl.float32)
+    da_u = tl.where(mask, -da_u if KEEP_SIDE else da_u, 0.0)
+    d_a = tl.zeros(dg.shape, tl.float32)
+    if ALPHA1 != 0:
+        d_a += ALPHA1 * dg
+    if BETA1 != 0:
+        d_a += BETA1 * u * dg  # (21)
+    return g, da_u, da_n, d_a
+
+
+@triton.jit
+def store_gradients(
+    at, dgh_u, dgh_n, da_u, da_n, a, mask, H: tl.constexpr, SCALE_INPUT: tl.constexpr, RESET_BEFORE: tl.constexpr,
+    DGX: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
+):  # fmt: skip
+    """Of u and n, into a step's columns (``triton_launch.Gates``)."""
+    store_row(at + DGH_U, dgh_u, mask)
+    store_row(at + DGH_N, dgh_n, mask)
+    if SCALE_INPUT:
+        store_row(at + (DGX + H), to(a[:, None] * da_u, dgh_u.dtype), mask)
+        store_row(at + (DGX + 2 * H), to(a[:, None] * da_n, dgh_u.dtype), mask)
+    elif not RESET_BEFORE:
+        store_row(at + (DGX + 2 * H), to(da_n, dgh_u.dtype), mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def recurrence_backward(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, DY, DH_N,
-    GATES, STATES, D_ATTENTION, D_BIAS, DH0,
-    batch, histories, steps, x_rows, y_rows, hidden,
+    MADE_RU, MADE_N, GATES, STATES, D_ATTENTION, D_BIAS, DH0,
+    batch, histories, steps, x_rows, y_rows,
     ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr, SCALE_INPUT: tl.constexpr,
     KEEP_SIDE: tl.constexpr, RESET_BEFORE: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
-    H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    UNROLL: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
     GATE_WIDTH: tl.constexpr, DGX: tl.constexpr, DGH_R: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
 ):  # fmt: skip
     """Equations (10) to (17), (21), (22) and the biases' sums, one partial sum [4, H] for each program.
@@ -57,8 +123,11 @@ def recurrence_backward(
     """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     STATE_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else H
+    RU_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else 3 * H  # with the reset after, one product has made all three
+    N_WIDTH: tl.constexpr = H if RESET_BEFORE else 3 * H
+    N_COLUMN: tl.constexpr = 0 if RESET_BEFORE else 2 * H
     # Here weights and tiles leave no registers for what can be read again.
-    AGAIN: tl.constexpr = CHUNK != 0 or (DTYPE == tl.float32 and PADDED == 64)
+    AGAIN: tl.constexpr = DTYPE == tl.float32 and PADDED == 64
     row, live, length, x, y, a_at = rows(
         ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
     )  # fmt: skip
@@ -68,16 +137,16 @@ def recurrence_backward(
     state_mask = live[:, None] & inside
     state_at = row[:, None] * H + unit[None, :]
     W_U, W_N = W_HH + H * H, W_HH + 2 * H * H
-    w_r = weights(W_HH, H, PADDED)
-    w_u = weights(W_U, H, PADDED)
-    w_n = weights(W_N, H, PADDED)
+    w_r = weights(W_HH, H, PADDED, H, PADDED)
+    w_u = weights(W_U, H, PADDED, H, PADDED)
+    w_n = weights(W_N, H, PADDED, H, PADDED)
     v_r, v_u, v_n = tl.trans(w_r), tl.trans(w_u), tl.trans(w_n)
-    bias_r, bias_u, bias_n, bias_hn = biases(B_IH, B_HH, H, PADDED, ROWS)
+    b_r, b_u, b_n, b_hn = biases(B_IH, B_HH, H, PADDED, ROWS)
     if DH_N is None:
         dh = tl.zeros((ROWS, PADDED), tl.float32)
     else:
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
-    if H0 is not None and CHUNK == 0:
+    if H0 is not None:
         h0 = tl.load(H0 + state_at, mask=state_mask, other=0.0)
     bias_at = D_BIAS + tl.program_id(0).to(tl.int64) * (4 * H)
     db_r = tl.zeros((ROWS, PADDED), tl.float32)
@@ -92,21 +161,10 @@ def recurrence_backward(
         t = longest - 1 - s
         valid = t < length
         mask = valid[:, None] & inside
-        later = valid & (length - length + t > 0)  # t > 0 alone would be no mask in the interpreter
-        before_at = Y + (y - y_step) * H
-        h = tl.load(before_at[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
-        b_r, b_u, b_n, b_hn = bias_r, bias_u, bias_n, bias_hn
-        if CHUNK != 0:
-            b_r, b_u, b_n, b_hn = biases(B_IH, B_HH, H, PADDED, ROWS)
+        h = state_before(Y, None, row, y - y_step, t, length, unit, H)
         if H0 is not None:
-            if CHUNK == 0:
-                h = tl.where(later[:, None], h, h0)
-            else:
-                h += tl.load(
-                    (H0 + row * H)[:, None] + unit[None, :],
-                    mask=(valid & (length - length + t == 0))[:, None] & inside,
-                    other=0.0,
-                )
+            later = valid & (length - length + t > 0)
+            h = tl.where(later[:, None], h, h0)
         x_at = (PROJECTION + x * (3 * H))[:, None] + unit[None, :]
         p_r = tl.load(x_at, mask=mask, other=0.0)
         p_u = tl.load(x_at + H, mask=mask, other=0.0)
@@ -118,77 +176,59 @@ def recurrence_backward(
         if SCALE_INPUT:
             gx_r, gx_u, gx_n = a[:, None] * p_r, a[:, None] * p_u, a[:, None] * p_n
 
-        # The gates, once more, from the forward's operands. A barrier, as chunked products read what all threads wrote.
-        h_at = STATES + y * STATE_WIDTH
-        q_at = h_at + H
-        operand = to(h, DTYPE)
-        store_row(h_at, operand, mask)
-        if CHUNK != 0:
-            tl.debug_barrier()
-        a_r = product(gx_r + b_r, operand, w_r, h_at, valid, W_HH, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
-        a_u = product(gx_u + b_u, operand, w_u, h_at, valid, W_U, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
+        # The gates, once more, from the forward's operands.
+        states_at = STATES + y * STATE_WIDTH
+        if MADE_RU is None:
+            operand = to(h, DTYPE)
+            store_row(states_at, operand, mask)
+            a_r = dot(operand, w_r, gx_r + b_r, PRECISION)
+            a_u = dot(operand, w_u, gx_u + b_u, PRECISION)
+        else:
+            ru_at = (MADE_RU + y * RU_WIDTH)[:, None] + unit[None, :]
+            a_r = gx_r + b_r + tl.load(ru_at, mask=mask, other=0.0)
+            a_u = gx_u + b_u + tl.load(ru_at + H, mask=mask, other=0.0)
+            n_at = (MADE_N + (y * N_WIDTH + N_COLUMN))[:, None] + unit[None, :]
+            gh_n = b_hn + tl.load(n_at, mask=mask, other=0.0)
         r = sigmoid(a_r)
         u = sigmoid(-a_u if KEEP_SIDE else a_u)
         if RESET_BEFORE:
-            q = to(r * h, DTYPE)
-            store_row(q_at, q, mask)
-            if CHUNK != 0:
-                tl.debug_barrier()
-            a_n = product(gx_n + (b_n + b_hn), q, w_n, q_at, valid, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
+            if MADE_N is None:
+                q = to(r * h, DTYPE)
+                store_row(states_at + H, q, mask)
+                a_n = dot(q, w_n, gx_n + (b_n + b_hn), PRECISION)
+            else:
+                a_n = gx_n + b_n + gh_n
             n = tanh(a_n, DTYPE)
         else:
-            gh_n = product(b_hn, operand, w_n, h_at, valid, W_N, 1, H, hidden, H, PADDED, CHUNK, PRECISION)
+            if MADE_N is None:
+                gh_n = dot(operand, w_n, b_hn, PRECISION)
             n = tanh(gx_n + b_n + r * gh_n, DTYPE)
 
-        # Their gradients. A step that does not exist has none, whatever stands in its place.
+        # Their gradients.
         gates_at = GATES + y * GATE_WIDTH
         if DY is not None:
             dh += tl.load((DY + y * H)[:, None] + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)
-        g = gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
-        dg = dh * (n - h)  # (11)
-        da_n = tl.where(mask, dh * g * (1.0 - n * n), 0.0)  # (12)
-        if BETA1 != 0:
-            da_u = (BETA0 + BETA1 * a)[:, None] * dg * u * (1.0 - u)  # (13)
-        elif BETA0 != 0:
-            da_u = BETA0 * dg * u * (1.0 - u)
-        else:
-            da_u = tl.zeros(dg.shape, tl.float32)
-        da_u = tl.where(mask, -da_u if KEEP_SIDE else da_u, 0.0)
+        g, da_u, da_n, d_a = update_gradients(dh, h, u, n, a, mask, ALPHA0, ALPHA1, BETA0, BETA1, KEEP_SIDE)
         dh_past = dh * (1.0 - g)
         if not RESET_BEFORE:
             da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
-            db_hn = _collect(db_hn, bias_at + 3 * H, da_n * r, H, CHUNK)
+            db_hn += da_n * r
         dgh_u, dgh_n = to(da_u, DTYPE), to(da_n if RESET_BEFORE else da_n * r, DTYPE)
-        store_row(gates_at + DGH_U, dgh_u, mask)
-        store_row(gates_at + DGH_N, dgh_n, mask)
-        if SCALE_INPUT:
-            store_row(gates_at + (DGX + H), to(a[:, None] * da_u, DTYPE), mask)
-            store_row(gates_at + (DGX + 2 * H), to(a[:, None] * da_n, DTYPE), mask)
-        elif not RESET_BEFORE:
-            store_row(gates_at + (DGX + 2 * H), to(da_n, DTYPE), mask)
-        db_u = _collect(db_u, bias_at + 1 * H, da_u, H, CHUNK)
-        db_n = _collect(db_n, bias_at + 2 * H, da_n, H, CHUNK)
-        d_a = tl.zeros(dg.shape, tl.float32)
-        if ALPHA1 != 0:
-            d_a += ALPHA1 * dg
-        if BETA1 != 0:
-            d_a += BETA1 * u * dg  # (21)
+        store_gradients(gates_at, dgh_u, dgh_n, da_u, da_n, a, mask, H, SCALE_INPUT, RESET_BEFORE, DGX, DGH_U, DGH_N)
+        db_u += da_u
+        db_n += da_n
         if SCALE_INPUT:
             if AGAIN:
                 p_u = tl.load(x_at + H, mask=mask, other=0.0)
                 p_n = tl.load(x_at + 2 * H, mask=mask, other=0.0)
             d_a += da_u * p_u + da_n * p_n  # (22)
-
         if RESET_BEFORE:
-            if CHUNK != 0:
-                tl.debug_barrier()
-            zero = tl.zeros((ROWS, PADDED), tl.float32)
-            dq = product(zero, dgh_n, v_n, gates_at + DGH_N, valid, W_N, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+            dq = dot(dgh_n, v_n, tl.zeros((ROWS, PADDED), tl.float32), PRECISION)
             da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (14b), (15)
             dh_past += dq * r
         dgh_r = to(da_r, DTYPE)
         store_row(gates_at + DGH_R, dgh_r, mask)
-        db_r = _collect(db_r, bias_at, da_r, H, CHUNK)
+        db_r += da_r
         if SCALE_INPUT:
             store_row(gates_at + DGX, to(a[:, None] * da_r, DTYPE), mask)
             if AGAIN:
@@ -197,70 +237,16 @@ def recurrence_backward(
         if ATTENTION is not None:
             tl.store(D_ATTENTION + a_at, tl.sum(d_a, 1), mask=valid)
 
-        if CHUNK != 0:
-            tl.debug_barrier()
         if not RESET_BEFORE:
-            n_at = gates_at + DGH_N
-            dh_past = product(dh_past, dgh_n, v_n, n_at, valid, W_N, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
-        r_at, u_at = gates_at + DGH_R, gates_at + DGH_U
-        dh_past = product(dh_past, dgh_r, v_r, r_at, valid, W_HH, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
-        dh_past = product(dh_past, dgh_u, v_u, u_at, valid, W_U, H, 1, hidden, H, PADDED, CHUNK, PRECISION)
+            dh_past = dot(dgh_n, v_n, dh_past, PRECISION)
+        dh_past = dot(dgh_r, v_r, dh_past, PRECISION)
+        dh_past = dot(dgh_u, v_u, dh_past, PRECISION)
         dh = tl.where(valid[:, None], dh_past, dh)  # (17)
         x -= x_step
         y -= y_step
         a_at -= a_step
-    if CHUNK == 0:
-        tl.store(DH0 + state_at, dh, mask=state_mask)
-    else:
-        row, live, length, x, y, a_at = rows(
-            ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
-            ROWS, REVERSE, TIME_MAJOR,
-        )  # fmt: skip
-        tl.store((DH0 + row * H)[:, None] + unit[None, :], dh, mask=live[:, None] & inside)
-    if CHUNK == 0:
-        tl.store(bias_at + unit, tl.sum(db_r, 0), mask=unit < H)
-        tl.store(bias_at + H + unit, tl.sum(db_u, 0), mask=unit < H)
-        tl.store(bias_at + 2 * H + unit, tl.sum(db_n, 0), mask=unit < H)
-        tl.store(bias_at + 3 * H + unit, tl.sum(db_hn, 0), mask=unit < H)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def sum_readers(
-    DGX_ROWS, DGX, READERS, FIRST_READER, LENGTHS, OFFSETS, Y_START, batch, histories, steps, x_rows, y_rows,
-    TIME_MAJOR: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, GATE_WIDTH: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
-    """The rows' dgx summed for each step of a history, in row order: program (history, gate)."""
-    history = tl.program_id(0).to(tl.int64)
-    gate = tl.program_id(1) * H
-    unit = tl.arange(0, PADDED)
-    if OFFSETS is not None:
-        x = tl.minimum(tl.maximum(tl.load(OFFSETS + history), 0), x_rows)
-        length = tl.minimum(tl.load(OFFSETS + history + 1) - x, x_rows - x)
-    else:
-        length = tl.cast(steps, tl.int64)
-        if LENGTHS is not None:
-            length = tl.minimum(tl.load(LENGTHS + history), length)
-        x = history * steps
-        if TIME_MAJOR:
-            x = history
-    x_step, y_step, _ = steps_of(batch, histories, False, TIME_MAJOR)
-    first, end = tl.load(FIRST_READER + history), tl.load(FIRST_READER + history + 1)
-    for t0 in range(0, length, STEPS):
-        t = t0 + tl.arange(0, STEPS).to(tl.int64)
-        mask = (t < length)[:, None] & (unit < H)[None, :]
-        total = tl.zeros((STEPS, PADDED), tl.float32)
-        for reader in range(first, end):
-            row = tl.load(READERS + reader)
-            if OFFSETS is not None:
-                y = tl.load(Y_START + row)
-                exists = (y + t < y_rows)[:, None]
-            elif TIME_MAJOR:
-                y = row
-                exists = mask
-            else:
-                y = row * steps
-                exists = mask
-            at = DGX_ROWS + (y + t * y_step)[:, None] * GATE_WIDTH + gate + unit[None, :]
-            total += tl.load(at, mask=mask & exists, other=0.0).to(tl.float32)
-        at = DGX + (x + t * x_step)[:, None] * (3 * H) + gate + unit[None, :]
-        tl.store(at, to(total, DGX.dtype.element_ty), mask=mask)
+    tl.store(DH0 + state_at, dh, mask=state_mask)
+    tl.store(bias_at + unit, tl.sum(db_r, 0), mask=unit < H)
+    tl.store(bias_at + H + unit, tl.sum(db_u, 0), mask=unit < H)
+    tl.store(bias_at + 2 * H + unit, tl.sum(db_n, 0), mask=unit < H)
+    tl.store(bias_at + 3 * H + unit, tl.sum(db_hn, 0), mask=unit < H)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import loop_job
-from dien_kernels.ops.recurrence.loop_job import Job
 
 MAX_HIDDEN = 256
-# Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
-_ABSENT = importlib.util.find_spec("triton") is None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+COUNTED_ROWS = 16_384  # their order is counted in one launch, B * B comparisons; above, sorting is less work
+STEP_PROGRAMS = 8  # of ``operands`` for each tile of rows
 
 
 def refuses(call: Call) -> str | None:
-    if _ABSENT:
-        return "triton is not installed (pip install 'dien_kernels[triton]')"
-    if call.device != "cuda" and not (_INTERPRETED and call.device == "cpu"):
-        return f"the tensors are on {call.device}; Triton needs cuda, or TRITON_INTERPRET=1 for its interpreter"
-    if call.dtype == torch.float64:
-        return "float64 is not among the Triton kernels' dtypes (float32, bfloat16, float16)"
-    if call.hidden_size > MAX_HIDDEN:
-        return f"hidden={call.hidden_size} is above the {MAX_HIDDEN} of the Triton kernels"
-    return None
+    return _triton.refuses(call, MAX_HIDDEN)
 
 
 class Launch(NamedTuple):
@@ -42,14 +30,17 @@ class Launch(NamedTuple):
     warps: int
     registers: int | None = None  # for each thread at most; told only where ptxas would take fewer and spill
     rows: int = 16  # of the batch in a program: the least that a matrix instruction takes
+    made: bool = False  # backward: the gates' products are made over all steps before the loop
+    inputs: int = 0  # forward: W_ih x is made in the loop up to this padded input size
+    block: int = 0  # backward: units at a time where a tile of all would leave no registers; then ``made`` holds
 
 
 # By padded hidden size and bits of storage: chosen by compiled instructions, spills and barriers, not yet by time
 # (benchmarks/results/gpu_triton.csv). The number is the shared memory a launch takes; the next serves smaller devices.
 _FORWARD_16 = {
-    16: ((0, Launch(0, 2, 4, 2, 168)),),
-    32: ((0, Launch(0, 2, 4, 4, 168)),),
-    64: ((0, Launch(0, 2, 4, 8, 168)),),
+    16: ((0, Launch(0, 2, 4, 2, 168, inputs=64)),),
+    32: ((0, Launch(0, 2, 4, 4, 168, inputs=64)),),
+    64: ((0, Launch(0, 2, 4, 8, 168, inputs=64)),),
     128: ((127_040, Launch(0, 2, 1, 8)), (0, Launch(32, 1, 1, 8, 192))),
     256: ((0, Launch(32, 1, 1, 8)),),
 }
@@ -64,56 +55,54 @@ _BACKWARD_16 = {
     16: ((0, Launch(0, 2, 1, 2, 224)),),
     32: ((0, Launch(0, 2, 1, 4, 168)),),
     64: ((0, Launch(0, 2, 1, 8, 168)),),
-    128: ((0, Launch(32, 1, 1, 8)),),
-    256: ((0, Launch(16, 1, 1, 8)),),
+    128: ((159_872, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 8, made=True, block=128))),
+    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
 _BACKWARD_32 = {
     16: ((0, Launch(0, 2, 1, 2)),),
     32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((204_800, Launch(0, 1, 1, 8)), (0, Launch(16, 1, 1, 8))),
-    128: ((0, Launch(16, 1, 1, 8)),),
-    256: ((0, Launch(8, 1, 1, 8)),),
+    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, made=True, block=64))),
+    128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
+    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
 
 
 def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int) -> Launch:
     """The launch for a hidden size, bytes of an element and bytes of shared memory that a program may have."""
     narrow, wide = (_BACKWARD_16, _BACKWARD_32) if backward else (_FORWARD_16, _FORWARD_32)
-    rows = (narrow if itemsize == 2 else wide)[padded_size(hidden)]
+    rows = (narrow if itemsize == 2 else wide)[_triton.padded_size(hidden)]
     return next(launch for needed, launch in rows if needed <= shared_memory)
 
 
-def shared_memory_of(x: Tensor) -> int:
-    """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
-    if not x.is_cuda:
-        return 0
-    device = torch.cuda.get_device_properties(x.device)
-    return int(getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block))
+class _Job(loop_job.Job):
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        return dict(
+            ALPHA0=self.alpha0, ALPHA1=self.alpha1, BETA0=self.beta0, BETA1=self.beta1, SCALE_INPUT=self.scale_input,
+            KEEP_SIDE=self.keep_side, RESET_BEFORE=self.reset_before, REVERSE=self.reverse, TIME_MAJOR=self.time_major,
+            H=self.hidden, PADDED=_triton.padded_size(self.hidden), PRECISION=_triton.precision(self.x),
+        )  # fmt: skip
 
+    def order(self) -> Tensor:
+        """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
+        if self.row_lengths is None or self.nothing or self.batch > COUNTED_ROWS:
+            return super().order()
+        from dien_kernels.ops.recurrence.triton_kernel import length_order
 
-def padded_size(hidden: int) -> int:
-    """Triton's sizes are powers of two, and its matrix products want 16 of everything."""
-    return max(16, 1 << (hidden - 1).bit_length())
+        order = torch.empty_like(self.row_lengths)
+        _triton.launch(
+            length_order, (-(-self.batch // 32),), order, self.row_lengths, order, self.batch,
+            ROWS=32, BLOCK=128, num_warps=4,
+        )  # fmt: skip
+        return order
 
+    def configuration(self, backward: bool) -> Launch:
+        return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))
 
-def _options(job: Job) -> dict[str, Any]:
-    """What a kernel is compiled for."""
-    return dict(
-        ALPHA0=job.alpha0, ALPHA1=job.alpha1, BETA0=job.beta0, BETA1=job.beta1, SCALE_INPUT=job.scale_input,
-        KEEP_SIDE=job.keep_side, RESET_BEFORE=job.reset_before, REVERSE=job.reverse, TIME_MAJOR=job.time_major,
-        H=job.hidden, PADDED=padded_size(job.hidden), PRECISION=_precision(job.x),
-    )  # fmt: skip
-
-
-def _precision(x: Tensor) -> str:
-    """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Every launch goes through here; a test that compiles or simulates the kernels takes its place."""
-    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
-        kernel[grid](*arguments, **options)
+    def projection(self) -> Tensor:
+        """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
+        return _triton.float32_product(self.x, self.w_ih)
 
 
 def _compiled(launch: Launch) -> dict[str, Any]:
@@ -127,55 +116,98 @@ def _compiled(launch: Launch) -> dict[str, Any]:
 
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
     y = job.new(*job.y_shape)
     order = job.order()
     if job.nothing:
         return *loop_job.forward_of_nothing(job, y), order
     from dien_kernels.ops.recurrence.triton_kernel import recurrence_forward
 
-    launch = configuration(job.hidden, x.itemsize, backward=False, shared_memory=shared_memory_of(x))
+    launch = job.configuration(backward=False)
     h_n = x.new_empty(job.batch, job.hidden)
-    _launch(
+    inputs = _triton.padded_size(job.input)
+    fused = inputs <= launch.inputs and not job.shared
+    _triton.launch(
         recurrence_forward, (-(-job.batch // launch.rows),), x,
-        loop_job.projection(job, job.w_ih), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
-        *job.rows(order), y, h_n,
+        job.x.contiguous() if fused else job.projection(), job.attention, job.w_ih.contiguous() if fused else None,
+        job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
         x.new_empty(job.batch, 2 * job.hidden) if launch.chunk else None,
-        *job.sizes, job.hidden, **_options(job), **_compiled(launch),
+        *job.sizes, job.hidden, **job.options, **_compiled(launch),
+        INPUT=job.input if fused else 1, I_PADDED=inputs if fused else 16,
     )  # fmt: skip
     return y, h_n, order
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
     if job.nothing:
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
-    from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
-
-    launch = configuration(job.hidden, x.itemsize, backward=True, shared_memory=shared_memory_of(x))
+    launch = job.configuration(backward=True)
     programs = -(-job.batch // launch.rows)
     left = loop_job.left(job, programs, job.hidden)
     columns = left.columns
-    _launch(
-        recurrence_backward, (programs,), x,
-        loop_job.projection(job, job.w_ih), job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
-        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(),
-        left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
-        *job.sizes, job.hidden, **_options(job), **_compiled(launch),
-        GATE_WIDTH=columns.width, DGX=columns.dgx, DGH_R=columns.dgh_r, DGH_U=columns.dgh_u, DGH_N=columns.dgh_n,
+    projection = job.projection()
+    made = _made(job, projection, order, y, left.states) if launch.made else (None, None)
+    before = (
+        projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
+        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(), *made, left.gates,
     )  # fmt: skip
-    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
+    how: dict[str, Any] = _compiled(launch) | {
+        "GATE_WIDTH": columns.width, "DGX": columns.dgx, "DGH_R": columns.dgh_r, "DGH_U": columns.dgh_u,
+        "DGH_N": columns.dgh_n,
+    }  # fmt: skip
+    if launch.block:
+        from dien_kernels.ops.recurrence.triton_kernel_wide import recurrence_backward_wide
+
+        for name in ("STAGES", "UNROLL"):
+            del how[name]
+        whole = {name: value for name, value in job.options.items() if name != "PADDED"}
+        _triton.launch(
+            recurrence_backward_wide, (programs,), x, *before, left.d_attention, left.d_bias, left.dh0, *job.sizes,
+            job.hidden,
+            **whole, **how, BLOCK=launch.block,
+        )  # fmt: skip
+    else:
+        from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
+
+        del how["CHUNK"]
+        _triton.launch(
+            recurrence_backward, (programs,), x, *before, left.states, left.d_attention, left.d_bias, left.dh0,
+            *job.sizes, **job.options, **how,
+        )  # fmt: skip
+    return loop_job.gradients(job, left, need_dx, lambda by_row: _sum_readers(job, by_row))
 
 
-def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
-    from dien_kernels.ops.recurrence.triton_kernel_backward import sum_readers
-
-    readers = loop_job.readers_of(job)
-    dgx = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
-    _launch(
-        sum_readers, (job.histories, 3), dgx,
-        dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes,
-        TIME_MAJOR=job.time_major, H=job.hidden, PADDED=padded_size(job.hidden), GATE_WIDTH=dgx_rows.stride(0),
-        STEPS=16, num_warps=4, enable_fp_fusion=True,
+def _sum_readers(job: _Job, by_row: Tensor) -> Tensor:
+    total = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
+    assert job.history is not None
+    ragged = (job.lengths, job.offsets, job.y_start)
+    _triton.sum_readers(
+        by_row, total, job.history, job.histories, ragged, job.sizes,
+        parts=3, hidden=job.hidden, time_major=job.time_major,
     )  # fmt: skip
-    return dgx
+    return total
+
+
+def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The gates' products with W_hh over all steps, of r with u and of n; ``states`` is filled on the way."""
+    from dien_kernels.ops.recurrence.triton_kernel_backward import operands
+
+    hidden, rows = job.hidden, 16
+    names = ("SCALE_INPUT", "REVERSE", "TIME_MAJOR", "H", "PADDED")
+    options = {name: job.options[name] for name in names}
+
+    def fill(made_ru: Tensor | None) -> None:
+        _triton.launch(
+            operands, (-(-job.batch // rows), STEP_PROGRAMS), y,
+            projection, job.attention, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, made_ru, states, *job.sizes,
+            **options, ROWS=rows, STATE_WIDTH=states.stride(0), num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+
+    fill(None)
+    if not job.reset_before:
+        made = _triton.float32_product(states, job.w_hh)
+        return made, made
+    made_ru = _triton.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
+    fill(made_ru)
+    return made_ru, _triton.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])

@@ -1,0 +1,195 @@
+"""Timings on a GPU, into results/gpu.csv: ``make bench-gpu``. Under eight minutes.
+
+    python -m benchmarks.gpu                      # everything
+    python -m benchmarks.gpu --hidden 64 --out try.csv
+
+Each provider's result is compared with the float32 (or wider) reference on the device first; a wrong one gets no
+number. Times are medians of CUDA events around single calls, after a warm-up, the providers taking turns. Forwards run
+without autograd. The device, its clocks' limits, driver and versions stand in each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.facts import facts
+from benchmarks.inputs import Inputs, Program, draw
+from benchmarks.ours import build as build_ours
+from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
+from benchmarks.registry import Case
+from dien_kernels.ops._dispatch import Call, refusal
+
+RESULTS = Path(__file__).parent / "results" / "gpu.csv"
+# (B, T, I, H): those of the cost model in docs/gpu.md.
+SIZES = ((1024, 100, 36, 36), (4096, 100, 64, 64), (1024, 200, 128, 128), (256, 200, 256, 256))
+DTYPES = ("bfloat16", "float32")
+BUDGET_S = 1.5  # for each case, when every provider has been compiled
+LIMIT_S = 440.0  # then the rest is left out, and said so
+# As benchmarks/timing.py has them, but for sums in TF32, which cuDNN takes for float32 unless told otherwise.
+WRONG = {"float32": 5e-3, "bfloat16": 1e-1}
+COLUMNS = (
+    *("op", "mode", "B", "T", "I", "H", "law", "dtype", "provider", "p20_us", "p50_us", "p80_us", "calls", "ratio"),
+    *("note", "device", "capability", "shared_memory", "processors", "driver", "torch", "cuda", "cudnn", "triton"),
+    *("git_sha", "date"),
+)
+
+
+def cases(hidden: list[int]) -> Iterator[Case]:
+    for size, dtype, law, op, mode in product(SIZES, DTYPES, ("full", "ragged"), ("gru", "augru"), ("fwd", "fwd+bwd")):
+        if size[3] in hidden:
+            yield Case("gpu", op, mode, *size, law, dtype, ())
+    for size, dtype, op, mode in product(
+        SIZES[:2], DTYPES, ("attention_bilinear", "attention_din"), ("fwd", "fwd+bwd")
+    ):
+        if size[3] in hidden:
+            yield Case("gpu", op, mode, *size, "ragged", dtype, ())
+
+
+def sent(inputs: Inputs) -> Inputs:
+    leaves = {name: leaf.detach().cuda().requires_grad_() for name, leaf in inputs.leaves.items()}
+    lengths, valid = (None if t is None else t.cuda() for t in (inputs.lengths, inputs.valid))
+    return inputs._replace(leaves=leaves, lengths=lengths, dresult=inputs.dresult.cuda(), valid=valid)
+
+
+def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Program]]]:
+    op = "recurrence" if case.op in ("gru", "augru") else "attention_scores"
+    call = Call(op, "cuda", getattr(torch, case.dtype), case.inputs, case.hidden)
+    for backend in ("triton", "cuda"):
+        if refusal(call, backend) is None:
+            yield backend, lambda backend=backend: build_ours(case, inputs, backend=backend)  # type: ignore[misc]
+    yield "reference", lambda: build_ours(case, inputs, backend="reference")
+    if case.op == "gru":
+        yield "torch_gru_padded", lambda: torch_gru_padded.build(case, inputs)
+        yield "torch_gru_packed", lambda: torch_gru_packed.build(case, inputs)
+    if case.op == "augru":
+        yield "eager_loop", lambda: eager_loop.build(case, inputs)
+        if case.hidden == SIZES[0][3] and case.law == "full":  # every size would be compiled anew
+            yield "compiled_loop", lambda: eager_loop.build(case, inputs, compiled_step=True)
+
+
+def error(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dict[str, Tensor]]) -> str | None:
+    result = program.padded(program.step(case, inputs)().detach())
+    found = {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
+    pairs = {"result": (result, exact[0])} | {f"gradient of {n}": (found.get(n), e) for n, e in exact[1].items()}
+    for name, (actual, wanted) in pairs.items():
+        if actual is None:
+            return f"no {name}"
+        difference = actual.double() - wanted.double()
+        if name == "result" and inputs.valid is not None:
+            difference = torch.where(inputs.valid, difference, 0)
+        size = float(wanted.abs().max())
+        worst = float(difference.abs().max()) / (size if size > 1e-12 else 1.0)
+        if not worst <= WRONG[case.dtype]:
+            return f"{name} is off by {worst:.1e} of its largest value"
+    return None
+
+
+def exact_result(case: Case, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    wide = inputs.to(torch.float64)
+    program = build_ours(case, wide, backend="reference")
+    result = program.step(case, wide)().detach()
+    return result, {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
+
+
+def call_us(step: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end)
+
+
+def measure(case: Case) -> Iterator[dict[str, Any]]:
+    inputs = sent(draw(case))
+    exact = exact_result(case, inputs)
+    steps: dict[str, Callable[[], object]] = {}
+    notes: dict[str, str] = {}
+    for name, build in providers(case, inputs):
+        try:
+            program = build()
+            with torch.set_grad_enabled(case.trains):
+                wrong = error(program, case, inputs, exact)
+            notes[name] = program.note if wrong is None else f"wrong: {wrong}"
+            if wrong is None:
+                steps[name] = program.step(case, inputs)
+        except Exception as failure:  # a provider may raise whatever it likes: that is a result too
+            notes[name] = f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+    del exact
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.set_grad_enabled(case.trains):
+        for step in steps.values():
+            for _ in range(3):
+                step()
+        started = time.perf_counter()
+        while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < BUDGET_S):
+            for name, step in steps.items():
+                samples[name].append(call_us(step))
+    base = statistics.median(samples["triton"]) if samples.get("triton") else None
+    for name, note in notes.items():
+        row: dict[str, Any] = {"provider": name, "note": note}
+        if name in samples:
+            tenths = statistics.quantiles(samples[name], n=10, method="inclusive")
+            row |= {f"p{10 * (i + 1)}_us": f"{tenths[i]:.1f}" for i in (1, 4, 7)} | {"calls": len(samples[name])}
+            if base is not None:
+                row["ratio"] = f"{tenths[4] / base:.2f}"
+        yield row
+
+
+def machine() -> dict[str, str]:
+    import triton
+
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "device": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "shared_memory": str(getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block)),
+        "processors": str(device.multi_processor_count),
+        "driver": str(torch._C._cuda_getDriverVersion()),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "triton": triton.__version__,
+        "git_sha": facts("")["git_sha"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, nargs="+", default=sorted({size[3] for size in SIZES}))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.gpu: this needs a GPU, and torch sees none")
+    device, started = machine(), time.perf_counter()
+    with chosen.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        for case in cases(chosen.hidden):
+            if time.perf_counter() - started > LIMIT_S:
+                print(f"left out for want of time: {case} and what follows", file=sys.stderr)
+                break
+            key = dict(zip(("B", "T", "I", "H"), case.size, strict=True))
+            for row in measure(case):
+                writer.writerow(
+                    {"op": case.op, "mode": case.mode, **key, "law": case.law, "dtype": case.dtype} | row | device
+                )
+                print(case, row, flush=True)
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

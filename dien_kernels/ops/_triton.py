@@ -1,0 +1,100 @@
+"""The host side that the Triton backends of all ops share: common refusals, facts of a device, launches.
+
+Room card. Lives here: what ``triton_launch.py`` of any op needs and no op owns. May import: torch, ``_dispatch``,
+``_environment``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dien_kernels.ops._dispatch import Call
+
+# Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
+ABSENT = importlib.util.find_spec("triton") is None
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def refuses(call: Call, max_hidden: int) -> str | None:
+    """The reasons that all ops have."""
+    if ABSENT:
+        return "triton is not installed (pip install 'dien_kernels[triton]')"
+    if call.device != "cuda" and not (INTERPRETED and call.device == "cpu"):
+        return f"the tensors are on {call.device}; Triton needs cuda, or TRITON_INTERPRET=1 for its interpreter"
+    if call.dtype == torch.float64:
+        return "float64 is not among the Triton kernels' dtypes (float32, bfloat16, float16)"
+    if call.hidden_size > max_hidden:
+        return f"hidden={call.hidden_size} is above the {max_hidden} of the Triton kernels"
+    return None
+
+
+def shared_memory_of(x: Tensor) -> int:
+    """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
+    if not x.is_cuda:
+        return 0
+    device = torch.cuda.get_device_properties(x.device)
+    return int(getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block))
+
+
+def processors_of(x: Tensor) -> int:
+    """Multiprocessors of the device; the interpreter, with one, would try no partial sums."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+
+
+def padded_size(size: int) -> int:
+    """Triton's sizes are powers of two, and its matrix products want 16 of everything."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def precision(x: Tensor) -> str:
+    """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
+    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
+    """Every launch goes through here; a test that compiles or simulates the kernels takes its place."""
+    with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def float32_product(a: Tensor, w: Tensor) -> Tensor:
+    """a w^T with the sums of 16-bit operands kept in float32."""
+    if a.dtype == torch.float32:
+        return torch.mm(a, w.t())
+    if a.is_cuda:
+        return torch.mm(a, w.t(), out_dtype=torch.float32)
+    return torch.mm(a.float(), w.float().t())
+
+
+def sum_readers(
+    by_row: Tensor,
+    total: Tensor,
+    history: Tensor,
+    histories: int,
+    ragged: tuple[Tensor | None, ...],
+    sizes: tuple[int, ...],
+    *,
+    parts: int,
+    hidden: int,
+    time_major: bool,
+) -> None:
+    """Into ``total`` [x_rows, parts * hidden]: gradients of rows' steps, summed over a history's rows in row order.
+
+    ``ragged``: lengths, offsets, starts of rows in y. Steps that no row has read are not written.
+    """  # fmt: skip
+    from dien_kernels.ops import triton_kernel
+
+    by_history, readers = history.sort(stable=True)
+    first = torch.searchsorted(by_history, torch.arange(histories + 1, device=history.device))
+    launch(
+        triton_kernel.sum_readers, (histories, parts), total,
+        by_row, total, readers, first, *ragged, *sizes,
+        TIME_MAJOR=time_major, H=hidden, PADDED=padded_size(hidden), ROW_WIDTH=by_row.stride(0),
+        TOTAL_WIDTH=parts * hidden, STEPS=16, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""What the Triton kernels of all ops share: the layout rule, activations, products, sums over shared histories.
+
+Room card. Lives here: device functions that know no op. May import: triton, ``_triton``. Must not be here: an op's
+mathematics. Imported at the first launch only, as importing Triton looks for drivers.
+"""
+
+# mypy: ignore-errors
+# This is Triton's language, not Python's: its compiler checks it.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+# No kernel is compiled anew for another batch; ``hidden`` is H where a loop over its chunks shall stay a loop.
+SIZES = ["batch", "histories", "steps", "x_rows", "y_rows", "hidden"]
+
+
+@triton.jit
+def _logistic2(x):
+    """1 / (1 + 2^-x) without a division: 2^-x may be inf, whose reciprocal is 0, and NaN passes."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1; add.ftz.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0;",
+            "=&f,f",
+            [-x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return 1.0 / (1.0 + tl.exp2(-x))
+
+
+@triton.jit
+def sigmoid(x):
+    return _logistic2(x * _LOG2_E)
+
+
+@triton.jit
+def tanh(x, DTYPE: tl.constexpr):
+    far = 2.0 * _logistic2(x * (2 * _LOG2_E)) - 1.0
+    if DTYPE == tl.float32:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
+        s = x * x
+        p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
+        return tl.where(s < 0.3, x * s * p + x, far)
+    else:
+        return far
+
+
+@triton.jit
+def to(x, DTYPE: tl.constexpr):
+    """Round to the nearest, which the interpreter does not do for bfloat16."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(DTYPE)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def dot(a, b, start, PRECISION: tl.constexpr):
+    if _INTERPRETED:  # which multiplies the bits of bfloat16 as integers
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), start, input_precision="ieee")
+    else:
+        return tl.dot(a, b, start, input_precision=PRECISION)
+
+
+@triton.jit
+def store_row(at, value, mask):
+    tl.store(at[:, None] + tl.arange(0, value.shape[1])[None, :], value, mask=mask)
+
+
+@triton.jit
+def rows(
+    ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
+    ROWS: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
+):  # fmt: skip
+    """The layout rule (docs/design.md, "One layout") for this program's rows: where steps 0 of x, y and attention lie.
+
+    Index values are clamped to what exists; on the CPU they have been checked.
+    """
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = at < batch
+    row = at
+    if ORDER is not None:
+        row = tl.load(ORDER + at, mask=live, other=0)
+    _, length, x, y, a = place(
+        row, live, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, REVERSE, TIME_MAJOR
+    )  # fmt: skip
+    return row, live, length, x, y, a
+
+
+@triton.jit
+def place(
+    row, live, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
+    REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
+):  # fmt: skip
+    """Of one row or a tile of rows: the history, the length, and where steps 0 of x, y and attention lie."""
+    source = row
+    if HISTORY is not None:
+        source = tl.load(HISTORY + row, mask=live, other=0)
+        source = tl.minimum(tl.maximum(source, 0), histories - 1)
+    if OFFSETS is not None:
+        x = tl.minimum(tl.maximum(tl.load(OFFSETS + source, mask=live, other=0), 0), x_rows)
+        length = tl.load(OFFSETS + source + 1, mask=live, other=0) - x
+        y = x
+        if Y_START is not None:
+            y = tl.load(Y_START + row, mask=live, other=0)
+        length = tl.minimum(length, tl.minimum(x_rows - x, y_rows - y))
+        a = y
+    else:
+        length = row - row + steps
+        if LENGTHS is not None:
+            length = tl.minimum(tl.load(LENGTHS + source, mask=live, other=0), steps)
+        a = row * steps
+        x = source * steps
+        y = a
+        if TIME_MAJOR:
+            x = source
+            y = row
+    length = tl.where(live, tl.maximum(length, 0), 0)
+    if REVERSE:
+        last = tl.maximum(length - 1, 0)
+        a += last
+        if TIME_MAJOR:
+            x += last * histories
+            y += last * batch
+        else:
+            x += last
+            y += last
+    return source, length.to(tl.int32), x, y, a
+
+
+@triton.jit
+def steps_of(batch, histories, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr):
+    """From one step of a row to the next, in flat rows of x, of y and of attention."""
+    sign: tl.constexpr = -1 if REVERSE else 1
+    if TIME_MAJOR:
+        return sign * tl.cast(histories, tl.int64), sign * tl.cast(batch, tl.int64), sign
+    else:
+        return sign, sign, sign
+
+
+@triton.jit(do_not_specialize=SIZES)
+def sum_readers(
+    BY_ROW, TOTAL, READERS, FIRST_READER, LENGTHS, OFFSETS, Y_START, batch, histories, steps, x_rows, y_rows,
+    TIME_MAJOR: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROW_WIDTH: tl.constexpr,
+    TOTAL_WIDTH: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The rows' gradients summed for each step of a history, in row order: program (history, H columns)."""
+    history = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * H
+    unit = tl.arange(0, PADDED)
+    if OFFSETS is not None:
+        x = tl.minimum(tl.maximum(tl.load(OFFSETS + history), 0), x_rows)
+        length = tl.minimum(tl.load(OFFSETS + history + 1) - x, x_rows - x)
+    else:
+        length = tl.cast(steps, tl.int64)
+        if LENGTHS is not None:
+            length = tl.minimum(tl.load(LENGTHS + history), length)
+        x = history * steps
+        if TIME_MAJOR:
+            x = history
+    x_step, y_step, _ = steps_of(batch, histories, False, TIME_MAJOR)
+    first, end = tl.load(FIRST_READER + history), tl.load(FIRST_READER + history + 1)
+    for t0 in range(0, length, STEPS):
+        t = t0 + tl.arange(0, STEPS).to(tl.int64)
+        mask = (t < length)[:, None] & (unit < H)[None, :]
+        total = tl.zeros((STEPS, PADDED), tl.float32)
+        for reader in range(first, end):
+            row = tl.load(READERS + reader)
+            if OFFSETS is not None:
+                y = tl.load(Y_START + row)
+                exists = (y + t < y_rows)[:, None]
+            elif TIME_MAJOR:
+                y = row
+                exists = mask
+            else:
+                y = row * steps
+                exists = mask
+            at = BY_ROW + (y + t * y_step)[:, None] * ROW_WIDTH + column + unit[None, :]
+            total += tl.load(at, mask=mask & exists, other=0.0).to(tl.float32)
+        at = TOTAL + (x + t * x_step)[:, None] * TOTAL_WIDTH + column + unit[None, :]
+        tl.store(at, to(total, TOTAL.dtype.element_ty), mask=mask)
