@@ -143,21 +143,23 @@ def test_nan_where_no_step_is(kind: str) -> None:
 
 
 @pytest.mark.ptx
-@pytest.mark.parametrize(("dtype", "padded"), [(torch.bfloat16, 64), (torch.bfloat16, 40), (torch.float32, 40)])
-def test_bank_conflicts(dtype: torch.dtype, padded: int) -> None:
-    """None but the one that tile16.cuh names: float32's operands are stored two threads to a bank."""
+@pytest.mark.parametrize("padded", [40, 64])
+@pytest.mark.parametrize("rows", [16, 8])
+def test_bank_conflicts_of_the_forward(padded: int, rows: int) -> None:
+    """None in 16 bits; float32's are not counted yet."""
     assert missing() is None, missing()
-    case = Case("gru", dtype, B=16, T=6, I=8, H=padded, ragged="full")
-    for rows in (16,) if dtype == torch.float32 else (16, 8):
-        module = module_of(f"forward_{SHORT[dtype]}", padded, False, prof=True)
-        before = {(m.where, m.instruction): (m.actual, m.ideal) for m in module.memstats()}
-        simulated(case, Simulator(rows=rows, race=False, prof=True))
-        for m in module.memstats():
-            was = before.get((m.where, m.instruction), (0, 0))
-            actual_passes, ideal = m.actual - was[0], m.ideal - was[1]
-            named = dtype == torch.float32 and m.store and "v2" in m.instruction
-            if m.space == "shared" and ideal:
-                assert actual_passes <= (2 if named else 1) * ideal, (m, actual_passes, ideal)
+    module = module_of("forward_bf16", padded, False, prof=True)
+    before = {(m.where, m.instruction): (m.actual, m.ideal) for m in module.memstats()}
+    case = Case("gru", torch.bfloat16, B=16, T=6, I=8, H=padded, ragged="full")
+    with simulating(Simulator(rows=rows, race=False, prof=True)), torch.no_grad():
+        call(case, make(case), "cuda")
+    counted = 0
+    for m in module.memstats():
+        actual_before, ideal_before = before.get((m.where, m.instruction), (0, 0))
+        if m.space == "shared":
+            assert m.actual - actual_before == m.ideal - ideal_before, m
+            counted += m.ideal - ideal_before
+    assert counted > 0
 
 
 def test_table_of_instances() -> None:
