@@ -101,5 +101,6 @@ def _loops(section: str) -> list[Loop]:
                 loops.append(body)
     assert len(loops) == 4, [sum(body.values()) for body in loops]
     loops.sort(key=lambda body: (body["LDSM"], body["FFMA"] + body["FMUL"]))
-    steps = [body["MUFU"] / MUFU_OF_A_STEP for body in loops]
+    # A size of 8 leaves out half of the sixteen units, and some of their activations.
+    steps = [max(1, round(body["MUFU"] / MUFU_OF_A_STEP)) for body in loops]
     return [Loop(sum(body.values()) / n, body["BAR"] / n) for body, n in zip(loops, steps, strict=True)]

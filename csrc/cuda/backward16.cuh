@@ -252,7 +252,7 @@ struct Backward16 : Tile16<S, Padded> {
       const float n = S::tanh(fmaf(r, c[2][e], x_n[e]));
       const Gradient d = gradient(e, t, before[e], u, n, now);
       an[e] = d.an, au[e] = d.au, stay[e] = d.stay;
-      ghn[e] = d.an * r;
+      ghn[e] = t < length[e >> 1] ? d.an * r : 0.f;  // r may be NaN where no step is
       ar[e] = t < length[e >> 1] ? reset_gradient(d.an * c[2][e], r) : 0.f;
       d_a[e >> 1] += d.d_a;
       const float scaled = ar[e] * x[0][e] + au[e] * x[1][e] + an[e] * x[2][e];
