@@ -40,7 +40,7 @@ info: $(BUILT)
 bench: $(BUILT)
 	$(PY) -m benchmarks
 
-# The Triton kernels as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
+# The Triton and CUDA kernels (with nvcc) as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
 PTXSIM ?= ../shared/ptxsim
 test-ptx: $(READY)
 	@test -f '$(PTXSIM)/__init__.py' || { echo "make test-ptx: no ptxsim in $(PTXSIM); set PTXSIM to its folder" >&2; exit 1; }
@@ -61,10 +61,11 @@ bench-gpu: $(READY)
 	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu
 
-# What Triton's compiler makes of the kernels for each architecture; no GPU is needed (about a quarter of an hour).
+# What Triton's compiler and nvcc make of the kernels for each architecture; no GPU is needed (over half an hour).
 gpu-report: $(READY)
 	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu_report
+	$(PY) -m benchmarks.gpu_report_cuda
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("DIEN_KERNELS_BUILD") or "auto"
 JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
-CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 90 100").split()
+CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
@@ -101,15 +101,15 @@ def build_native(out, backends):
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
     # Paths of this machine stay out of the library, so that equal sources give equal bytes.
     common = [*cxx, *CXXFLAGS, f"-ffile-prefix-map={torch}=torch", f"-ffile-prefix-map={ROOT}=."]
-    torch_flags = [*TORCH_FLAGS, f"-isystem{torch}/include"]
+    torch_flags = [*TORCH_FLAGS, f"-isystem{torch}/include", *["-DDIEN_WITH_CUDA"] * ("cuda" in backends)]
     linker, libraries, jobs, isas = cxx, [*LINK, *SANITIZE, f"-L{torch}/lib"], [], {"portable": []}
     if "cuda" in backends:
         linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
-        archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
-        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *archs]
+        codes = [*((arch, "sm") for arch in CUDA_ARCHS), (CUDA_ARCHS[-1], "compute")]  # the last: PTX for newer ones
+        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        nvcc += [f"-gencode=arch=compute_{arch},code={kind}_{arch}" for arch, kind in codes]
         jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
-        torch_flags += ["-DDIEN_WITH_CUDA"]
     for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
         isa = source.stem.rpartition("_")[2]
         if isa not in ISA_FLAGS or X86:

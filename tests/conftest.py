@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # Tests that a plain run leaves out.
 ASKED_FOR = {
     "sweep": "a long search",
-    "ptx": "runs compiled Triton kernels in a PTX simulator (make test-ptx)",
+    "ptx": "runs compiled kernels in a PTX simulator (make test-ptx)",
     "gpu": "needs a GPU (make test-gpu)",
 }
 

@@ -20,6 +20,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BACKENDS = {
     "native": "native",
+    "cuda_launch": "cuda",
     "triton_launch": "triton",
     "triton_kernel": "triton",
     "reference": "reference",

@@ -28,6 +28,7 @@ class Call(NamedTuple):
     hidden_size: int
     option: str = ""
     widths: tuple[int, ...] = ()  # of the hidden layers of a network
+    backward: bool = False  # whether a gradient will be asked for
 
 
 Refuses = Callable[[Call], "str | None"]

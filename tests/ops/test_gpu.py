@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def takers(op: str, dtype: torch.dtype, hidden: int, *facts: object) -> list[str]:
     """The GPU backends that take such a call: of the others there is nothing to test."""
-    call = Call(op, "cuda", dtype, hidden, hidden, *facts)  # type: ignore[arg-type]
+    call = Call(op, "cuda", dtype, hidden, hidden, *facts, backward=True)  # type: ignore[arg-type,misc]
     return [backend for backend in ("cuda", "triton") if refusal(call, backend) is None]
 
 

@@ -29,7 +29,7 @@ from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import reference, triton_launch
+from dien_kernels.ops.recurrence import cuda_launch, reference, triton_launch
 from dien_kernels.ops.recurrence.reference import Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
@@ -72,7 +72,7 @@ def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
     return y, h_n, gates.new_empty((0,))  # the reference recomputes always
 
 
-def _fake_triton_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest):  # type: ignore[no-untyped-def]
+def _fake_ordered_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest):  # type: ignore[no-untyped-def]
     y, h_n, _ = _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest)
     ordered = lengths is not None or offsets is not None
     return y, h_n, x.new_empty((h_n.shape[0] if ordered else 0,), dtype=torch.int64)  # the rows' order
@@ -98,18 +98,28 @@ def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # typ
     )
 
 
-for _suffix, _fake in (("native", _fake_fwd), ("triton", _fake_triton_fwd), ("reference", _fake_reference_fwd)):
+for _suffix, _fake in (
+    ("native", _fake_fwd),
+    ("cuda", _fake_ordered_fwd),
+    ("triton", _fake_ordered_fwd),
+    ("reference", _fake_reference_fwd),
+):
     define_raw(f"_recurrence_{_suffix}_fwd", FWD_SCHEMA, _fake)
     define_raw(f"_recurrence_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
+for _name, _schema in cuda_launch.SCHEMAS.items():  # launches, implemented by the native library
+    define_raw(f"_cuda_recurrence_{_name}", _schema, lambda *_: None)
+implement_raw("_recurrence_cuda_fwd", cuda_launch.fwd)
+implement_raw("_recurrence_cuda_bwd", cuda_launch.bwd)
 implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
 implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
 implement_raw("_recurrence_reference_fwd", reference.fwd)
 implement_raw("_recurrence_reference_bwd", reference.bwd)
 register_backend("recurrence", "cpu", refuses_cpu)
+register_backend("recurrence", "cuda", cuda_launch.refuses)
 register_backend("recurrence", "triton", triton_launch.refuses)
 register_backend("recurrence", "reference", reference.refuses)
 
-_SUFFIXES = {"cpu": "native", "triton": "triton", "reference": "reference"}
+_SUFFIXES = {"cpu": "native", "cuda": "cuda", "triton": "triton", "reference": "reference"}
 _FWD = {backend: raw(f"_recurrence_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
 _BWD = {backend: raw(f"_recurrence_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
@@ -174,9 +184,9 @@ def recurrence(
     runs from its last valid step to its first. Arguments are taken as checked.
     """
     form = form_of(kind)
-    call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset)
-    name = select(call, backend)
     needs_grad = needs_autograd((x, attention, w_ih, w_hh, b_ih, b_hh, h0))
+    call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset, backward=needs_grad)
+    name = select(call, backend)
     options = Options(
         form.alpha0,
         form.alpha1,

@@ -1,8 +1,4 @@
-"""The Triton backend's host side: what it refuses, launch configurations, and the products around the time loop.
-
-W_ih x is one product for all steps, once for each history; the loop leaves gate gradients, and dx, dW_ih and dW_hh are
-products over them. Nothing here waits for the device or depends on the values of an index tensor.
-"""
+"""The Triton backend's host side: what it refuses, launch configurations, launches; ``loop_job`` has the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +9,8 @@ from torch import Tensor
 
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops.recurrence import loop_job
 
 MAX_HIDDEN = 256
 COUNTED_ROWS = 16_384  # their order is counted in one launch, B * B comparisons; above, sorting is less work
@@ -77,89 +74,20 @@ def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int
     return next(launch for needed, launch in rows if needed <= shared_memory)
 
 
-class Gates(NamedTuple):
-    """Columns of a step's gate gradients: dgx and dgh share what they have in common (16)."""
-
-    width: int
-    dgx: int  # r, u, n from here on, times gamma
-    dgh_r: int
-    dgh_u: int
-    dgh_n: int
-
-
-def _gates(hidden: int, scale_input: bool, reset_before: bool) -> Gates:
-    if scale_input:
-        return Gates(6 * hidden, 3 * hidden, 0, hidden, 2 * hidden)
-    if reset_before:
-        return Gates(3 * hidden, 0, 0, hidden, 2 * hidden)
-    return Gates(4 * hidden, hidden, hidden, 2 * hidden, 0)
-
-
-class _Job:
-    """A call's tensors and numbers in the form the kernels want."""
-
-    def __init__(
-        self, x: Tensor, attention: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
-        h0: Tensor | None, ragged: Ragged, options: tuple[Any, ...],
-    ) -> None:  # fmt: skip
-        *coefficients, scale_input, keep_side, reset_before, reverse, time_major, _ = options
-        self.scale_input, self.reset_before, self.time_major = scale_input, reset_before, time_major
-        self.hidden, self.input = w_hh.shape[1], x.shape[-1]
-        self.jagged = ragged.offsets is not None
-        if self.jagged:
-            check_values(ragged, None, x.shape[0], None if attention is None else attention.shape[0])
-            assert ragged.offsets is not None
-            self.steps, self.histories = 0, ragged.offsets.shape[0] - 1
-        else:
-            self.steps, self.histories = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
-            check_values(ragged, self.steps, self.histories, None)
-        self.shared = ragged.history is not None
-        self.batch = self.histories if ragged.history is None else ragged.history.shape[0]
-        self.x_rows = x.numel() // self.input
-        self.y_rows = self.batch * self.steps
-        self.y_shape: tuple[int, ...] = (self.batch, self.steps, self.hidden)
-        if time_major:
-            self.y_shape = (self.steps, self.batch, self.hidden)
-        if self.jagged:
-            self.y_rows = self.x_rows if attention is None else attention.shape[0]
-            self.y_shape = (self.y_rows, self.hidden)
-        # Where rows may end early, what lies past them is zeros that the kernels do not write.
-        self.all_written = ragged.lengths is None and not self.jagged
-        self.lengths, self.offsets, self.history = (None if t is None else t.contiguous() for t in ragged)
-        self.row_lengths, self.y_start = self._row_lengths()
-        self.x, self.w_ih, self.w_hh = x.reshape(-1, self.input), w_ih, w_hh.contiguous()
-        self.attention, self.b_ih, self.b_hh, self.h0 = (
-            None if t is None else t.contiguous() for t in (attention, b_ih, b_hh, h0)
-        )
-        self.sizes = (self.batch, self.histories, self.steps, self.x_rows, self.y_rows)
-        self.options = dict(
-            zip(("ALPHA0", "ALPHA1", "BETA0", "BETA1"), coefficients, strict=True),
-            SCALE_INPUT=scale_input, KEEP_SIDE=keep_side, RESET_BEFORE=reset_before, REVERSE=reverse,
-            TIME_MAJOR=time_major, H=self.hidden, PADDED=_triton.padded_size(self.hidden),
-            PRECISION=_triton.precision(x),
-        )  # fmt: skip
-
-    def _row_lengths(self) -> tuple[Tensor | None, Tensor | None]:
-        """Each row's length where rows differ, and its start in y where that is not its start in x."""
-        length = self.lengths
-        if self.offsets is not None:
-            length = self.offsets.diff()
-        if length is None or self.history is None or self.histories == 0:
-            return length, None
-        length = length[self.history.clamp(0, self.histories - 1)]
-        return length, length.cumsum(0) - length if self.jagged else None
-
+class _Job(loop_job.Job):
     @property
-    def nothing(self) -> bool:
-        """No step at all; the kernels would have nothing to point at."""
-        return self.batch == 0 or self.x_rows == 0
+    def options(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        return dict(
+            ALPHA0=self.alpha0, ALPHA1=self.alpha1, BETA0=self.beta0, BETA1=self.beta1, SCALE_INPUT=self.scale_input,
+            KEEP_SIDE=self.keep_side, RESET_BEFORE=self.reset_before, REVERSE=self.reverse, TIME_MAJOR=self.time_major,
+            H=self.hidden, PADDED=_triton.padded_size(self.hidden), PRECISION=_triton.precision(self.x),
+        )  # fmt: skip
 
     def order(self) -> Tensor:
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
-        if self.row_lengths is None or self.nothing:
-            return self.w_hh.new_empty((0,), dtype=torch.int64)
-        if self.batch > COUNTED_ROWS:
-            return self.row_lengths.argsort(descending=True, stable=True)
+        if self.row_lengths is None or self.nothing or self.batch > COUNTED_ROWS:
+            return super().order()
         from dien_kernels.ops.recurrence.triton_kernel import length_order
 
         order = torch.empty_like(self.row_lengths)
@@ -169,37 +97,12 @@ class _Job:
         )  # fmt: skip
         return order
 
-    def rows(self, order: Tensor) -> tuple[Tensor | None, ...]:
-        """The tensors that say where a row's steps lie, in the kernels' order."""
-        return order if order.numel() else None, self.lengths, self.offsets, self.history, self.y_start
-
-    def new(self, *shape: int) -> Tensor:
-        """One row for each step of y, zeros where the kernels write only the steps that exist."""
-        return self.w_hh.new_empty(shape) if self.all_written else self.w_hh.new_zeros(shape)
-
     def configuration(self, backward: bool) -> Launch:
         return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))
 
     def projection(self) -> Tensor:
         """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
         return _triton.float32_product(self.x, self.w_ih)
-
-    def real_x(self) -> Tensor:
-        """x with zeros in steps that no row takes: NaN there would reach dW_ih, as 0 times NaN."""
-        if self.lengths is None and self.history is None:
-            return self.x
-        device = self.x.device
-        read = torch.ones(self.histories, dtype=torch.bool, device=device)
-        if self.history is not None:
-            read = torch.zeros_like(read).index_fill(0, self.history.clamp(0, self.histories - 1), True)
-        if self.offsets is not None:
-            step = torch.arange(self.x_rows, device=device)
-            valid = read[torch.searchsorted(self.offsets[1:], step, right=True).clamp(max=self.histories - 1)]
-        else:
-            lengths = read * self.steps if self.lengths is None else self.lengths * read
-            valid = torch.arange(self.steps, device=device) < lengths.unsqueeze(1)
-            valid = valid.t() if self.time_major else valid
-        return torch.where(valid.reshape(-1, 1), self.x, 0)
 
 
 def _compiled(launch: Launch) -> dict[str, Any]:
@@ -214,8 +117,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     y = job.new(*job.y_shape)
     order = job.order()
     if job.nothing:
-        h_n = w_hh.new_zeros(job.batch, job.hidden) if h0 is None else h0.to(x.dtype, copy=True).contiguous()
-        return y.zero_(), h_n, order
+        return *loop_job.forward_of_nothing(job, y), order
     from dien_kernels.ops.recurrence.triton_kernel import recurrence_forward
 
     launch = job.configuration(backward=False)
@@ -235,29 +137,17 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
     job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
-    hidden = job.hidden
-    small = {"dtype": torch.float32, "device": x.device}
-    d_attention = None if attention is None else torch.zeros(attention.shape, **small)
     if job.nothing:
-        dh0 = torch.zeros(job.batch, hidden, **small)
-        if dh_n is not None:
-            dh0.copy_(dh_n)
-        d_bias = torch.zeros(2, 3 * hidden, **small)
-        dx = x.new_zeros(x.shape if need_dx else (0,))
-        dw_ih, dw_hh = w_ih.new_zeros(w_ih.shape), w_hh.new_zeros(w_hh.shape)
-        return dx, _or_empty(d_attention, x), dw_ih, dw_hh, d_bias[0].clone(), d_bias[1].clone(), dh0
+        return loop_job.backward_of_nothing(job, dh_n, need_dx)
     launch = job.configuration(backward=True)
     programs = -(-job.batch // launch.rows)
-    columns = _gates(hidden, job.scale_input, job.reset_before)
-    gates = job.new(job.y_rows, columns.width)
-    states = job.new(job.y_rows, (1 + job.reset_before) * hidden)
-    d_bias = torch.zeros(programs, 4, hidden, **small)
-    dh0 = torch.empty(job.batch, hidden, **small)
+    left = loop_job.left(job, programs, job.hidden)
+    columns = left.columns
     projection = job.projection()
-    made = _made(job, projection, order, y, states) if launch.made else (None, None)
+    made = _made(job, projection, order, y, left.states) if launch.made else (None, None)
     before = (
         projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
-        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(), *made, gates,
+        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(), *made, left.gates,
     )  # fmt: skip
     how: dict[str, Any] = _compiled(launch) | {
         "GATE_WIDTH": columns.width, "DGX": columns.dgx, "DGH_R": columns.dgh_r, "DGH_U": columns.dgh_u,
@@ -270,7 +160,8 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
             del how[name]
         whole = {name: value for name, value in job.options.items() if name != "PADDED"}
         _triton.launch(
-            recurrence_backward_wide, (programs,), x, *before, d_attention, d_bias, dh0, *job.sizes, hidden,
+            recurrence_backward_wide, (programs,), x, *before, left.d_attention, left.d_bias, left.dh0, *job.sizes,
+            job.hidden,
             **whole, **how, BLOCK=launch.block,
         )  # fmt: skip
     else:
@@ -278,29 +169,21 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
 
         del how["CHUNK"]
         _triton.launch(
-            recurrence_backward, (programs,), x, *before, states, d_attention, d_bias, dh0, *job.sizes,
-            **job.options, **how,
+            recurrence_backward, (programs,), x, *before, left.states, left.d_attention, left.d_bias, left.dh0,
+            *job.sizes, **job.options, **how,
         )  # fmt: skip
-    db_r, db_u, db_n, db_hn = d_bias.sum(0)
-    dgx = gates[:, columns.dgx : columns.dgx + 3 * hidden]
-    if job.shared:
-        by_row, dgx = dgx, w_hh.new_zeros(job.x_rows, 3 * hidden)
-        assert job.history is not None
-        ragged = (job.lengths, job.offsets, job.y_start)
-        _triton.sum_readers(
-            by_row, dgx, job.history, job.histories, ragged, job.sizes,
-            parts=3, hidden=hidden, time_major=job.time_major,
-        )  # fmt: skip
-    dx = (dgx @ w_ih).view(x.shape) if need_dx else x.new_empty(0)
-    return (
-        dx,
-        _or_empty(d_attention, x),
-        dgx.t() @ job.real_x(),
-        _dw_hh(job, gates, states, columns),
-        torch.cat((db_r, db_u, db_n)),
-        torch.cat((db_r, db_u, db_n if job.reset_before else db_hn)),
-        dh0,
-    )
+    return loop_job.gradients(job, left, need_dx, lambda by_row: _sum_readers(job, by_row))
+
+
+def _sum_readers(job: _Job, by_row: Tensor) -> Tensor:
+    total = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
+    assert job.history is not None
+    ragged = (job.lengths, job.offsets, job.y_start)
+    _triton.sum_readers(
+        by_row, total, job.history, job.histories, ragged, job.sizes,
+        parts=3, hidden=job.hidden, time_major=job.time_major,
+    )  # fmt: skip
+    return total
 
 
 def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,18 +209,3 @@ def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tenso
     made_ru = _triton.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
     fill(made_ru)
     return made_ru, _triton.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])
-
-
-def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
-    """A raw op returns tensors only."""
-    return x.new_empty(0) if gradient is None else gradient
-
-
-def _dw_hh(job: _Job, gates: Tensor, states: Tensor, columns: Gates) -> Tensor:
-    """(18): W_n has read h, or q with the reset before the product."""
-    hidden = job.hidden
-    dgh = gates[:, : 3 * hidden].t()
-    if job.reset_before:
-        dru = dgh[: 2 * hidden] @ states[:, :hidden]
-        return torch.cat((dru, dgh[2 * hidden :] @ states[:, hidden:]))
-    return (dgh @ states).roll(-hidden if columns.dgh_n == 0 else 0, 0)

@@ -1,0 +1,71 @@
+// What the CUDA kernels are told: plain data and pointers to device memory, no torch. Every launcher takes one of these
+// and a stream, and says nothing back but the launch's error.
+#pragma once
+#include <cstdint>
+
+namespace dien::cuda {
+
+enum class Store : int32_t { f32, bf16, f16 };
+
+// Where a row's steps lie (docs/design.md, "One layout"). Indices are clamped to what exists.
+struct Rows {
+  const int64_t* order;    // [batch]: rows from the longest to the shortest; null: as they are
+  const int64_t* lengths;  // [histories]; null: `steps`, or what the offsets say
+  const int64_t* offsets;  // [histories + 1]; null: padded
+  const int64_t* history;  // [batch]: the history a row reads; null: its own
+  const int64_t* y_start;  // [batch]: its first step in y, where that is not its first step in x; null
+  int64_t batch, histories, steps, x_rows, y_rows;
+  int32_t reverse, time_major;
+};
+
+// Equations (4), (7) and (9) of docs/math.md.
+struct Cell {
+  float alpha0, alpha1, beta0, beta1;
+  int32_t scale_input, keep_side, reset_before;
+  int32_t hidden;  // H: even, at most the kernel's padded size P
+};
+
+// What both directions read.
+struct Inputs {
+  Rows rows;
+  Cell cell;
+  // W_ih x of every step of x, [x_rows, 3, P] with zeros from H on; x_rows is at least 1. For the forward in the storage
+  // dtype and, unless the input is scaled, with all biases but b_hn in it (b_hn too, with the reset before the product).
+  // For the backward in float32, without biases: rounded it would be the attention gradient's largest error.
+  const void* projection;
+  const float* attention;    // [batch, steps], or one for each step of y; null: none
+  const void* w_hh;          // [3H, H], storage dtype
+  const float *b_ih, *b_hh;  // [3H]; null: zero
+  const float* h0;           // [batch, H]; null: zero
+};
+
+struct Forward {
+  Inputs in;
+  void* y;    // [y_rows, H], storage dtype; only steps that exist are written
+  void* h_n;  // [batch, H], storage dtype
+};
+
+// Gate gradients and states are left for products over all steps; steps that do not exist are not written.
+struct Backward {
+  Inputs in;
+  const void* y;     // [y_rows, H], storage dtype
+  const void* dy;    // like y; null: zero
+  const void* dh_n;  // [batch, H], storage dtype; null: zero
+  void* gates;   // [y_rows, G, P], storage dtype: dgh_n, da_r, da_u, da_n (G = 4); with the input scaled da_r, da_u,
+                 // dgh_n and then gamma times da_r, da_u, da_n (6); with the reset before da_r, da_u, da_n (3)
+  void* states;  // [y_rows, P], storage dtype: h before the step; with the reset before [y_rows, 2, P]: h and r h
+  float* d_attention;  // like attention; null: none
+  float* d_bias;       // [tiles, 4, P]: sums over the tile's rows and steps of da_r, da_u, da_n, dgh_n
+  float* dh0;          // [batch, H]
+};
+
+struct SumReaders {
+  Rows rows;               // order and history are not read
+  const void* from;        // [y_rows, width], storage dtype: its first `columns` columns are read
+  void* to;                // [x_rows, columns], storage dtype; steps that do not exist are not written
+  const int64_t* readers;  // [batch]: the rows of history u, in row order, are readers[first[u] .. first[u + 1])
+  const int64_t* first;    // [histories + 1]
+  int32_t columns, width;  // even
+};
+
+}  // namespace dien::cuda

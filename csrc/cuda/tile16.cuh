@@ -1,0 +1,174 @@
+// A tile of 16 rows: who owns what, and the products with W_hh, whose fragments stay in registers.
+//
+// A warp owns 8 units for all three gates, so that r, u and n of a unit meet in one thread: that of rows g and g + 8,
+// units 2q and 2q + 1 of the warp's eight. An array of four values is rows g, g, g + 8, g + 8 and units 2q, 2q + 1, ...
+#pragma once
+#include "tile.cuh"
+
+namespace dien::cuda {
+
+template <class S, int Padded>
+struct Tile16 {
+  using Element = typename S::Element;
+  using Pair = typename S::Pair;
+  static constexpr int kSize = int(sizeof(Element));
+  static constexpr int kParts = S::kParts;
+  static constexpr int kThreads = Padded / 8 * 32;
+  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;  // of a row's operand
+  static constexpr int kSteps = kBytes / 32;                      // of the product
+  static constexpr int kStride = kBytes + 16;  // an odd number of 16 bytes: ldmatrix meets no bank conflict
+
+  using Operand = unsigned char[kParts][16 * kStride];  // in shared memory; past P it stays zero
+  using Weights = uint32_t[kSteps][kParts][2];          // of one gate
+  using Raw = uint32_t[kSteps][2];                      // the same, not yet split into parts
+
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
+  const int unit = warp * 8 + 2 * place;  // and the next one
+  const Inputs& in;
+
+  __device__ __forceinline__ explicit Tile16(const Inputs& inputs) : in(inputs) {}
+
+  // Whether the row and unit of a thread's `e`-th value exist; and where they are in a [batch, H] tensor. Looked up
+  // where it is needed, before and after the steps: it would cost registers in between.
+  __device__ __forceinline__ bool exists(int e) const {
+    return place_of(e) < in.rows.batch && unit + (e & 1) < in.cell.hidden;
+  }
+  __device__ __forceinline__ int64_t place_of(int e) const { return int64_t(blockIdx.x) * 16 + group + 8 * (e >> 1); }
+  __device__ __forceinline__ int64_t state_at(int e) const {
+    const int64_t row = in.rows.order ? in.rows.order[place_of(e)] : place_of(e);
+    return row * in.cell.hidden + unit + (e & 1);
+  }
+
+  __device__ __forceinline__ float bias(const float* b, int gate, int j) const {
+    return b && unit + j < in.cell.hidden ? b[gate * in.cell.hidden + unit + j] : 0.f;
+  }
+
+  // What stands before W_hh h: of the input's side, and of gh_n's. In shared memory, a thread's own two units at a time.
+  __device__ __forceinline__ void share_biases(float (&biases)[4][Padded]) const {
+    if (lane >= 4) return;  // one group does it for the warp's units
+    const bool before = in.cell.reset_before;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate)
+        biases[gate][unit + j] = bias(in.b_ih, gate, j) + (gate < 2 || before ? bias(in.b_hh, gate, j) : 0.f);
+      biases[3][unit + j] = before ? 0.f : bias(in.b_hh, 2, j);
+    }
+  }
+
+  // The right factor of one gate: columns are the warp's units. Transposed, W_hh^T.
+  template <bool Transposed>
+  __device__ __forceinline__ void load_weights(Raw& w, int gate) const {
+    const int hidden = in.cell.hidden, own = warp * 8 + group;
+    constexpr int kPerWord = 4 / kSize;
+    const auto* weights = static_cast<const Element*>(in.w_hh) + int64_t(gate) * hidden * hidden;
+    // A gate that nothing reads (AGRU's update) has no weights: NaN in them is no one's.
+    const bool used = gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Element value[kPerWord];
+#pragma unroll
+        for (int j = 0; j < kPerWord; ++j) {
+          const int other = (k * 8 + half * 4 + place) * kPerWord + j;
+          const bool inside = used && own < hidden && other < hidden;
+          value[j] = inside ? weights[Transposed ? other * hidden + own : own * hidden + other] : S::round(0.f);
+        }
+        memcpy(&w[k][half], value, 4);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void split(Weights& w, const Raw& raw) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t parts[kParts];
+        S::split(parts, raw[k][half]);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) w[k][part][half] = parts[part];
+      }
+    }
+  }
+
+  // Four values of the thread, rounded to storage. In float32 two threads meet in each bank: rows are spaced for
+  // ldmatrix, which is more frequent.
+  __device__ __forceinline__ void share(Operand& tile, const float (&v)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = (group + 8 * i) * kStride + unit * kSize;
+      if constexpr (kParts == 1) {
+        *reinterpret_cast<uint32_t*>(tile[0] + at) = S::round_pair(v[2 * i], v[2 * i + 1]);
+      } else {
+        uint32_t first[2], second[2];
+        S::split(first, bits_of(v[2 * i]));
+        S::split(second, bits_of(v[2 * i + 1]));
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+          *reinterpret_cast<uint2*>(tile[part] + at) = make_uint2(first[part], second[part]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint32_t fragments(const Operand& tile) const {
+    return shared_address(&tile[0][(lane & 15) * kStride + (lane >> 4) * 16]);
+  }
+
+  __device__ __forceinline__ static void load_fragment(uint32_t (&a)[kParts][4], uint32_t from, int k) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) load_matrix_x4(a[part], from + part * 16 * kStride + k * 32);
+  }
+
+  // c += a w for one step of the product. What is small is summed apart: more accurate, and the chains of dependent
+  // instructions are shorter.
+  __device__ __forceinline__ static void multiply_step(float (&c)[4], float (&small)[4], const uint32_t (&a)[kParts][4],
+                                                       const uint32_t (&w)[kParts][2]) {
+    S::multiply(c, a[0], w[0][0], w[0][1]);
+    if constexpr (kParts == 2) {
+      S::multiply(small, a[1], w[0][0], w[0][1]);
+      S::multiply(small, a[0], w[1][0], w[1][1]);
+    }
+  }
+
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Weights& w, int k) {
+    memcpy(parts, w[k], sizeof(parts));
+  }
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t word = w[k][half], split[kParts];
+      if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
+      S::split(split, word);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];
+    }
+  }
+
+  // c[gate] += tile w[gate], for `Count` gates from `First` on.
+  template <int First, int Count, class Factor>
+  __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Factor (&w)[3]) const {
+    const uint32_t from = fragments(tile);
+    float small[3][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t a[kParts][4];
+      load_fragment(a, from, k);
+#pragma unroll
+      for (int gate = First; gate < First + Count; ++gate) {
+        uint32_t b[kParts][2];
+        parts_of(b, w[gate], k);
+        multiply_step(c[gate], small[gate], a, b);
+      }
+    }
+    if constexpr (kParts == 2) {
+#pragma unroll
+      for (int gate = First; gate < First + Count; ++gate)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) c[gate][e] += small[gate][e];
+    }
+  }
+};
+
+}  // namespace dien::cuda

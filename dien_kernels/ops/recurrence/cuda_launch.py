@@ -1,0 +1,208 @@
+"""The CUDA C++ backend's host side: what it refuses, which instance runs, launches; ``loop_job`` has the rest.
+
+The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` or ``WIDE``, to which W_ih x is padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from dien_kernels import _native
+from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops._register import raw
+from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops.recurrence.loop_job import Job
+
+# Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
+FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
+BACKWARD = (8, 16, 32, 40, 64)
+
+_INPUTS = (
+    "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
+    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
+    "int batch, int histories, int steps, int x_rows, int y_rows, bool reverse, bool time_major, "
+    "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
+    "int padded"
+)
+FORWARD_SCHEMA = f"({_INPUTS}, Tensor(a!) y, Tensor(b!) h_n, int rows) -> ()"
+BACKWARD_SCHEMA = (
+    f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor(a!) gates, Tensor(b!) states, "
+    "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
+)
+SUM_READERS_SCHEMA = (
+    "(Tensor gates, Tensor(a!) dgx, Tensor readers, Tensor first, Tensor? lengths, Tensor? offsets, Tensor? y_start, "
+    "int batch, int histories, int steps, int x_rows, int y_rows, bool time_major) -> ()"
+)
+SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
+
+
+_older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
+
+
+def look_at_driver() -> None:
+    """Once the native library is loaded: whether the machine's driver is too old for the toolkit inside."""
+    global _older_driver
+    if not _native.available() or not _native.build_facts().get("cuda_archs"):
+        return
+    driver, runtime = raw("_cuda_driver_version")(), raw("_cuda_runtime_version")()
+    if 0 < driver < runtime:
+        _older_driver = (
+            f"the native library was built with CUDA {_version(runtime)}, and the driver takes no more than "
+            f"CUDA {_version(driver)}: update the driver, or build with an older nvcc"
+        )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def refuses(call: Call) -> str | None:
+    if not _native.available():
+        return f"native code is absent: {_native.reason()}"
+    archs = _native.build_facts().get("cuda_archs")
+    if not archs:
+        return "the native library was built without CUDA (DIEN_KERNELS_BUILD=cuda, with nvcc on PATH)"
+    if call.device != "cuda":
+        return f"the tensors are on {call.device}"
+    if _older_driver:
+        return _older_driver
+    if call.dtype == torch.float64:
+        return "float64 is not among the CUDA kernels' dtypes (float32, bfloat16, float16)"
+    for backward in (False, True)[: 1 + call.backward]:
+        largest = sizes_of(call.dtype, backward)[-1]
+        if call.hidden_size > largest:
+            what = f"{str(call.dtype).removeprefix('torch.')} {'backward' if backward else 'forward'}"
+            return f"hidden={call.hidden_size} is above the {largest} whose weights the {what} keeps in registers"
+    return None
+
+
+def sizes_of(dtype: torch.dtype, backward: bool) -> tuple[int, ...]:
+    if backward:
+        return BACKWARD
+    return FORWARD_WIDE if dtype == torch.float32 else FORWARD_NARROW
+
+
+def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:
+    return next(size for size in sizes_of(dtype, backward) if size >= hidden)
+
+
+def tile_rows(batch: int, dtype: torch.dtype, multiprocessors: int) -> int:
+    """Tiles of 8 rows while each has a multiprocessor of its own: then a step's latency is all that counts."""
+    return 8 if dtype != torch.float32 and batch <= 8 * multiprocessors else 16
+
+
+def multiprocessors_of(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 0
+
+
+def _launch(name: str, *arguments: Any) -> None:
+    """Every launch goes through here; a test that simulates the kernels takes its place."""
+    raw(f"_cuda_recurrence_{name}")(*arguments)
+
+
+def _used_rows(job: Job, rows: Tensor) -> Tensor:
+    """[3H, ...] with zeros for a gate that nothing reads (AGRU's update): NaN in its weights is no one's."""
+    if job.beta0 != 0 or job.beta1 != 0:
+        return rows
+    r, _, n = rows.split(job.hidden)
+    return torch.cat((r, torch.zeros_like(r), n))
+
+
+def _projection(job: Job, size: int) -> Tensor:
+    """W_ih x and, unless it is scaled afterwards, the biases that are added to it in any case: [x_rows, 3 * size]."""
+    hidden, given = job.hidden, [job.b_ih, job.b_hh]
+    if job.b_hh is not None and not job.reset_before:
+        given[1] = pad(job.b_hh[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
+    biases = [] if job.scale_input else [b for b in given if b is not None]
+    bias = None
+    if biases:
+        total = sum(biases[1:], biases[0]).to(job.w_ih.dtype)
+        bias = loop_job.padded(_used_rows(job, total), hidden, size)
+    return linear(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size), bias)
+
+
+def _inputs(job: Job, order: Tensor, projection: Tensor, size: int) -> tuple[Any, ...]:
+    """The arguments of ``_INPUTS``."""
+    return (
+        *job.rows(order), projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
+        *job.sizes, job.reverse, job.time_major,
+        job.alpha0, job.alpha1, job.beta0, job.beta1, job.scale_input, job.keep_side, job.reset_before, size,
+    )  # fmt: skip
+
+
+def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
+    hidden = w_hh.shape[1]
+    if hidden % 2:  # pairs of units travel together: one more, that stays zero
+        y, h_n, order = fwd(
+            x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, *options
+        )
+        return y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), order
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    y = job.new(*job.y_shape)
+    order = job.order()
+    if job.nothing:
+        return *loop_job.forward_of_nothing(job, y), order
+    h_n = x.new_empty(job.batch, job.hidden)
+    size = padded_size(hidden, x.dtype, backward=False)
+    inputs = _inputs(job, order, _projection(job, size), size)
+    _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
+    return y, h_n, order
+
+
+def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
+    hidden = w_hh.shape[1]
+    if hidden % 2:
+        dy, dh_n, y = (None if t is None else pad(t, (0, 1)) for t in (dy, dh_n, y))
+        dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = bwd(
+            dy, dh_n, x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, y, order,
+            need_dx, *options,
+        )  # fmt: skip
+        dw_ih, dw_hh, db_ih, db_hh = (
+            loop_job.unpadded(t, hidden, hidden + 1) for t in (dw_ih, dw_hh[:, :hidden], db_ih, db_hh)
+        )
+        return dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0[:, :hidden].contiguous()
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    if job.nothing:
+        return loop_job.backward_of_nothing(job, dh_n, need_dx)
+    size = padded_size(hidden, x.dtype, backward=True)
+    left = loop_job.left(job, -(-job.batch // 16), size)
+    projection = loop_job.projection(job, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
+    _launch(
+        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n),
+        left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
+    )  # fmt: skip
+    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
+
+
+def _aligned(t: Tensor | None) -> Tensor | None:
+    """The kernels read pairs of elements."""
+    if t is None:
+        return None
+    t = t.contiguous()
+    return t.clone() if t.data_ptr() % (2 * t.itemsize) else t
+
+
+def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
+    dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
+    readers = loop_job.readers_of(job)
+    _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
+    return dgx
+
+
+def _even(
+    hidden: int, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Weights, biases and h0 with one more unit, all zeros."""
+    b_ih, b_hh = (None if b is None else loop_job.padded(b, hidden, hidden + 1) for b in (b_ih, b_hh))
+    return (
+        loop_job.padded(w_ih, hidden, hidden + 1),
+        loop_job.padded(pad(w_hh, (0, 1)), hidden, hidden + 1),
+        b_ih,
+        b_hh,
+        None if h0 is None else pad(h0, (0, 1)),
+    )

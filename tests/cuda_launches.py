@@ -1,0 +1,153 @@
+"""A stand-in for ``cuda_launch._launch``: the compiled kernels in ptxsim, for machines without a GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dien_kernels.ops import _dispatch
+from dien_kernels.ops.recurrence import cuda_launch
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+SEEDS = (0, 1, 5)  # ptxsim's orders of threads and blocks: as they are, reversed, shuffled
+
+
+def missing() -> str | None:
+    """Why nothing can be simulated here, or None."""
+    if shutil.which("nvcc") is None:
+        return "nvcc is not on PATH"
+    if not (_folder() / "__init__.py").exists():
+        return "ptxsim is not there: set PTXSIM to its folder"
+    return None
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("PTXSIM", ROOT.parent / "shared" / "ptxsim"))
+
+
+@lru_cache
+def ptxsim() -> ModuleType:
+    folder = _folder()
+    sys.path.insert(0, str(folder.parent))
+    try:
+        return __import__(folder.name)
+    finally:
+        sys.path.remove(str(folder.parent))
+
+
+@lru_cache(maxsize=8)
+def module_of(name: str, padded: int, race: bool, prof: bool = False) -> Any:
+    """One file of kernels for one size, translated for the simulator."""
+    flags = [f"-DDIEN_ONLY={padded}", "-std=c++20"]
+    source = ROOT / "csrc" / "cuda" / f"{name}.cu"
+    return ptxsim().load(source, arch="sm_80", flags=flags, race=race, prof=prof, optimise="-O0")  # it compiles longer
+
+
+def _pointers(tensors: list[Tensor | None]) -> bytes:
+    return struct.pack(f"<{len(tensors)}Q", *(0 if t is None else t.data_ptr() for t in tensors))
+
+
+class Simulator:
+    """Runs every launch. Tensors end at an unmapped page; results start as NaN where kernels must write them all."""
+
+    def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, prof: bool = False) -> None:
+        self.seed, self.race, self.rows, self.prof = seed, race, rows, prof
+        self.launches: list[tuple[str, int, int]] = []  # kernel, padded size, rows of a tile
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        getattr(self, name)(*arguments)
+
+    def _inputs(self, arguments: tuple[Any, ...]) -> tuple[list[Tensor | None], Callable[[list[Tensor | None]], bytes]]:
+        """The tensors of ``cuda_launch._INPUTS`` and how they become ``Inputs`` of csrc/cuda/params.h."""
+        tensors, numbers = list(arguments[:11]), arguments[11:]
+        sizes, layout, coefficients, flags = numbers[:5], numbers[5:7], numbers[7:11], numbers[11:14]
+        hidden = tensors[7].shape[1]
+
+        def packed(t: list[Tensor | None]) -> bytes:
+            rows = _pointers(t[:5]) + struct.pack("<5q2i", *sizes, *layout)
+            return rows + struct.pack("<4f4i", *coefficients, *flags, hidden) + _pointers(t[5:])
+
+        return tensors, packed
+
+    def _guard(self, tensors: list[Tensor | None]) -> list[Tensor | None]:
+        return [None if t is None else ptxsim().guard(t) for t in tensors]
+
+    def _run(self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any) -> None:
+        run = module_of(file, padded, self.race, self.prof).kernel(kernel)
+        # Backward16::kDynamic: the transposed weights of float32's largest.
+        dynamic = 3 * 4 * padded // 32 * threads * 8 if file == "backward_f32" and padded > 40 else 0
+        reachable = [t for t in tensors if t is not None]
+        run(grid, threads, [params], smem=dynamic, seed=self.seed, reachable=reachable)
+
+    def forward(self, *arguments: Any) -> None:
+        inputs, packed = self._inputs(arguments)
+        padded, y, h_n, rows = arguments[-4:]
+        rows = self.rows or rows
+        inputs = self._guard(inputs)
+        # All of y is written only where no row can end early; elsewhere it comes as zeros, which must stay.
+        everything = inputs[1] is None and inputs[2] is None
+        results = self._guard([y.fill_(float("nan")) if everything else y, h_n.fill_(float("nan"))])
+        self.launches.append(("forward", padded, rows))
+        threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
+        self._run(
+            f"forward_{STORE[y.dtype]}", f"forward{rows}", padded, -(-arguments[11] // rows), threads,
+            packed(inputs) + _pointers(results), (*inputs, *results),
+        )  # fmt: skip
+        y.copy_(results[0])
+        h_n.copy_(results[1])
+
+    def backward(self, *arguments: Any) -> None:
+        inputs, packed = self._inputs(arguments)
+        padded, *given = arguments[-9:-5]
+        outputs = arguments[-5:]
+        inputs, given = self._guard(inputs), self._guard(given)
+        gates, states, d_attention, d_bias, dh0 = outputs
+        everything = inputs[1] is None and inputs[2] is None
+        for t in (gates, states, d_attention) if everything else ():
+            if t is not None:
+                t.fill_(float("nan"))
+        for t in (d_bias, dh0):
+            t.fill_(float("nan"))
+        results = self._guard(list(outputs))
+        self.launches.append(("backward", padded, 16))
+        self._run(
+            f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-arguments[11] // 16), padded // 8 * 32,
+            packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results),
+        )  # fmt: skip
+        for t, result in zip(outputs, results, strict=True):
+            if t is not None:
+                t.copy_(result)
+
+    def sum_readers(self, gates: Tensor, dgx: Tensor, readers: Tensor, first: Tensor, *rest: Any) -> None:
+        lengths, offsets, y_start, *sizes, time_major = rest
+        width = gates.stride(0)
+        whole = gates.as_strided((gates.shape[0], width - gates.storage_offset()), (width, 1))
+        tensors = self._guard([lengths, offsets, y_start, readers, first])
+        params = _pointers([None, *tensors[:2], None, tensors[2]]) + struct.pack("<5q2i", *sizes, False, time_major)
+        params += _pointers([whole, dgx, *tensors[3:]]) + struct.pack("<2i", dgx.shape[1], width)
+        mangled = {torch.bfloat16: "8BFloat16", torch.float16: "7Float16", torch.float32: "7Float32"}[gates.dtype]
+        self.launches.append(("sum_readers", 0, 0))
+        self._run("sum_readers", mangled, 0, (sizes[1], 3), 128, params, (*tensors, whole, dgx))
+
+
+@contextmanager
+def simulating(simulator: Simulator) -> Iterator[None]:
+    """Tensors on the CPU are taken by the backend ``cuda``."""
+    with (
+        mock.patch.dict(_dispatch._refusals["recurrence"], cuda=lambda call: None),
+        mock.patch.object(cuda_launch, "_launch", simulator),
+    ):
+        yield

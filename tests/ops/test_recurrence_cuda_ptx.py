@@ -1,0 +1,232 @@
+"""The CUDA kernels without a GPU: what nvcc compiles for sm_80, run in ptxsim against the float64 reference.
+
+Values, races on shared memory, accesses past a tensor's end, reads of what nobody wrote; in three orders of threads and
+blocks. A few instances here, every one of them in ``make test-ptx``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops.recurrence import cuda_launch
+from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, plain, result_of
+from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
+from tests.tolerances import assert_close_to
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# The hidden size that each padded size is tried at: odd ones, ones that are padded, and whole ones.
+HIDDEN = {8: 7, 16: 16, 32: 30, 40: 36, 64: 64, 112: 100, 128: 128}
+
+
+def cases(dtype: torch.dtype, hidden: int) -> list[Case]:
+    """Both resets with and without a scaled input, all forms and layouts, and rows of length 0.
+
+    Enough rows that plain torch is not exact by luck: a sum over units cancels most of what it adds up.
+    """
+    base = Case("authors", dtype, B=21, T=5, I=8, H=hidden)
+    return [
+        base,
+        replace(base, kind="aigru", B=19, ragged="jagged", history=True, reset="before"),
+        replace(base, kind="aigru", time_major=True, reverse=True),
+        replace(base, kind="paper", B=17, reset="before", reverse=True, bias="ih"),
+        replace(base, kind="gru", B=33, T=3, ragged="full", bias="none", h0=False),
+        replace(base, kind="agru", ragged="left", history=True, bias="hh"),
+        replace(base, kind="prediction_flow", B=9, ragged="empty"),
+        replace(base, kind="gru", B=1, T=1, ragged="full", reset="before", update="candidate"),
+    ]
+
+
+def has_backward(dtype: torch.dtype, hidden: int) -> bool:
+    return hidden <= cuda_launch.sizes_of(dtype, backward=True)[-1]
+
+
+def simulated(case: Case, simulator: Simulator) -> Result:
+    """Outputs and, where the size has a backward, all gradients."""
+    with simulating(simulator):
+        if has_backward(case.dtype, case.H):
+            return actual(case, "cuda")
+        with torch.no_grad():
+            y, h_n = call(case, make(case), "cuda")
+        return Result({"y": y, "h_n": h_n})
+
+
+def check(case: Case, simulator: Simulator) -> Result:
+    result = simulated(case, simulator)
+    if has_backward(case.dtype, case.H):
+        assert_matches(case, result)
+    else:
+        expected, ordinary = exact(case), plain(case)
+        for name, tensor in result:
+            assert_close_to(tensor, expected.tensors[name], ordinary.tensors[name], name)
+    return result
+
+
+def check_instance(dtype: torch.dtype, padded: int, rows: int) -> None:
+    """Every case in every order of threads; the bits do not depend on the order."""
+    for case in cases(dtype, HIDDEN[padded]):
+        results = []
+        for seed in SEEDS:
+            simulator = Simulator(seed, rows=rows)
+            results.append(check(case, simulator))
+            # An odd hidden size gets one more unit; a batch without a step launches nothing.
+            assert all(size in (padded, 0) for _, size, _ in simulator.launches)
+            assert case.ragged == "empty" or simulator.launches[0] == ("forward", padded, rows)
+        for other in results[1:]:
+            for name, tensor in results[0]:
+                assert torch.equal(tensor, other.tensors[name]), f"{case}: {name}"
+
+
+@pytest.fixture
+def simulator() -> None:
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.usefixtures("simulator")
+@pytest.mark.parametrize(
+    ("dtype", "padded", "rows"), [(torch.bfloat16, 40, 16), (torch.bfloat16, 40, 8), (torch.float32, 8, 16)]
+)
+def test_small_instances(dtype: torch.dtype, padded: int, rows: int, record_cell: Callable[..., None]) -> None:
+    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+    check_instance(dtype, padded, rows)
+
+
+def instances() -> list[tuple[torch.dtype, int, int]]:
+    return [
+        (dtype, padded, rows)
+        for dtype in DTYPES
+        for padded in cuda_launch.sizes_of(dtype, backward=False)
+        for rows in ((16,) if dtype == torch.float32 else (16, 8))
+    ]
+
+
+@pytest.mark.ptx
+@pytest.mark.parametrize(("dtype", "padded", "rows"), instances(), ids=lambda v: SHORT.get(v, str(v)))
+def test_every_instance(dtype: torch.dtype, padded: int, rows: int, record_cell: Callable[..., None]) -> None:
+    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+    assert missing() is None, missing()
+    check_instance(dtype, padded, rows)
+
+
+@pytest.mark.usefixtures("simulator")
+@pytest.mark.parametrize("kind", ["authors", "agru"])
+def test_nan_where_no_step_is(kind: str) -> None:
+    """NaN in padding, in a history that nobody reads, and in AGRU's unused weights changes nothing."""
+    case = Case(kind, torch.bfloat16, B=12, T=4, I=8, H=36, history=True, seed=1)
+    inputs = make(case)
+    x, w_ih, w_hh = (inputs.leaves[name].detach().clone() for name in ("x", "w_ih", "w_hh"))
+    for u, steps in enumerate(inputs.steps):
+        x[u, len(steps) if u in inputs.rows else 0 :] = float("nan")
+    if kind == "agru":
+        w_ih[case.H : 2 * case.H] = float("nan")
+        w_hh[case.H : 2 * case.H] = float("nan")
+    expected = simulated(case, Simulator())
+    poisoned: dict[str, Tensor] = {"x": x} if kind != "agru" else {"x": x, "w_ih": w_ih, "w_hh": w_hh}
+    leaves = inputs.leaves | {name: t.requires_grad_() for name, t in poisoned.items()}
+    with simulating(Simulator()):
+        result = result_of(call(case, inputs, "cuda", **leaves), inputs, leaves)
+    for name, tensor in result:
+        if kind == "agru" and name == "d_x":
+            continue  # the product of zero gate gradients and NaN weights
+        assert torch.equal(tensor, expected.tensors[name]), name
+
+
+@pytest.mark.ptx
+@pytest.mark.parametrize("padded", [40, 64])
+@pytest.mark.parametrize("rows", [16, 8])
+def test_bank_conflicts_of_the_forward(padded: int, rows: int) -> None:
+    """None in 16 bits; float32's are not counted yet."""
+    assert missing() is None, missing()
+    module = module_of("forward_bf16", padded, False, prof=True)
+    before = {(m.where, m.instruction): (m.actual, m.ideal) for m in module.memstats()}
+    case = Case("gru", torch.bfloat16, B=16, T=6, I=8, H=padded, ragged="full")
+    with simulating(Simulator(rows=rows, race=False, prof=True)), torch.no_grad():
+        call(case, make(case), "cuda")
+    counted = 0
+    for m in module.memstats():
+        actual_before, ideal_before = before.get((m.where, m.instruction), (0, 0))
+        if m.space == "shared":
+            assert m.actual - actual_before == m.ideal - ideal_before, m
+            counted += m.ideal - ideal_before
+    assert counted > 0
+
+
+def test_table_of_instances() -> None:
+    """The host's sizes are the table's, and the table is no longer than it may be."""
+    text = (ROOT / "csrc" / "cuda" / "instances.h").read_text().partition("#else")[2]
+    lists = {
+        name: tuple(int(n) for n in re.findall(r"X\((\d+)\)", line))
+        for name, line in re.findall(r"#define DIEN_(\w+)\(X\) (.*)", text)
+    }
+    assert lists == {
+        "FORWARD_NARROW": cuda_launch.FORWARD_NARROW,
+        "FORWARD_WIDE": cuda_launch.FORWARD_WIDE,
+        "BACKWARD_NARROW": cuda_launch.BACKWARD,
+        "BACKWARD_WIDE": cuda_launch.BACKWARD,
+    }
+    kernels = {"FORWARD_NARROW": 4, "FORWARD_WIDE": 1, "BACKWARD_NARROW": 2, "BACKWARD_WIDE": 1}
+    assert sum(kernels[name] * len(sizes) for name, sizes in lists.items()) + len(DTYPES) <= 60
+    assert set(lists["FORWARD_NARROW"]) == set(HIDDEN)
+
+
+def facts(**other: object) -> Call:
+    return Call("recurrence", "cuda", torch.float32, 64, 64)._replace(**other)  # type: ignore[arg-type]
+
+
+def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dien_kernels._native.available", lambda: True)
+    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    refuses = cuda_launch.refuses
+    assert refuses(facts()) is None
+    assert refuses(facts(dtype=torch.bfloat16, hidden_size=128)) is None
+    assert refuses(facts(dtype=torch.float16, hidden_size=64, backward=True)) is None
+    assert "float64" in str(refuses(facts(dtype=torch.float64)))
+    assert "the tensors are on cpu" in str(refuses(facts(device="cpu")))
+    assert "hidden=65 is above the 64 whose weights the float32 forward" in str(refuses(facts(hidden_size=65)))
+    backward = refuses(facts(dtype=torch.bfloat16, hidden_size=100, backward=True))
+    assert "hidden=100 is above the 64 whose weights the bfloat16 backward" in str(backward)
+
+
+def test_refuses_without_cuda_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dien_kernels._native.available", lambda: True)
+    monkeypatch.setattr("dien_kernels._native.build_facts", dict)
+    assert "built without CUDA" in str(cuda_launch.refuses(facts()))
+
+
+def test_refuses_a_driver_older_than_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dien_kernels._native.available", lambda: True)
+    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    versions = {"_cuda_driver_version": 12080, "_cuda_runtime_version": 13000}
+    monkeypatch.setattr(cuda_launch, "raw", lambda name: lambda: versions[name])
+    monkeypatch.setattr(cuda_launch, "_older_driver", None)
+    cuda_launch.look_at_driver()
+    reason = str(cuda_launch.refuses(facts()))
+    assert "13.0" in reason
+    assert "12.8" in reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_size_has_an_instance(dtype: torch.dtype) -> None:
+    for backward in (False, True):
+        sizes = cuda_launch.sizes_of(dtype, backward)
+        for hidden in range(1, sizes[-1] + 1):
+            padded = cuda_launch.padded_size(hidden + hidden % 2, dtype, backward)
+            assert hidden <= padded
+            assert padded in sizes
+
+
+def test_tiles_of_eight_rows_while_each_has_a_multiprocessor() -> None:
+    assert cuda_launch.tile_rows(1056, torch.bfloat16, 132) == 8
+    assert cuda_launch.tile_rows(1057, torch.bfloat16, 132) == 16
+    assert cuda_launch.tile_rows(8, torch.float32, 132) == 16
