@@ -11,7 +11,7 @@
 namespace dien {
 namespace {
 
-// What the matrix of a target and a chunk's activations may take of the second-level cache.
+// What a chunk's activations may take of the second-level cache.
 constexpr int64_t kChunkBytes = 192 << 10;
 constexpr int64_t kMostGroups = 16;
 
@@ -30,16 +30,24 @@ std::vector<Target> plan_targets(const AttentionJob& job, const Layout& layout, 
     t.da = jagged ? before * job.da.s1 : b * job.da.s0;
     before += t.length;
   }
-  if (layout.offsets && layout.history && before != layout.attention_rows)
-    reject("rows_total must be " + std::to_string(before) + ", the steps of the histories named, got " +
-           std::to_string(layout.attention_rows));
   return targets;
 }
 
 }  // namespace
 
+void check_attention(const Layout& layout, int64_t histories, int64_t steps, int64_t batch) {
+  check_layout(layout, histories, steps, batch);
+  if (!layout.offsets || !layout.history) return;
+  int64_t total = 0;
+  for (int64_t b = 0; b < batch; ++b) total += history_length(layout, layout.history[b], steps);
+  if (total != layout.attention_rows)
+    reject("rows_total must be " + std::to_string(total) + ", the steps of the histories named, got " +
+           std::to_string(layout.attention_rows));
+}
+
 void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps) {
-  check_layout(layout, job.histories, steps, job.batch);
+  check_piece(job.histories, 1);
+  check_piece(job.batch, 1);
   const std::vector<Target> targets = plan_targets(job, layout, mask, steps);
   const Readers readers(job.histories, job.batch, [&](int64_t b) { return targets[b].u; });
   std::vector<int64_t> state_rows(job.histories + 1);
@@ -56,7 +64,10 @@ void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t
     job.longest = std::max(job.longest, t.length);
     tokens += t.length;
   }
+  check_piece(job.longest, job.hidden);
+  check_piece(job.size, job.hidden);
   for (int64_t i = 0; i < job.mlp.count; ++i) {
+    check_piece(job.mlp.layers[i].out, job.mlp.layers[i].in);
     width += 2 * job.mlp.layers[i].out;
     macs += job.mlp.layers[i].out * (i ? job.mlp.layers[i].in : job.hidden);
   }

@@ -131,6 +131,7 @@ struct Attention {
     }
     affine<L>(q, Dp, w + job.row_forward_at, job.size, w + (job.bilinear ? job.zero_at : job.mlp.layers[0].bias_at), 0,
               vectors(width), 1, r, width);
+    for (int64_t j = out; j < width; ++j) r[j] = 0;  // an infinite target left NaN there
     if (!job.bilinear) make_matrices(q, s + job.matrix_at);
     return n;
   }

@@ -76,6 +76,10 @@ void clear_rest(const AuxiliaryJob& job, const Layout& layout, int64_t batch, in
 }  // namespace
 
 double auxiliary_loss(AuxiliaryJob job, const Layout& layout, int64_t batch, int64_t steps, Normalizer normalizer) {
+  const int64_t each = 1 + job.negatives;
+  check_piece(batch, steps);
+  check_piece(each, job.hidden);
+  check_piece(each, job.size);
   check_layout(layout, batch, steps, batch);
   const Plan plan = plan_pairs(job, layout, batch, steps, normalizer);
   job.pairs = plan.pairs.data();
@@ -85,9 +89,10 @@ double auxiliary_loss(AuxiliaryJob job, const Layout& layout, int64_t batch, int
   job.dense_row = layout.offsets ? 0 : steps;
   if (job.backward) clear_rest(job, layout, batch, steps);
 
-  const int64_t each = 1 + job.negatives;
   int64_t width = job.size, macs = job.size;
   for (int64_t i = 0; i < job.mlp.count; ++i) {
+    check_piece(job.mlp.layers[i].out, job.mlp.layers[i].in);
+    check_piece(job.mlp.layers[i].out, each);
     width += 2 * job.mlp.layers[i].out;
     macs += job.mlp.layers[i].out * (i ? job.mlp.layers[i].in : job.size);
   }

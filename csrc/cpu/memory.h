@@ -32,6 +32,11 @@ inline int64_t checked_product(int64_t a, int64_t b) {
   return result;
 }
 
+// The bytes of `a` times `b` values with their padding, small enough that a few dozen such pieces can be added up.
+inline void check_piece(int64_t a, int64_t b) {
+  checked_product(checked_product(checked_product(a, 1) + 64, checked_product(b, 1) + 64), 1024);
+}
+
 // Whole cache lines.
 inline int64_t rounded_bytes(int64_t n) { return (n + 63) / 64 * 64; }
 

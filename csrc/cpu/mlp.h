@@ -69,7 +69,7 @@ struct Tail {
   const Mlp& mlp;
 
   int64_t last() const { return mlp.count - 1; }
-  // Room in the packed weights for a matrix while it is packed, and for its transpose.
+  // Values of the largest matrix: twice as many are room for it, while it is packed, and for its transpose.
   static int64_t largest(const Mlp& mlp) {
     int64_t n = 0;
     for (int64_t i = 0; i < mlp.count; ++i)
@@ -138,9 +138,13 @@ struct Tail {
       }
       const T *w = packed + next.forward_at, bias = packed[next.bias_at];
       for (int64_t t = 0; t < tokens; ++t) {
-        V sum = L::load(a + t * l.out_padded) * L::load(w);
-        for (int64_t j = L::N; j < l.out_padded; j += L::N) sum += L::load(a + t * l.out_padded + j) * L::load(w + j);
-        x[t] = L::sum(sum) + bias;
+        const T* row = a + t * l.out_padded;
+        V sum{};
+        int64_t j = 0;
+        for (; j + L::N <= l.out; j += L::N) sum += L::load(row + j) * L::load(w + j);
+        T rest = bias;  // not the padding: where an input was infinite there is NaN in it
+        for (; j < l.out; ++j) rest += row[j] * w[j];
+        x[t] = L::sum(sum) + rest;
       }
     }
   }

@@ -30,20 +30,28 @@ dien::AttentionJob make_job(const Tensor& target, const Tensor& states, const La
   return job;
 }
 
-void run(const dien::AttentionJob& job, const Tensor& states, const Maybe& lengths, const Maybe& offsets,
-         const Maybe& mask, const Maybe& history, int64_t rows_total) {
-  Indices indices;
+// The layout of a call, checked.
+dien::Layout layout_of(const Tensor& target, const Tensor& states, const Maybe& lengths, const Maybe& offsets,
+                       const Maybe& history, int64_t rows_total, Indices& indices) {
   const dien::Layout layout{
       indices.read(lengths), indices.read(offsets), indices.read(history), states.size(0), rows_total, false};
+  const int64_t histories = offsets ? offsets->size(0) - 1 : states.size(0);
+  dien::check_attention(layout, histories, offsets ? 0 : states.size(1), target.size(0));
+  return layout;
+}
+
+void run(const dien::AttentionJob& job, const dien::Layout& layout, const Tensor& states, const Maybe& mask) {
   dien::Mask of{};
   if (mask) of = {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
-  dien::attention(job, layout, of, offsets ? 0 : states.size(1));
+  dien::attention(job, layout, of, layout.offsets ? 0 : states.size(1));
 }
 
 Tensor forward(Tensor target, Tensor states, Tensors weights, Tensors biases, Tensors slopes, Maybe lengths,
                Maybe offsets, Maybe mask, Maybe history, int64_t rows_total, bool bilinear, int64_t activation,
                double scale, bool softmax) {
   Layers layers(weights, biases, slopes, activation);
+  Indices indices;
+  const dien::Layout layout = layout_of(target, states, lengths, offsets, history, rows_total, indices);
   dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
   const ScalarType compute = compute_type(states.scalar_type());
   Tensor scores = !offsets  ? new_tensor({job.batch, states.size(1)}, compute)
@@ -51,7 +59,7 @@ Tensor forward(Tensor target, Tensor states, Tensors weights, Tensors biases, Te
                             : new_tensor({states.size(0)}, compute);
   job.scores = scores.mutable_data_ptr();
   if (scores.numel() > 0) std::memset(job.scores, 0, scores.numel() * scores.element_size());
-  run(job, states, lengths, offsets, mask, history, rows_total);
+  run(job, layout, states, mask);
   return scores;
 }
 
@@ -60,6 +68,8 @@ Tensors backward(Tensor dscores, Tensor target, Tensor states, Tensors weights, 
                  bool bilinear, int64_t activation, double scale, bool softmax) {
   const ScalarType storage = states.scalar_type();
   Layers layers(weights, biases, slopes, activation);
+  Indices indices;
+  const dien::Layout layout = layout_of(target, states, lengths, offsets, history, rows_total, indices);
   Tensors results{new_like(target, storage), large(new_like(states, storage))};
   layers.add_results(weights, biases, slopes, storage, results);
   dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
@@ -68,7 +78,7 @@ Tensors backward(Tensor dscores, Tensor target, Tensor states, Tensors weights, 
   job.scores = const_cast<void*>(scores.const_data_ptr());
   job.dtarget = results[0].mutable_data_ptr();
   job.dstates = results[1].mutable_data_ptr();
-  run(job, states, lengths, offsets, mask, history, rows_total);
+  run(job, layout, states, mask);
   return results;
 }
 

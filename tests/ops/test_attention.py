@@ -393,6 +393,33 @@ def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: 
 
 
 @pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("units", [4, 7, 8, 16])  # whole vectors and padded ones, for every instruction set
+def test_what_overflows_stays_in_its_own_unit(units: int) -> None:
+    weights = [torch.full((units, 16), 1e30), torch.full((units, units), -1e30), torch.ones(1, units)]
+    biases = [torch.zeros(units), torch.zeros(units), torch.tensor([0.5])]
+    out = attention_scores(
+        torch.ones(1, 4), torch.full((1, 1, 4), 1e10), weights, biases, kind="din", activation="relu", normalize=None
+    )
+    assert out.item() == 0.5  # the second layer is minus infinity, and so 0
+
+
+@pytest.mark.usefixtures("target")
+def test_nan_in_a_valid_step_leaves_invalid_scores_zero() -> None:
+    states = torch.ones(2, 3, 2)
+    states[1, 0, 0] = math.nan
+    out = attention_scores(torch.ones(2, 2), states, lengths=torch.tensor([3, 1]))
+    assert out[1, 0].isnan()
+    assert not out[1, 1:].any()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("size", [2**60, 2**61, 2**62])
+def test_a_size_beyond_any_memory_is_refused(size: int) -> None:
+    with running_on("cpu"), pytest.raises(MemoryError):
+        attention_scores(torch.zeros(1, 1).expand(1, size), torch.zeros(1, 1, 1).expand(1, 1, size), backend="cpu")
+
+
+@pytest.mark.usefixtures("target")
 def test_softmax_of_large_scores_and_of_rows_without_a_step() -> None:
     states = torch.full((2, 3, 2), 1e18, dtype=torch.float32).requires_grad_()
     target = torch.full((2, 2), 1e18, dtype=torch.float32).requires_grad_()
@@ -548,6 +575,7 @@ def test_bad_input(build, change: dict, error: type, words: str) -> None:
         ({"offsets": torch.tensor([1, 1, 2, 5, 6])}, ValueError, "offsets must start with 0"),
         ({"history": torch.tensor([0, 0, 1, 3])}, ValueError, "rows_total must be given"),
         ({"history": torch.tensor([0, 0, 1, 3]), "rows_total": 7}, ValueError, "rows_total must be 4"),
+        ({"history": torch.tensor([0, 0, 1, 3]), "rows_total": 2**50}, ValueError, "rows_total must be 4"),
         (
             {"history": torch.tensor([0, 0, 1, 3]), "rows_total": -7},
             ValueError,

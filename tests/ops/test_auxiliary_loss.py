@@ -244,6 +244,28 @@ def test_clamp_is_torchs_binary_cross_entropy() -> None:
 
 
 @pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("units", [4, 7, 8, 16])  # whole vectors and padded ones, for every instruction set
+def test_finite_with_an_infinite_state_behind_a_sigmoid(units: int) -> None:
+    states, behaviours = torch.zeros(1, 2, 4), torch.ones(1, 2, 4)
+    states[0, 0, 0] = math.inf
+    weights = [torch.ones(units, 8), torch.ones(1, units)]
+    loss = auxiliary_loss(states, behaviours, behaviours, weights, kind="mlp")  # every unit is 1, x = units
+    x = torch.tensor(float(units))
+    torch.testing.assert_close(loss, -(torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)) / 2)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("several", [2**60 - 1, 2**59 - 1])
+@pytest.mark.parametrize("size", [4, 7, 8])
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_size_beyond_any_memory_is_refused(shift: bool, size: int, several: int) -> None:
+    h = torch.zeros(1, 1, size)
+    negative = torch.zeros(1, 1, 1, size).expand(1, 1, several, size)
+    with running_on("cpu"), pytest.raises(MemoryError):
+        auxiliary_loss(h, h, negative, shift=shift, backend="cpu")
+
+
+@pytest.mark.usefixtures("target")
 def test_negative_without_its_dimension() -> None:
     case = make(several=1)
     flat = {**case, "negative": case["negative"].squeeze(2)}

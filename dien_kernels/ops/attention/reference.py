@@ -289,7 +289,7 @@ def _softmax(e: Tensor, valid: Tensor | None) -> Tensor:
     top = torch.where(valid.any(1, True), top, 0)
     p = torch.where(valid, (e - top).exp_(), 0)
     total = p.sum(1, True)
-    return p / torch.where(total == 0, 1, total)
+    return torch.where(valid, p / torch.where(total == 0, 1, total), 0)
 
 
 def _forward_padded(target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options) -> Tensor:
