@@ -46,6 +46,7 @@ void check_attention(const Layout& layout, int64_t histories, int64_t steps, int
 }
 
 void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps) {
+  check_piece(job.size, job.hidden);
   check_piece(job.histories, 1);
   check_piece(job.batch, 1);
   const std::vector<Target> targets = plan_targets(job, layout, mask, steps);
@@ -65,7 +66,6 @@ void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t
     tokens += t.length;
   }
   check_piece(job.longest, job.hidden);
-  check_piece(job.size, job.hidden);
   for (int64_t i = 0; i < job.mlp.count; ++i) {
     check_piece(job.mlp.layers[i].out, job.mlp.layers[i].in);
     width += 2 * job.mlp.layers[i].out;
