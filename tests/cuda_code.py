@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import sass
+
 ROOT = Path(__file__).resolve().parents[1]
 MUFU_OF_A_STEP = 24  # two for each of three activations of a thread's four values
 
@@ -82,23 +84,8 @@ def compile_file(file: str, padded: int, arch: int) -> list[Code]:
 
 def _loops(section: str) -> list[Loop]:
     """The four time loops: what the reset reads twice makes more matrix loads, scaling more multiplications."""
-    words: list[str] = []
-    labels: dict[str, int] = {}
-    loops = []
-    for line in section.splitlines():
-        label = re.match(r"\s*(\.L_\w+):", line)
-        if label:
-            labels[label[1]] = len(words)
-            continue
-        found = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line)
-        if not found:
-            continue
-        words.append(found[1])
-        target = re.search(r"(\.L_\w+)", line) if found[1] == "BRA" else None
-        if target and target[1] in labels:
-            body = Counter(words[labels[target[1]] :])
-            if body["HMMA"]:
-                loops.append(body)
+    words, ranges = sass.read(section)
+    loops = [body for body in (Counter(words[i] for i in loop) for loop in ranges) if body["HMMA"]]
     assert len(loops) == 4, [sum(body.values()) for body in loops]
     loops.sort(key=lambda body: (body["LDSM"], body["FFMA"] + body["FMUL"]))
     # A size of 8 leaves out half of the sixteen units, and some of their activations.

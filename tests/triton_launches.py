@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from dien_kernels.ops import _triton
+from tests import sass
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -174,21 +175,7 @@ def compile_for(launched: Launched, architecture: int) -> Code:
 
 def _instructions(listing: str) -> tuple[list[str], list[str], list[str]]:
     """All instructions, those of the largest loop (with a product in it, if any has), and of the next beside it."""
-    words: list[str] = []
-    labels: dict[str, int] = {}
-    loops: list[range] = []
-    for line in listing.splitlines():
-        label = re.match(r"\s*(\.L_\w+):", line)
-        if label:
-            labels[label[1]] = len(words)
-            continue
-        found = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line)
-        if not found:
-            continue
-        words.append(found[1])
-        target = re.search(r"(\.L_\w+)", line) if found[1] == "BRA" else None
-        if target and target[1] in labels:
-            loops.append(range(labels[target[1]], len(words)))
+    words, loops = sass.read(listing)
     products = [loop for loop in loops if any(words[i].endswith("MMA") for i in loop)]
     ranked = sorted(products or loops, key=len, reverse=True) or [range(0)]
     main = ranked[0]
