@@ -5,15 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "isa.h"
-#include "memory.h"
+#include "unit_plan.h"
 
 namespace dien {
 namespace {
 
 // What a chunk's activations may take of the second-level cache.
 constexpr int64_t kChunkBytes = 192 << 10;
-constexpr int64_t kMostGroups = 16;
 
 std::vector<Target> plan_targets(const AttentionJob& job, const Layout& layout, const Mask& mask, int64_t steps) {
   std::vector<Target> targets(job.batch);
@@ -60,32 +58,21 @@ void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t
   job.first_reader = readers.first.data();
   job.state_rows = state_rows.data();
 
-  int64_t tokens = 0, width = 2 * job.hidden, macs = job.hidden;
+  int64_t tokens = 0;
   for (const Target& t : targets) {
     job.longest = std::max(job.longest, t.length);
     tokens += t.length;
   }
   check_piece(job.longest, job.hidden);
-  for (int64_t i = 0; i < job.mlp.count; ++i) {
-    check_piece(job.mlp.layers[i].out, job.mlp.layers[i].in);
-    width += 2 * job.mlp.layers[i].out;
-    macs += job.mlp.layers[i].out * (i ? job.mlp.layers[i].in : job.hidden);
-  }
+  const MlpCost cost = mlp_cost(job.mlp, job.hidden);
+  const int64_t width = 2 * job.hidden + cost.width, bytes = value_bytes(job.states.store);
   // None of these sizes depends on the number of threads, nor therefore do the sums.
-  const int64_t bytes = job.states.store == Store::f64 ? 8 : 4;
   job.chunk_tokens = std::clamp<int64_t>(kChunkBytes / (bytes * width), 16, 128);
   job.room.groups = std::clamp<int64_t>(std::min(kMostGroups, tokens / 64), 1, std::max<int64_t>(job.histories, 1));
-  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
-  job.threads.count = tokens * macs < 200000 ? 1 : std::max(job.threads.count, 1);
-
-  const IsaKernels& isa = isa_kernels();
-  const Kernels& kernels = job.states.store == Store::f64 ? isa.f64 : isa.wide;
+  limit_threads(job.threads, tokens * (job.hidden + cost.products));
+  const Kernels& kernels = unit_kernels(job.states.store);
   kernels.lay_out_attention(job);
-  Room& room = job.room;
-  const Piece pieces[] = {{&room.packed, room.packed_bytes},
-                          {&room.partial, room.groups * room.partial_bytes},
-                          {&room.scratch, job.threads.count * room.scratch_bytes}};
-  const Memory memory = allocate(pieces);
+  const Memory memory = allocate(job.room, job.threads);
   kernels.attention(job);
 }
 

@@ -6,14 +6,12 @@
 #include <cstring>
 #include <vector>
 
-#include "isa.h"
-#include "memory.h"
+#include "unit_plan.h"
 
 namespace dien {
 namespace {
 
 constexpr int64_t kChunkBytes = 160 << 10;  // of activations: beside the weights they stay in the second-level cache
-constexpr int64_t kMostGroups = 16;
 
 struct Plan {
   std::vector<Pair> pairs;
@@ -55,7 +53,7 @@ Plan plan_pairs(const AuxiliaryJob& job, const Layout& layout, int64_t batch, in
 
 // Zeros where no pair writes.
 void clear_rest(const AuxiliaryJob& job, const Layout& layout, int64_t batch, int64_t steps) {
-  const int64_t bytes = job.states.store == Store::f64 ? 8 : 4;
+  const int64_t bytes = value_bytes(job.states.store);
   const auto clear = [bytes](void* p, int64_t from, int64_t to, int64_t width) {
     if (to > from) std::memset(static_cast<char*>(p) + from * width * bytes, 0, (to - from) * width * bytes);
   };
@@ -89,30 +87,18 @@ double auxiliary_loss(AuxiliaryJob job, const Layout& layout, int64_t batch, int
   job.dense_row = layout.offsets ? 0 : steps;
   if (job.backward) clear_rest(job, layout, batch, steps);
 
-  int64_t width = job.size, macs = job.size;
-  for (int64_t i = 0; i < job.mlp.count; ++i) {
-    check_piece(job.mlp.layers[i].out, job.mlp.layers[i].in);
-    check_piece(job.mlp.layers[i].out, each);
-    width += 2 * job.mlp.layers[i].out;
-    macs += job.mlp.layers[i].out * (i ? job.mlp.layers[i].in : job.size);
-  }
+  const MlpCost cost = mlp_cost(job.mlp, job.size);
+  for (int64_t i = 0; i < job.mlp.count; ++i) check_piece(job.mlp.layers[i].out, each);
+  const int64_t width = job.size + cost.width, bytes = value_bytes(job.states.store);
   // None of these sizes depends on the number of threads, nor therefore do the sums.
-  const int64_t bytes = job.states.store == Store::f64 ? 8 : 4;
   job.chunk_pairs = std::clamp<int64_t>(kChunkBytes / (bytes * width * each), 4, 64);
   job.room.groups = std::clamp<int64_t>(job.count * each / 256, 1, kMostGroups);
-  // Waking threads costs microseconds: the same as some hundred thousand multiplications.
-  job.threads.count = job.count * each * macs < 200000 ? 1 : std::max(job.threads.count, 1);
+  limit_threads(job.threads, job.count * each * (job.size + cost.products));
   std::vector<double> losses(job.room.groups);
   job.losses = losses.data();
-
-  const IsaKernels& isa = isa_kernels();
-  const Kernels& kernels = job.states.store == Store::f64 ? isa.f64 : isa.wide;
+  const Kernels& kernels = unit_kernels(job.states.store);
   kernels.lay_out_auxiliary(job);
-  Room& room = job.room;
-  const Piece pieces[] = {{&room.packed, room.packed_bytes},
-                          {&room.partial, room.groups * room.partial_bytes},
-                          {&room.scratch, job.threads.count * room.scratch_bytes}};
-  const Memory memory = allocate(pieces);
+  const Memory memory = allocate(job.room, job.threads);
   kernels.auxiliary(job);
   double loss = 0;
   for (const double part : losses) loss += part;

@@ -2,7 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <cstdlib>
-#include <initializer_list>
 #include <memory>
 #include <new>
 #include <span>
