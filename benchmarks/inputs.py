@@ -43,6 +43,8 @@ class Program(NamedTuple):
     optimise: Callable[[], object] | None = None  # with mode "step"
     check: Callable[[], str | None] | None = None  # what is wrong with it; instead of the comparison
     least_calls: int = 1  # in a visit
+    variant: str = ""  # which of ``ours.VARIANTS`` it computes, where not the case's own function
+    mark: str = ""  # with it, what has wrong gradients is timed all the same, and its row says so
 
     def step(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
         """The thing to be timed: the forward, or forward and backward with fresh gradients."""

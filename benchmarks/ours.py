@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, layers_of
@@ -12,18 +13,24 @@ from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
 from dien_kernels.ops import _gates
 
 NAMES = (OURS, "gates_keep", "gates_recompute", "step_sparse", "step_reference", "step_mlp", "step_inner")
+# Other functions than the cases', which some peer computes and its result is therefore compared with.
+VARIANTS = {
+    "authors": "the AUGRU of the authors' code",
+    "one_bias": "an AUGRU whose candidate has no bias within the reset",
+    "no_auxiliary": "the model's loss without its auxiliary loss",
+}
 
 
-def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto") -> Program:
+def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     if case.op in MODELS:
         from benchmarks import whole
 
-        return whole.build(case, inputs, provider, backend)
+        return whole.build(case, inputs, provider, backend, variant)
     if case.op in LOADERS:
         from benchmarks import loading
 
         return loading.build(case, inputs, provider)
-    forward = _forward(case, inputs, backend)
+    forward = _forward(case, inputs, backend, variant)
     if provider != OURS:
         gates = provider.removeprefix("gates_")
         return Program(_with_gates(forward, gates), inputs.leaves, f"gates: {gates}")
@@ -40,7 +47,7 @@ def _with_gates(forward: Callable[[], Tensor], gates: str) -> Callable[[], Tenso
     return switched
 
 
-def _forward(case: Case, inputs: Inputs, backend: str) -> Callable[[], Tensor]:
+def _forward(case: Case, inputs: Inputs, backend: str, variant: str) -> Callable[[], Tensor]:
     leaves, lengths = inputs.leaves, inputs.lengths
     if case.op in ("gru", "augru"):
         weights = tuple(leaves[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
@@ -48,7 +55,11 @@ def _forward(case: Case, inputs: Inputs, backend: str) -> Callable[[], Tensor]:
         if case.op == "gru":
             return lambda: gru(x, *weights, lengths=lengths, backend=backend)[0]
         attention = leaves["attention"]
-        return lambda: augru(x, attention, *weights, lengths=lengths, backend=backend)[0]
+        form = "authors" if variant == "authors" else "paper"
+        if variant == "one_bias":
+            w_ih, w_hh, b_ih, b_hh = weights
+            weights = w_ih, w_hh, b_ih, torch.cat((b_hh[: 2 * case.hidden], b_hh.new_zeros(case.hidden)))
+        return lambda: augru(x, attention, *weights, lengths=lengths, form=form, backend=backend)[0]
     matrices, vectors = layers_of(leaves)
     name, kind = case.op.split("_")
     if name == "attention":

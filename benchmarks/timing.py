@@ -112,19 +112,19 @@ def inputs_of(case: Case) -> Inputs:
     return _draw(_problem(case))
 
 
-@lru_cache(maxsize=1)
-def _truth(problem: Case) -> Truth:
+@lru_cache(maxsize=1 + len(ours.VARIANTS))
+def _truth(problem: Case, variant: str) -> Truth:
     inputs = _draw(problem)
     exact = inputs.to(torch.float64)
-    program = ours.build(problem, exact, backend="reference")
+    program = ours.build(problem, exact, backend="reference", variant=variant)
     result = program.step(problem, exact)().detach()
     gradients = {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
     return inputs, result, gradients
 
 
-def truth(case: Case) -> Truth:
-    """The inputs, and result and gradients by the float64 reference; the last problem's are kept."""
-    return _truth(_problem(case))
+def truth(case: Case, variant: str = "") -> Truth:
+    """The inputs, and result and gradients by the float64 reference; the last problems' are kept."""
+    return _truth(_problem(case), variant)
 
 
 def prepare(case: Case, provider: str, inputs: Inputs) -> Program:
@@ -140,10 +140,10 @@ def prepare(case: Case, provider: str, inputs: Inputs) -> Program:
 
 
 def fault(program: Program, case: Case) -> str | None:
-    """What is wrong with the program's result or gradients; None if they are those of the reference."""
+    """What is wrong with the program's result or, then, gradients; None if they are those of the reference."""
     if program.check is not None:
         return program.check()
-    inputs, exact, gradients = truth(case)
+    inputs, exact, gradients = truth(case, program.variant)
     with torch.inference_mode(case.infers):
         result = program.step(case, inputs)()
         result = program.padded(result.detach())
@@ -176,8 +176,11 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
         try:
             program = prepare(case, provider, inputs)
             wrong = fault(program, case)
+            marked = wrong is not None and program.mark != "" and not wrong.startswith("result")
             notes[provider] = program.note if wrong is None else f"wrong: {wrong}"
-            if wrong is None:
+            if marked:
+                notes[provider] = f"{program.mark}: {wrong}; {program.note}"
+            if wrong is None or marked:
                 most = 1 if case.mode == "request" else None  # so that slow calls are seen
                 steps[provider] = Step(program.step(case, inputs), program.least_calls, most)
         except LookupError as reason:

@@ -86,7 +86,7 @@ def put(leaves: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         leaf.copy_(leaves[name])
 
 
-def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto") -> Program:
+def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     sparse = provider == "step_sparse"
     batch: Batch = inputs.data
     model = model_of(case, Schema(ITEM_FIELDS, USER_FIELDS), sparse).to(inputs.dresult.dtype)
@@ -100,7 +100,8 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
 
     def forward() -> Tensor:
         with use_backend(backend) if backend != "auto" else nullcontext():
-            return model.loss(model(batch), batch.label).total
+            loss = model.loss(model(batch), batch.label)
+            return loss.click if variant == "no_auxiliary" else loss.total
 
     note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, fused Adam"
     return Program(forward, leaves, note, optimise=optimizer.step)
