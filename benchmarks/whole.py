@@ -80,6 +80,21 @@ def draw(case: Case, generator: torch.Generator) -> Inputs:
     return Inputs(leaves, lengths, dresult, None, batch).to(getattr(torch, case.dtype))
 
 
+def padded_ids(case: Case, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Histories and negatives as the peers want them, [B, T] a field with zeros at the end, and the lengths [B]."""
+    length = batch.offsets.diff()
+    valid = torch.arange(case.steps) < length.unsqueeze(1)
+
+    def padded(flat: Tensor) -> Tensor:
+        out = torch.zeros(valid.shape, dtype=torch.int64)
+        out[valid] = flat
+        return out if batch.history_of is None else out[batch.history_of]
+
+    history = {name: padded(ids) for name, ids in batch.history.items()}
+    negatives = {name: padded(ids[:, 0]) for name, ids in (batch.negatives or {}).items()}
+    return history, negatives, length if batch.history_of is None else length[batch.history_of]
+
+
 @torch.no_grad()
 def put(leaves: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, leaf in into.items():

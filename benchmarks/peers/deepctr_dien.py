@@ -9,9 +9,6 @@ Importing the package asks PyPI for its newest version, in a thread: the module 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import torch
@@ -19,31 +16,27 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from benchmarks.inputs import Inputs, Program, Tensors
+from benchmarks.peers import leave_out, missing
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import put, widths
+from benchmarks.whole import padded_ids, put, widths
 from dien_kernels.batch import Batch
 
 VERSION = "0.3.0"
 
 
 def absent() -> str | None:
-    for name in ("deepctr_torch", "sklearn", "tqdm"):
-        if importlib.util.find_spec(name) is None:
-            return f"no module {name} (pip install deepctr-torch=={VERSION} --no-deps; it needs scikit-learn and tqdm)"
-    return None
+    return missing(("deepctr_torch", "sklearn", "tqdm"), f"deepctr-torch {VERSION}")
 
 
-def _package() -> tuple[Any, Any]:
-    silent: Any = types.ModuleType("deepctr_torch.utils")
-    silent.check_version = lambda version: None
-    sys.modules.setdefault("deepctr_torch.utils", silent)
-    from deepctr_torch import inputs, models
+def package() -> tuple[Any, Any, Any]:
+    leave_out("deepctr_torch.utils", check_version=lambda version: None)
+    from deepctr_torch import inputs, layers, models
 
-    return inputs, models
+    return inputs, layers, models
 
 
 def model_of(case: Case) -> Any:
-    inputs, models = _package()
+    inputs, _, models = package()
     size = widths(case)
     columns = [inputs.SparseFeat(n, rows, size[n]) for n, rows in (USER_FIELDS | ITEM_FIELDS).items()]
     for name, rows in ITEM_FIELDS.items():
@@ -86,20 +79,11 @@ def leaves_of(model: Any) -> dict[str, Tensor]:
 
 def matrix(case: Case, batch: Batch, model: Any) -> Tensor:
     """The batch as its float matrix."""
-    history = torch.zeros(batch.rows, dtype=torch.int64) if batch.history_of is None else batch.history_of
-    length = batch.offsets.diff()
-    valid = torch.arange(case.steps) < length.unsqueeze(1)
-
-    def padded(flat: Tensor) -> Tensor:
-        out = torch.zeros(valid.shape, dtype=torch.int64)
-        out[valid] = flat
-        return out if batch.history_of is None else out[history]
-
-    negatives = batch.negatives or {}
+    history, negatives, lengths = padded_ids(case, batch)
     columns = {**{n: i.unsqueeze(1) for n, i in (batch.users | batch.target).items()}}
-    columns |= {f"hist_{name}": padded(ids) for name, ids in batch.history.items()}
-    columns |= {f"neg_hist_{name}": padded(ids[:, 0]) for name, ids in negatives.items()}
-    columns["length"] = (length if batch.history_of is None else length[history]).unsqueeze(1)
+    columns |= {f"hist_{name}": ids for name, ids in history.items()}
+    columns |= {f"neg_hist_{name}": ids for name, ids in negatives.items()}
+    columns["length"] = lengths.unsqueeze(1)
     return torch.cat([columns[name] for name in model.feature_index], 1).float()
 
 
