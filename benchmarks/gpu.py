@@ -76,7 +76,7 @@ def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Pr
     if case.op == "augru":
         yield "eager_loop", lambda: eager_loop.build(case, inputs)
         if case.hidden == SIZES[0][3] and case.law == "full":  # every size would be compiled anew
-            yield "compiled_loop", lambda: eager_loop.build(case, inputs, compiled_step=True)
+            yield "compiled_loop", lambda: eager_loop.build(case, inputs, compiled=1)
 
 
 def error(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dict[str, Tensor]]) -> str | None:

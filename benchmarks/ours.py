@@ -15,7 +15,8 @@ from dien_kernels.ops import _gates
 NAMES = (OURS, "gates_keep", "gates_recompute", "step_sparse", "step_reference", "step_mlp", "step_inner")
 # Other functions than the cases', which some peer computes and its result is therefore compared with.
 VARIANTS = {
-    "authors": "the AUGRU of the authors' code",
+    "authors": "the authors' form of the AUGRU, reset after the product",
+    "authors_before": "the AUGRU of the authors' code, reset before the product",
     "one_bias": "an AUGRU whose candidate has no bias within the reset",
     "no_auxiliary": "the model's loss without its auxiliary loss",
 }
@@ -55,11 +56,13 @@ def _forward(case: Case, inputs: Inputs, backend: str, variant: str) -> Callable
         if case.op == "gru":
             return lambda: gru(x, *weights, lengths=lengths, backend=backend)[0]
         attention = leaves["attention"]
-        form = "authors" if variant == "authors" else "paper"
+        form, reset = "authors" if variant.startswith("authors") else "paper", "after"
+        if variant == "authors_before":
+            reset = "before"
         if variant == "one_bias":
             w_ih, w_hh, b_ih, b_hh = weights
             weights = w_ih, w_hh, b_ih, torch.cat((b_hh[: 2 * case.hidden], b_hh.new_zeros(case.hidden)))
-        return lambda: augru(x, attention, *weights, lengths=lengths, form=form, backend=backend)[0]
+        return lambda: augru(x, attention, *weights, lengths=lengths, form=form, reset=reset, backend=backend)[0]
     matrices, vectors = layers_of(leaves)
     name, kind = case.op.split("_")
     if name == "attention":

@@ -6,6 +6,8 @@ step), one sigmoid for two gates, ``addcmul`` and ``lerp``; ended rows keep thei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -29,13 +31,31 @@ def step(
     return new if still is None else torch.where(still, new, h)
 
 
-def build(case: Case, inputs: Inputs, compiled_step: bool = False) -> Program:
-    """With ``compiled_step`` the step is compiled; the loop over time as one graph would take minutes to compile."""
+def chunk(
+    gx: Sequence[Tensor],
+    h: Tensor,
+    w_hh: Tensor,
+    b_hh: Tensor,
+    scores: Sequence[Tensor] | None,
+    still: Sequence[Tensor] | None,
+    widths: list[int],
+) -> list[Tensor]:
+    """The states after some steps in a row, from ``h`` on."""
+    states = []
+    for t, gates in enumerate(gx):
+        a, s = None if scores is None else scores[t], None if still is None else still[t]
+        h = step(gates, h, w_hh, b_hh, a, s, widths)
+        states.append(h)
+    return states
+
+
+def build(case: Case, inputs: Inputs, compiled: int = 0) -> Program:
+    """So many steps at a time are compiled, if any; all of them as one graph would take minutes to compile."""
     leaves, hidden = inputs.leaves, case.hidden
-    run = torch.compile(step) if compiled_step else step
+    run = torch.compile(chunk, fullgraph=True) if compiled else chunk
     x, w_ih, w_hh, b_ih, b_hh = (leaves[name] for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"))
     attention, lengths = leaves.get("attention"), inputs.lengths
-    widths = [2 * hidden, hidden]
+    widths, many = [2 * hidden, hidden], compiled or case.steps
 
     def forward() -> Tensor:
         steps = linear(x, w_ih, b_ih).unbind(1)
@@ -45,10 +65,11 @@ def build(case: Case, inputs: Inputs, compiled_step: bool = False) -> Program:
             valid = (torch.arange(len(steps), device=x.device) < lengths[:, None]).unsqueeze(2)
         still = None if valid is None else valid.unbind(1)
         h, states = x.new_zeros(x.shape[0], hidden), []
-        for t, gx in enumerate(steps):
-            a, s = None if scores is None else scores[t], None if still is None else still[t]
-            h = run(gx, h, w_hh, b_hh, a, s, widths)
-            states.append(h)
+        for start in range(0, len(steps), many):
+            now = slice(start, start + many)
+            a, s = None if scores is None else scores[now], None if still is None else still[now]
+            states += run(steps[now], h, w_hh, b_hh, a, s, widths)
+            h = states[-1]
         y = torch.stack(states, 1)
         return y if valid is None else torch.where(valid, y, 0)
 

@@ -29,7 +29,7 @@ SOURCE = Path(__file__).with_name("onednn_rnn.cpp")
 BUILT = Path(__file__).resolve().parents[2] / "build" / "peers"
 
 
-def _file(package: str, name: str) -> Path:
+def library_file(package: str, name: str) -> Path:
     for file in importlib.metadata.files(package) or ():
         if file.name == name:
             return Path(str(file.locate())).resolve()
@@ -53,11 +53,11 @@ def absent() -> str | None:
 @lru_cache
 def _library() -> Any:
     """The driver. It is linked so that its neighbours are found where the packages are, and nowhere else."""
-    header = _file("onednn-devel", "dnnl.hpp")
+    header = library_file("onednn-devel", "dnnl.hpp")
     include = next(folder for folder in header.parents if folder.name == "include")
-    lib = _file("onednn", "libdnnl.so").parent
+    lib = library_file("onednn", "libdnnl.so").parent
     # The primitives' CPU engine is a device of OpenCL, whose driver no system folder names.
-    os.environ.setdefault("OCL_ICD_FILENAMES", str(_file("intel-opencl-rt", "libintelocl.so")))
+    os.environ.setdefault("OCL_ICD_FILENAMES", str(library_file("intel-opencl-rt", "libintelocl.so")))
     target = BUILT / f"onednn_rnn-{importlib.metadata.version('onednn')}.so"
     if not target.exists() or target.stat().st_mtime < SOURCE.stat().st_mtime:
         target.parent.mkdir(parents=True, exist_ok=True)
