@@ -11,6 +11,12 @@ from typing import Any
 
 from benchmarks import registry, report, store
 
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGE, PICTURE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "speed.svg"
+TITLE = """# Benchmarks: every row
+
+Made by `python -m benchmarks report --write`; how it was measured: [benchmarks/README.md](../benchmarks/README.md)."""
+
 
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments or ["run"])
@@ -37,9 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("report", help="tables from the CSV alone")
     table.set_defaults(action=_report)
     table.add_argument("--results", type=Path, default=store.DEFAULT)
-    table.add_argument("--readme", type=Path, help="put the tables between this file's speed marks")
-    table.add_argument("--plot", type=Path, help="draw the ratios into this file (needs matplotlib)")
+    table.add_argument("--write", action="store_true", help="docs/benchmarks.md, its picture and the README's summary")
     table.add_argument("--allocator", choices=("keep", "default"), default="keep")
+
+    again = commands.add_parser("reproduce", help="does a second run have the ratios of the first?")
+    again.set_defaults(action=_reproduce)
+    again.add_argument("second", type=Path, help="the second run's --out")
+    again.add_argument("--first", type=Path, default=store.DEFAULT)
     return parser
 
 
@@ -87,15 +97,25 @@ def _report(options: argparse.Namespace) -> None:
     if not rows:
         sys.exit(f"{options.results} has no rows measured with --allocator {options.allocator}")
     rows = [row for row in rows if row["machine"] == rows[-1]["machine"]]  # one machine a report: the last used
-    text = report.markdown(rows)
-    if options.readme is None:
-        print(text)
+    if options.write:
+        _write(rows)
     else:
-        report.write_between_marks(options.readme, text)
-    if options.plot is not None:
-        from benchmarks.plot import draw
+        print(report.markdown(rows))
 
-        draw(rows, options.plot)
+
+def _reproduce(options: argparse.Namespace) -> None:
+    for path in (options.first, options.second):
+        if not path.exists():
+            sys.exit(f"there is no file {path}")
+    print(report.reproduced(store.newest(store.read(options.first)), store.newest(store.read(options.second))))
+
+
+def _write(rows: list[store.Row]) -> None:
+    from benchmarks import plot, summary
+
+    PAGE.write_text(f"{TITLE}\n\n{report.markdown(rows, '../')}\n")
+    plot.draw(rows, PICTURE)
+    summary.write_between_marks(README, summary.text(rows, "docs/benchmarks.md", "docs/speed.svg"))
 
 
 if __name__ == "__main__":

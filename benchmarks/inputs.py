@@ -119,6 +119,12 @@ def _augru(case: Case, normal: Callable[..., Tensor], weight: Callable[..., Tens
     return _gru(case, normal, weight) | {"attention": normal(case.batch, case.steps).sigmoid()}
 
 
+def _shared(case: Case, normal: Callable[..., Tensor], weight: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """One history for the attention of all rows."""
+    leaves = _gru(case._replace(batch=1), normal, weight)
+    return leaves | {"attention": normal(case.batch, case.steps).sigmoid()}
+
+
 def _layers(inputs: int, widths: tuple[int, ...], weight: Callable[..., Tensor]) -> dict[str, Tensor]:
     """The layers of an MLP with one output: w0, b0, w1, b1, ..."""
     leaves: dict[str, Tensor] = {}
@@ -147,6 +153,7 @@ def _auxiliary(case: Case, normal: Callable[..., Tensor], weight: Callable[..., 
 _LEAVES = {
     "gru": _gru,
     "augru": _augru,
+    "augru_shared": _shared,
     "attention_bilinear": _attention,
     "attention_din": _attention,
     "auxiliary_inner": _auxiliary,

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, layers_of
-from benchmarks.registry import LOADERS, MODELS, OURS, Case
+from benchmarks.registry import LOADERS, MODELS, OPS, OURS, Case
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
 from dien_kernels.ops import _gates
 
-NAMES = (OURS, "gates_keep", "gates_recompute", "step_sparse", "step_reference", "step_mlp", "step_inner")
 # Other functions than the cases', which some peer computes and its result is therefore compared with.
 VARIANTS = {
     "authors": "the authors' form of the AUGRU, reset after the product",
@@ -20,7 +19,6 @@ VARIANTS = {
     "one_bias": "an AUGRU whose candidate has no bias within the reset",
     "no_auxiliary": "the model's loss without its auxiliary loss",
 }
-
 
 def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     if case.op in MODELS:
@@ -31,13 +29,32 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
         from benchmarks import loading
 
         return loading.build(case, inputs, provider)
+    if provider == "no_projection":
+        return _without_projection(case, inputs)
+    if provider == "history_repeated":
+        inputs = inputs._replace(leaves=inputs.leaves | {"x": inputs.leaves["x"].repeat(case.batch, 1, 1)})
+        return Program(_forward(case._replace(op="augru"), inputs, backend, variant), inputs.leaves, "x repeated beforehand")
     forward = _forward(case, inputs, backend, variant)
     if provider != OURS:
         gates = provider.removeprefix("gates_")
         return Program(_with_gates(forward, gates), inputs.leaves, f"gates: {gates}")
     gates = "keep" if _gates.kept() else "recompute"
-    recurrent = case.op in ("gru", "augru") and case.trains
+    recurrent = case.op in OPS["recurrence"] and case.trains
     return Program(forward, inputs.leaves, f"gates: {gates}" if recurrent else "")
+
+
+def _without_projection(case: Case, inputs: Inputs) -> Program:
+    """The same steps with an input of one number, so that nearly nothing is left of W_ih x: another function."""
+    one = inputs.leaves["x"][..., :1].contiguous(), inputs.leaves["w_ih"][:, :1].contiguous()
+    own = inputs._replace(leaves=inputs.leaves | dict(zip(("x", "w_ih"), one, strict=True)))
+    forward = _forward(case, own, "auto")
+
+    def check() -> str | None:
+        with torch.inference_mode():
+            near = torch.allclose(forward(), _forward(case, own, "reference")(), atol=1e-4)
+        return None if near else "not what the reference makes of its inputs"
+
+    return Program(forward, {}, "inputs of width 1", check=check)
 
 
 def _with_gates(forward: Callable[[], Tensor], gates: str) -> Callable[[], Tensor]:
@@ -50,7 +67,7 @@ def _with_gates(forward: Callable[[], Tensor], gates: str) -> Callable[[], Tenso
 
 def _forward(case: Case, inputs: Inputs, backend: str, variant: str) -> Callable[[], Tensor]:
     leaves, lengths = inputs.leaves, inputs.lengths
-    if case.op in ("gru", "augru"):
+    if case.op in OPS["recurrence"]:
         weights = tuple(leaves[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
         x = leaves["x"]
         if case.op == "gru":
@@ -62,7 +79,10 @@ def _forward(case: Case, inputs: Inputs, backend: str, variant: str) -> Callable
         if variant == "one_bias":
             w_ih, w_hh, b_ih, b_hh = weights
             weights = w_ih, w_hh, b_ih, torch.cat((b_hh[: 2 * case.hidden], b_hh.new_zeros(case.hidden)))
-        return lambda: augru(x, attention, *weights, lengths=lengths, form=form, reset=reset, backend=backend)[0]
+        # The same history for every row of attention, or each row its own.
+        history = torch.zeros(case.batch, dtype=torch.int64) if case.op == "augru_shared" else None
+        how: dict[str, Any] = {"lengths": lengths, "history": history, "form": form, "reset": reset, "backend": backend}
+        return lambda: augru(x, attention, *weights, **how)[0]
     matrices, vectors = layers_of(leaves)
     name, kind = case.op.split("_")
     if name == "attention":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 # The ops of the package and the names their variants have here and in the results.
 OPS = {
-    "recurrence": ("gru", "augru"),
+    "recurrence": ("gru", "augru", "augru_shared"),
     "attention": ("attention_bilinear", "attention_din"),
     "auxiliary_loss": ("auxiliary_inner", "auxiliary_mlp"),
 }
@@ -18,6 +18,13 @@ LOADERS = ("loader_0", "loader_2")
 NAMES = (*sum(OPS.values(), ()), *MODELS, *LOADERS)
 MODES = ("fwd", "fwd+bwd", "call", "step", "load", "request")
 OURS = "dien_kernels"
+# The package, as it is and under other settings; everything else is a peer.
+OWN = (
+    *(OURS, "gates_keep", "gates_recompute"),
+    *("step_sparse", "step_reference", "step_compiled", "score_compiled"),
+    *("step_mlp", "step_inner"),
+    *("history_repeated", "no_projection"),
+)
 LAWS = ("full", "ragged")
 THREADS = (1, 2)  # what the targets speak of
 
@@ -31,6 +38,7 @@ UNIT_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64))
 STEP_BATCHES = (128, 1024)
 MODEL_SIZE = (100, 36, 36)  # T, I, H
 CANDIDATES = (1, 100, 1000)
+SHARED_SIZE = (1000, 100, 36, 36)  # candidates for one history
 
 # The hidden widths of the papers' networks.
 DIN_WIDTHS = (80, 40)
@@ -108,10 +116,15 @@ def _units() -> Iterator[Case]:
             yield Case("units", op, mode, *size, law, "float32", (OURS, peers[room]))
 
 
+def _shared() -> Iterator[Case]:
+    providers = (OURS, "no_projection", "history_repeated")
+    yield Case("shared", "augru_shared", "fwd", *SHARED_SIZE, "full", "float32", providers)
+
+
 def _step() -> Iterator[Case]:
     peers = {"dien_mlp": ("deepctr_dien",), "dien_inner": ()}
     for batch, law, op in product(STEP_BATCHES, LAWS, MODELS):
-        providers = (OURS, "step_sparse", "step_reference", *peers[op])
+        providers = (OURS, "step_sparse", "step_compiled", "step_reference", *peers[op])
         yield Case("step", op, "step", batch, *MODEL_SIZE, law, "float32", providers)
 
 
@@ -122,7 +135,16 @@ def _loader() -> Iterator[Case]:
 
 def _score() -> Iterator[Case]:
     for count in CANDIDATES:
-        yield Case("score", "dien_mlp", "request", count, *MODEL_SIZE, "full", "float32", (OURS, "deepctr_dien"))
+        yield Case(
+            "score",
+            "dien_mlp",
+            "request",
+            count,
+            *MODEL_SIZE,
+            "full",
+            "float32",
+            (OURS, "score_compiled", "deepctr_dien"),
+        )
 
 
 _SUITES = {
@@ -131,6 +153,7 @@ _SUITES = {
     "latency": _latency,
     "gates": _gates,
     "units": _units,
+    "shared": _shared,
     "step": _step,
     "loader": _loader,
     "score": _score,
@@ -146,32 +169,3 @@ def cases(suite: str) -> list[Case]:
 def tiny(case: Case) -> Case:
     """The case at a size that takes no time: to see that everything runs."""
     return case._replace(batch=min(case.batch, 4), steps=min(case.steps, 6), inputs=5, hidden=5)
-
-
-# Batch sizes that a suite's targets speak of, where not of all.
-TARGET_BATCHES: dict[str, tuple[int, ...]] = {"step": (128,)}
-# How many times faster than a provider ours must at least be, by width H:
-# (suite, op, mode, law, provider) -> {H: ratio}. What is not here has no target.
-TARGETS: dict[tuple[str, str, str, str, str], dict[int, float]] = (
-    {
-        ("speed", "gru", "fwd", "full", "torch_gru_padded"): {36: 1.8, 64: 1.4, 128: 1.4},
-        ("speed", "gru", "fwd", "ragged", "torch_gru_padded"): {36: 6.0, 64: 5.0, 128: 4.0},
-        ("speed", "gru", "fwd", "ragged", "torch_gru_packed"): {36: 3.0, 64: 2.0, 128: 1.4},
-        ("speed", "gru", "fwd+bwd", "full", "torch_gru_padded"): {36: 2.0, 64: 1.6, 128: 1.2},
-        ("speed", "gru", "fwd+bwd", "full", "torch_gru_packed"): {36: 3.0, 64: 3.0, 128: 3.0},
-        ("speed", "gru", "fwd+bwd", "ragged", "torch_gru_packed"): {36: 4.0, 64: 4.0, 128: 4.0},
-        ("speed", "augru", "fwd+bwd", "full", "eager_loop"): {36: 2.5, 64: 1.6, 128: 1.1},
-        ("speed", "augru", "fwd+bwd", "ragged", "eager_loop"): {36: 5.0, 64: 4.0, 128: 3.0},
-    }
-    | {
-        ("short", "gru", mode, law, peer): dict.fromkeys(SHORT_WIDTHS, 1.0)
-        for mode, law, peer in product(("fwd", "fwd+bwd"), LAWS, RECURRENT_PEERS["gru"])
-    }
-    | {("step", "dien_mlp", "step", law, "deepctr_dien"): {36: 4.0} for law in LAWS}
-    | {("loader", op, "load", "log", step): {36: 5.0} for op, step in product(LOADERS, ("step_mlp", "step_inner"))}
-)
-# How long one call of ours may last, in microseconds: (suite, op, mode) -> limit.
-LIMITS_US: dict[tuple[str, str, str], float] = {
-    ("latency", "gru", "call"): 30.0,
-    ("latency", "augru", "call"): 30.0,
-}

@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import memory, ours, peers
+from benchmarks import limits, memory, ours, peers
 from benchmarks.inputs import Inputs, Program, draw
-from benchmarks.registry import MODELS, Case
+from benchmarks.registry import MODELS, OWN, Case
 
 VISIT_S = 5e-3
 MIN_ROUNDS, MAX_ROUNDS = 5, 500
 # The error, relative to the largest value of a tensor, above which a result is wrong and gets no number. This
 # is a gate against a provider that computes something else; accuracy is judged by the tests, more strictly.
 WRONG = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
+SGEMM, COPY = "sgemm", "copy"  # they take turns with the providers: see limits.py
 THROUGH_A_MODEL = 10  # times as much: sums that nearly cancel, such as a bias before a softmax, behind many layers
 
 
@@ -95,6 +96,23 @@ def ratios(theirs: Samples, base: Samples) -> Quantiles:
     return quantiles([a / b for a, b in zip(theirs.seconds, base.seconds, strict=True)])
 
 
+def _fractions(work: limits.Work, own: Samples, sgemm: Samples, copy: Samples) -> dict[str, str]:
+    """How near the case's least work comes to what the machine did in the same rounds."""
+
+    def share(least: float, limit: float, limited: Samples) -> float:
+        return statistics.median(least / a / (limit / b) for a, b in zip(own.seconds, limited.seconds, strict=True))
+
+    found = {
+        "gflops": f"{work.flops / statistics.median(own.seconds) / 1e9:.2f}",
+        "of_peak": f"{share(work.flops, limits.SGEMM_FLOPS, sgemm):.4f}",
+        "peak_gflops": f"{limits.SGEMM_FLOPS / statistics.median(sgemm.seconds) / 1e9:.1f}",
+        "bandwidth_gbs": f"{limits.COPY_BYTES / statistics.median(copy.seconds) / 1e9:.1f}",
+    }
+    if work.bytes is not None:
+        found["of_bandwidth"] = f"{share(work.bytes, limits.COPY_BYTES, copy):.4f}"
+    return found
+
+
 Truth = tuple[Inputs, Tensor, dict[str, Tensor]]
 
 
@@ -129,7 +147,7 @@ def truth(case: Case, variant: str = "") -> Truth:
 
 def prepare(case: Case, provider: str, inputs: Inputs) -> Program:
     """The provider's program; ``LookupError`` with the reason if it is absent."""
-    if provider in ours.NAMES:
+    if provider in OWN:
         return ours.build(case, inputs, provider)
     peer = peers.load(provider)
     reason = peer.absent()
@@ -188,12 +206,16 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
         except Exception as error:  # a peer may raise whatever it likes: that is a result too
             first_line = str(error).strip().partition("\n")[0]
             notes[provider] = f"failed: {type(error).__name__}: {first_line}"
+    work = limits.work(case, inputs)
+    if work is not None and steps:
+        steps |= {SGEMM: Step(limits.sgemm(), most=1), COPY: Step(limits.copy(), most=1)}
     samples = interleave(steps, case.infers, budget_s) if steps else {}
     rows = []
     for provider in case.providers:
         row: dict[str, Any] = {"provider": provider, "note": notes[provider]}
         if provider in samples:
             row |= _numbers(samples[provider], samples.get(case.providers[0]))
+            row |= {} if work is None else _fractions(work, samples[provider], samples[SGEMM], samples[COPY])
             if case.mode == "request":
                 row["p99_us"] = f"{1e6 * statistics.quantiles(samples[provider].seconds, n=100)[-1]:.2f}"
             if with_memory:

@@ -109,8 +109,9 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
     put(inputs.leaves, leaves)
     if provider == "step_reference":
         backend = "reference"
+    compiled = provider.endswith("_compiled")
     if case.mode == "request":
-        return _requests(model, batch, backend)
+        return _requests(model, batch, backend, compiled)
     optimizer = make_optimizer(model) if sparse else torch.optim.Adam(model.parameters(), fused=True)
 
     def forward() -> Tensor:
@@ -119,16 +120,19 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
             return loss.click if variant == "no_auxiliary" else loss.total
 
     note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, fused Adam"
-    return Program(forward, leaves, note, optimise=optimizer.step)
+    call = torch.compile(forward) if compiled else forward
+    return Program(call, leaves, note + ", torch.compile" * compiled, optimise=optimizer.step)
 
 
-def _requests(model: DIEN, batch: Batch, backend: str) -> Program:
+def _requests(model: DIEN, batch: Batch, backend: str, compiled: bool) -> Program:
     user = {name: ids[:1] for name, ids in batch.users.items()}
 
     def forward() -> Tensor:
         with use_backend(backend) if backend != "auto" else nullcontext():
             return model.score(batch.history, batch.target, users=user)
 
+    if compiled:
+        return Program(torch.compile(forward), {}, "torch.compile")
     return Program(forward, {}, parts(model, forward) if backend == "auto" else "")
 
 

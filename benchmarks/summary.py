@@ -1,0 +1,56 @@
+"""The README's few lines: for each peer the range of its ratios, smallest first, with a picture and a link to all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.registry import OWN
+from benchmarks.report import about
+from benchmarks.store import Row
+from benchmarks.targets import count
+
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+
+
+def text(rows: list[Row], page: str, picture: str) -> str:
+    recurrences = [row for row in rows if row["suite"] in ("speed", "peers")]
+    steps = [row for row in rows if row["suite"] == "step" and row["op"] == "dien_mlp"]
+    requests = [row for row in rows if row["suite"] == "score"]
+    return "\n\n".join((
+        f"How many times as long others take, least to most over the sizes and threads of [the full tables]({page}):",
+        f"![Ratios of every peer at every size]({picture})",
+        _ranges(recurrences, "recurrence", lambda row: f"{row['op']} {row['mode']}, {row['law']}"),
+        _ranges(steps, "a training step", lambda row: f"batch {row['B']}, {row['law']}"),
+        _ranges(requests, "a scoring request", lambda row: f"{int(row['B']):,} candidate{'s' * (row['B'] != '1')}"),
+        f"{count(rows)} {about(rows)}",
+    ))  # fmt: skip
+
+
+def _ranges(rows: list[Row], title: str, column: Callable[[Row], str]) -> str:
+    """A line for each peer, a column for each kind of case; threads and sizes are within the range."""
+    there = [row for row in rows if row["ratio"] and row["provider"] not in OWN]
+    columns = list(dict.fromkeys(column(row) for row in there))
+    lines = [[title, *columns], ["---"] * (1 + len(columns))]
+    for provider in dict.fromkeys(row["provider"] for row in there):
+        line = [f"`{provider}`"]
+        for name in columns:
+            found = [float(row["ratio"]) for row in there if row["provider"] == provider and column(row) == name]
+            line.append(_range(found))
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _range(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    low, high = (f"{value:.3g}" for value in (min(ratios), max(ratios)))
+    return f"{low}×" if low == high else f"{low}–{high}×"
+
+
+def write_between_marks(page: Path, words: str) -> None:
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n{words}\n{END}{after}")

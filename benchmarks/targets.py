@@ -1,0 +1,137 @@
+"""What the measurements are held to, and whether a row meets it. ``registry.py`` has the cases."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from benchmarks.registry import LAWS, LOADERS, OURS, RECURRENT_PEERS, SHORT_WIDTHS, THREADS, cases
+from benchmarks.store import Row
+
+# Batch sizes that a suite's targets speak of, where not of all.
+TARGET_BATCHES: dict[str, tuple[int, ...]] = {"step": (128,)}
+# How many times faster than a provider ours must at least be, by width H:
+# (suite, op, mode, law, provider) -> {H: ratio}. What is not here has no target.
+TARGETS: dict[tuple[str, str, str, str, str], dict[int, float]] = (
+    {
+        ("speed", "gru", "fwd", "full", "torch_gru_padded"): {36: 1.8, 64: 1.4, 128: 1.4},
+        ("speed", "gru", "fwd", "ragged", "torch_gru_padded"): {36: 6.0, 64: 5.0, 128: 4.0},
+        ("speed", "gru", "fwd", "ragged", "torch_gru_packed"): {36: 3.0, 64: 2.0, 128: 1.4},
+        ("speed", "gru", "fwd+bwd", "full", "torch_gru_padded"): {36: 2.0, 64: 1.6, 128: 1.2},
+        ("speed", "gru", "fwd+bwd", "full", "torch_gru_packed"): {36: 3.0, 64: 3.0, 128: 3.0},
+        ("speed", "gru", "fwd+bwd", "ragged", "torch_gru_packed"): {36: 4.0, 64: 4.0, 128: 4.0},
+        ("speed", "augru", "fwd+bwd", "full", "eager_loop"): {36: 2.5, 64: 1.6, 128: 1.1},
+        ("speed", "augru", "fwd+bwd", "ragged", "eager_loop"): {36: 5.0, 64: 4.0, 128: 3.0},
+    }
+    | {
+        ("short", "gru", mode, law, peer): dict.fromkeys(SHORT_WIDTHS, 1.0)
+        for mode, law, peer in product(("fwd", "fwd+bwd"), LAWS, RECURRENT_PEERS["gru"])
+    }
+    # One history, many candidates: at most 1.3 times the cost of the same steps without the input's projection.
+    | {("shared", "augru_shared", "fwd", "full", "no_projection"): {36: 1 / 1.3}}
+    | {("step", "dien_mlp", "step", law, "deepctr_dien"): {36: 4.0} for law in LAWS}
+    | {("loader", op, "load", "log", step): {36: 5.0} for op, step in product(LOADERS, ("step_mlp", "step_inner"))}
+)
+# Of these the ratio may be at most so large: what torch.compile makes of a model is to be no slower.
+CEILINGS: dict[tuple[str, str], float] = {("step", "step_compiled"): 1.0, ("score", "score_compiled"): 1.0}
+# How large a share of the machine's sgemm our own row must at least reach: (suite, op, mode, law) -> {H: share}.
+PEAKS: dict[tuple[str, str, str, str], dict[int, float]] = {
+    ("speed", op, mode, law): share
+    for op in ("gru", "augru")
+    for (mode, law), share in {
+        ("fwd", "full"): {36: 0.55, 64: 0.75, 128: 0.85},
+        ("fwd", "ragged"): {36: 0.50, 64: 0.65, 128: 0.75},
+        ("fwd+bwd", "full"): {36: 0.45, 64: 0.60, 128: 0.65},
+    }.items()
+}
+# How many times our peak memory another's must at least be: (suite, op, provider) -> ratio.
+MEMORY: dict[tuple[str, str, str], float] = {("step", "dien_mlp", "deepctr_dien"): 3.0}
+# How long one call of ours may last, in microseconds: (suite, op, mode) -> limit.
+LIMITS_US: dict[tuple[str, str, str], float] = {
+    ("latency", "gru", "call"): 30.0,
+    ("latency", "augru", "call"): 30.0,
+}
+
+Problem = tuple[str, ...]
+
+
+def problem(row: Row) -> Problem:
+    """What providers take turns at; with the threads it says which rows belong together."""
+    return tuple(row[name] for name in ("suite", "op", "mode", "law", "B", "T", "I", "H", "dtype"))
+
+
+def is_base(row: Row) -> bool:
+    """Whether ratios are relative to this row."""
+    return row["provider"] in (OURS, "gates_keep")
+
+
+def bases(rows: list[Row]) -> dict[tuple[Problem, str], Row]:
+    return {(problem(row), row["threads"]): row for row in rows if is_base(row)}
+
+
+def target(row: Row) -> float | None:
+    """The least ratio asked for against this provider."""
+    batches = TARGET_BATCHES.get(row["suite"])
+    if batches is not None and int(row["B"]) not in batches:
+        return None
+    widths = TARGETS.get((row["suite"], row["op"], row["mode"], row["law"], row["provider"]), {})
+    return widths.get(int(row["H"]))
+
+
+def ceiling(row: Row) -> float | None:
+    """The largest ratio allowed to this provider."""
+    return CEILINGS.get((row["suite"], row["provider"]))
+
+
+def limit(row: Row) -> float | None:
+    """The most microseconds allowed to our own row."""
+    return LIMITS_US.get((row["suite"], row["op"], row["mode"])) if is_base(row) else None
+
+
+def peak(row: Row) -> float | None:
+    """The least share of the machine's sgemm asked of our own row."""
+    shares = PEAKS.get((row["suite"], row["op"], row["mode"], row["law"]), {})
+    return shares.get(int(row["H"])) if is_base(row) else None
+
+
+def memory_target(row: Row) -> float | None:
+    """How many times our peak memory this provider's must at least be."""
+    return MEMORY.get((row["suite"], row["op"], row["provider"]))
+
+
+def verdict(row: Row) -> str:
+    """``"met 1.8×"``, ``"missed 30 µs"``, ``"met 55 %"``, or nothing without a target or a number."""
+    least, most, highest, share = target(row), limit(row), ceiling(row), peak(row)
+    if least is not None and row.get("ratio"):
+        return f"{'met' if float(row['ratio']) >= least else 'missed'} {least:.3g}×"
+    if highest is not None and row.get("ratio"):
+        return f"{'met' if float(row['ratio']) <= highest else 'missed'} at most {highest:g}×"
+    if most is not None and row.get("p50_us"):
+        return f"{'met' if float(row['p50_us']) <= most else 'missed'} {most:g} µs"
+    if share is not None and row.get("of_peak"):
+        return f"{'met' if float(row['of_peak']) >= share else 'missed'} {share:.0%}"
+    return ""
+
+
+def memory_verdict(base: Row | None, row: Row | None) -> str:
+    """``"met 3×"`` or ``"missed 3×"``, or nothing without a target or a number."""
+    least = None if row is None else memory_target(row)
+    if least is None or base is None or row is None or not (base["peak_mem_mb"] and row["peak_mem_mb"]):
+        return ""
+    return f"{'met' if float(row['peak_mem_mb']) >= least * float(base['peak_mem_mb']) else 'missed'} {least:g}×"
+
+
+def count(rows: list[Row]) -> str:
+    own = bases(rows)
+    verdicts = [verdict(row) for row in rows]
+    verdicts += [memory_verdict(own.get((problem(row), row["threads"])), row) for row in rows]
+    words = [text.split()[0] for text in verdicts if text]
+    asked = 0
+    for case in cases("all"):
+        shared = {"suite": case.suite, "op": case.op, "mode": case.mode, "law": case.law}
+        shared |= {"B": str(case.batch), "H": str(case.hidden)}
+        held = [shared | {"provider": provider} for provider in case.providers]
+        kinds = (target, ceiling, limit, peak, memory_target)
+        asked += len(THREADS) * sum(kind(row) is not None for row in held for kind in kinds)
+    missing = max(0, asked - len(words))
+    text = f"**{words.count('met')} targets met, {words.count('missed')} missed**"
+    return text + (f", {missing} not measured." if missing else ".")

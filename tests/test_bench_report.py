@@ -1,0 +1,106 @@
+"""What the benchmarks' report makes of rows: verdicts, shares of the machine, summaries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report, summary, targets
+from benchmarks.inputs import draw
+from benchmarks.limits import work
+from benchmarks.registry import Case
+from benchmarks.store import COLUMNS, Row
+
+SPEED = {"suite": "speed", "op": "gru", "mode": "fwd", "law": "full", "B": "128", "T": "100", "I": "36", "H": "36"}
+
+
+def row(provider: str, **values: str) -> Row:
+    return dict.fromkeys(COLUMNS, "") | SPEED | {"dtype": "float32", "threads": "1", "provider": provider} | values
+
+
+def ratio(middle: float, spread: float = 0.1) -> dict[str, str]:
+    return {
+        "p50_us": "1000",
+        "ratio": f"{middle}",
+        "ratio_p20": f"{middle - spread}",
+        "ratio_p80": f"{middle + spread}",
+    }
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (row("torch_gru_padded", **ratio(1.8)), "met 1.8×"),
+        (row("torch_gru_padded", **ratio(1.79)), "missed 1.8×"),
+        (row("torch_gru_padded"), ""),  # no number, no verdict
+        (row("eager_loop", **ratio(9)), ""),  # nothing was asked
+        (row("dien_kernels", p50_us="10", of_peak="0.55"), "met 55%"),
+        (row("dien_kernels", p50_us="10", of_peak="0.5499"), "missed 55%"),
+        (row("step_compiled", suite="step", op="dien_mlp", mode="step", **ratio(1.0)), "met at most 1×"),
+        (row("step_compiled", suite="step", op="dien_mlp", mode="step", **ratio(1.01)), "missed at most 1×"),
+        (row("dien_kernels", suite="latency", mode="call", p50_us="30.1"), "missed 30 µs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["provider"],
+)
+def test_verdict(given: Row, words: str) -> None:
+    assert targets.verdict(given) == words
+
+
+def test_memory_is_compared_with_our_own_row() -> None:
+    step = {"suite": "step", "op": "dien_mlp", "mode": "step"}
+    ours = row("dien_kernels", **step, peak_mem_mb="10.0")
+    assert targets.memory_verdict(ours, row("deepctr_dien", **step, peak_mem_mb="30.0")) == "met 3×"
+    assert targets.memory_verdict(ours, row("deepctr_dien", **step, peak_mem_mb="29.9")) == "missed 3×"
+    assert targets.memory_verdict(None, row("deepctr_dien", **step, peak_mem_mb="29.9")) == ""
+
+
+def test_reproduced_names_what_moved() -> None:
+    first = [
+        row("torch_gru_padded", **ratio(2.0)),
+        row("torch_gru_packed", **ratio(3.0)),
+        row("dien_kernels", **ratio(1)),
+    ]
+    second = [row("torch_gru_padded", **ratio(2.05)), row("torch_gru_packed", **ratio(3.2))]
+    *moved, counted = report.reproduced(first, second).splitlines()
+    assert counted.startswith("1 of 2")
+    assert len(moved) == 1
+    assert "torch_gru_packed" in moved[0]
+
+
+def test_summary_shows_the_smallest_and_the_largest_and_no_variant_of_ours() -> None:
+    rows = [
+        row("torch_gru_padded", **ratio(2.0), machine="m", date="2018"),
+        row("torch_gru_padded", **ratio(1.2), H="64", date="2018"),
+        row("gates_recompute", **ratio(1.1), date="2018"),
+    ]
+    text = summary.text(rows, "page.md", "picture.svg")
+    assert "| `torch_gru_padded` | 1.2–2× |" in text
+    assert "gates_recompute" not in text
+
+
+def test_summary_stands_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    summary.write_between_marks(page, "new")
+    assert page.read_text() == f"before\n{summary.BEGIN}\nnew\n{summary.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="has no lines"):
+        summary.write_between_marks(page, "new")
+
+
+def test_work_counts_steps_that_exist() -> None:
+    full = Case("speed", "gru", "fwd", 4, 6, 5, 3, "full", "float32", ())
+    least = work(full, draw(full))
+    assert least is not None
+    assert least.flops == 4 * 6 * 6 * 3 * (5 + 3)
+    assert least.bytes == 4 * (4 * 6 * 5 + 4 * 6 * 3)
+    ragged = full._replace(law="ragged", mode="fwd+bwd")
+    inputs = draw(ragged)
+    assert inputs.lengths is not None
+    steps = int(inputs.lengths.sum())
+    least = work(ragged, inputs)
+    assert steps < 4 * 6
+    assert least is not None
+    assert least.flops == 3 * steps * 6 * 3 * (5 + 3)
+    assert work(full._replace(suite="latency"), draw(full)) is None
