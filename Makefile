@@ -23,7 +23,7 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-asan test-ptx test-gpu bench bench-gpu gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-asan test-ptx test-gpu bench bench-peers bench-gpu gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests
@@ -37,8 +37,21 @@ build: $(BUILT)
 info: $(BUILT)
 	$(PY) -m dien_kernels info
 
+# With the peers of make bench-peers, where that was called; without them their rows say so.
+PEERS_VENV := .venv-peers
+PEERS_READY := $(PEERS_VENV)/.ready
 bench: $(BUILT)
-	$(PY) -m benchmarks
+	$(if $(wildcard $(PEERS_READY)),$(PEERS_VENV)/bin/python,$(PY)) -m benchmarks
+
+# One environment for all peers, beside the usual one; over 3 GB.
+bench-peers: $(PEERS_READY)
+
+$(PEERS_READY): $(wildcard benchmarks/peers/requirements*.txt)
+	test -x $(PEERS_VENV)/bin/python || python3 -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install -q '$(TORCH)' 'setuptools>=77' wheel
+	$(PEERS_VENV)/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
+	$(PEERS_VENV)/bin/python -m pip install -q --no-deps -r benchmarks/peers/requirements-alone.txt
+	touch $@
 
 # The Triton and CUDA kernels (with nvcc) as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
 PTXSIM ?= ../shared/ptxsim

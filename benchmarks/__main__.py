@@ -77,7 +77,9 @@ def _run(options: argparse.Namespace) -> None:
             if options.resume and wanted <= done:
                 continue
             print(f"[{number + 1}/{len(work)}] {case}, threads={threads}", flush=True)
-            rows = measure(case, threads, options.budget, case.trains and not options.no_memory)
+            rows = measure(
+                case, threads, options.budget, case.trains and case.suite in registry.WEIGHED and not options.no_memory
+            )
             date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             full = [shared | {"date": date} | {k: str(v) for k, v in row.items()} for row in rows]
             store.append(options.out, full)

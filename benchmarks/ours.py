@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ VARIANTS = {
     "no_auxiliary": "the model's loss without its auxiliary loss",
 }
 
+
 def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     if case.op in MODELS:
         from benchmarks import whole
@@ -33,7 +35,7 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
         return _without_projection(case, inputs)
     if provider == "history_repeated":
         inputs = inputs._replace(leaves=inputs.leaves | {"x": inputs.leaves["x"].repeat(case.batch, 1, 1)})
-        return Program(_forward(case._replace(op="augru"), inputs, backend, variant), inputs.leaves, "x repeated beforehand")
+        return Program(_forward(case._replace(op="augru"), inputs, backend), inputs.leaves, "x repeated beforehand")
     forward = _forward(case, inputs, backend, variant)
     if provider != OURS:
         gates = provider.removeprefix("gates_")
@@ -65,7 +67,7 @@ def _with_gates(forward: Callable[[], Tensor], gates: str) -> Callable[[], Tenso
     return switched
 
 
-def _forward(case: Case, inputs: Inputs, backend: str, variant: str) -> Callable[[], Tensor]:
+def _forward(case: Case, inputs: Inputs, backend: str, variant: str = "") -> Callable[[], Tensor]:
     leaves, lengths = inputs.leaves, inputs.lengths
     if case.op in OPS["recurrence"]:
         weights = tuple(leaves[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh"))

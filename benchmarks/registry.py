@@ -31,8 +31,10 @@ THREADS = (1, 2)  # what the targets speak of
 # (B, T, I, H)
 SPEED_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64), (1024, 100, 128, 128), (256, 200, 64, 64))
 SHORT_STEPS = (1, 7, 20)
+CALLABLE_STEPS = (1, 7)  # where every peer that Python can call takes part
 SHORT_WIDTHS = (36, 64)
 CALL_WIDTHS = (36, 64, 128)
+SERVE_STEPS, SERVE_WIDTHS = 100, (36, 64)  # one row of a whole history
 UNIT_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64))
 
 STEP_BATCHES = (128, 1024)
@@ -49,6 +51,11 @@ ITEM_FIELDS = {"item": 50_000, "category": 1_000}
 USER_FIELDS = {"user": 10_000}
 
 RECURRENT_PEERS = {"gru": ("torch_gru_padded", "torch_gru_packed"), "augru": ("eager_loop",)}
+# The loops of whole DIENs, as they are.
+LOOPS = ("deepctr_augru", "recbole_augru", "rechub_augru", "fuxictr_augru")
+# Libraries below or beside Python, and the compiler; the second only infers.
+LIBRARIES = ("onednn", "openvino")
+DIENS = ("deepctr_dien", "recbole_dien", "rechub_dien", "fuxictr_dien")
 # Shown beside the others, without targets.
 MORE_PEERS = {("gru", "ragged"): ("torch_gru_packed_unpacked",)}
 
@@ -91,17 +98,32 @@ def _speed() -> Iterator[Case]:
         yield Case("speed", op, mode, *size, law, "float32", providers)
 
 
+def _peers() -> Iterator[Case]:
+    """What ``speed`` does not have: whoever must be installed, or compiled for a while."""
+    loops = {"gru": (), "augru": LOOPS}
+    for size, law, op, mode in product(SPEED_SIZES, LAWS, ("gru", "augru"), ("fwd", "fwd+bwd")):
+        providers = (OURS, *loops[op], "compiled_loop", *LIBRARIES[: 2 if mode == "fwd" else 1])
+        yield Case("peers", op, mode, *size, law, "float32", providers)
+
+
 def _short() -> Iterator[Case]:
-    for width, steps, law, mode in product(SHORT_WIDTHS, SHORT_STEPS, LAWS, ("fwd", "fwd+bwd")):
-        if steps > 1 or law == "full":
-            providers = (OURS, *RECURRENT_PEERS["gru"])
-            yield Case("short", "gru", mode, 128, steps, width, width, law, "float32", providers)
+    ops = {"gru": RECURRENT_PEERS["gru"], "augru": ("eager_loop", *LOOPS)}
+    for width, steps, law, op, mode in product(SHORT_WIDTHS, SHORT_STEPS, LAWS, ops, ("fwd", "fwd+bwd")):
+        if (steps > 1 or law == "full") and (steps in CALLABLE_STEPS or op == "gru"):
+            more = ("openvino",) if mode == "fwd" and steps in CALLABLE_STEPS else ()
+            # It takes longer to compile than all the others to run.
+            more += ("compiled_loop",) if width == SHORT_WIDTHS[0] and law == "full" and steps in CALLABLE_STEPS else ()
+            yield Case("short", op, mode, 128, steps, width, width, law, "float32", (OURS, *ops[op], *more))
 
 
 def _latency() -> Iterator[Case]:
     for op, width in product(("gru", "augru"), CALL_WIDTHS):
         providers = (OURS, RECURRENT_PEERS[op][0])
         yield Case("latency", op, "call", 1, 1, width, width, "full", "float32", providers)
+        yield Case("latency", op, "fwd+bwd", 1, 1, width, width, "full", "float32", providers)
+    for op, width in product(("gru", "augru"), SERVE_WIDTHS):
+        providers = (OURS, RECURRENT_PEERS[op][0], *LIBRARIES)
+        yield Case("latency", op, "fwd", 1, SERVE_STEPS, width, width, "full", "float32", providers)
 
 
 def _gates() -> Iterator[Case]:
@@ -122,9 +144,9 @@ def _shared() -> Iterator[Case]:
 
 
 def _step() -> Iterator[Case]:
-    peers = {"dien_mlp": ("deepctr_dien",), "dien_inner": ()}
     for batch, law, op in product(STEP_BATCHES, LAWS, MODELS):
-        providers = (OURS, "step_sparse", "step_compiled", "step_reference", *peers[op])
+        whole = DIENS if op == "dien_mlp" or law == "ragged" else ()
+        providers = (OURS, "step_sparse", "step_compiled", "step_reference", *whole)
         yield Case("step", op, "step", batch, *MODEL_SIZE, law, "float32", providers)
 
 
@@ -143,12 +165,13 @@ def _score() -> Iterator[Case]:
             *MODEL_SIZE,
             "full",
             "float32",
-            (OURS, "score_compiled", "deepctr_dien"),
+            (OURS, "score_compiled", "deepctr_dien", "recbole_dien", "fuxictr_dien"),
         )
 
 
 _SUITES = {
     "speed": _speed,
+    "peers": _peers,
     "short": _short,
     "latency": _latency,
     "gates": _gates,
@@ -159,6 +182,7 @@ _SUITES = {
     "score": _score,
 }
 SUITES = tuple(_SUITES)
+WEIGHED = ("speed", "gates", "units", "step")  # where peak memory is measured too, in a process of its own
 
 
 def cases(suite: str) -> list[Case]:
@@ -168,4 +192,10 @@ def cases(suite: str) -> list[Case]:
 
 def tiny(case: Case) -> Case:
     """The case at a size that takes no time: to see that everything runs."""
-    return case._replace(batch=min(case.batch, 4), steps=min(case.steps, 6), inputs=5, hidden=5)
+    width = 6 if case.op in MODELS else 5  # the fields of an item are as wide as one another
+    return case._replace(batch=min(case.batch, 4), steps=min(case.steps, 6), inputs=width, hidden=width)
+
+
+def as_computed(case: Case, provider: str) -> Case:
+    """The case as the provider has it: whole peers have the auxiliary loss they have, beside any of ours."""
+    return case._replace(op="dien_mlp") if provider in DIENS else case

@@ -9,8 +9,9 @@ from benchmarks.targets import bases, count, is_base, memory_verdict, problem, v
 
 _TITLES = {
     "speed": "Recurrences",
+    "peers": "Recurrences, against what must be installed or compiled",
     "short": "Short sequences",
-    "latency": "One call at B = T = 1, inference",
+    "latency": "One row: one call at T = 1, and a whole history",
     "gates": "Gates recomputed in the backward instead of kept (ratio: recomputed to kept)",
     "units": "Attention scores and auxiliary loss",
     "shared": "One history for B rows of attention",

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from benchmarks import limits, memory, ours, peers
 from benchmarks.inputs import Inputs, Program, draw
-from benchmarks.registry import MODELS, OWN, Case
+from benchmarks.registry import MODELS, OWN, Case, as_computed
 
 VISIT_S = 5e-3
 MIN_ROUNDS, MAX_ROUNDS = 5, 500
+SLOW_S, SLOW_ROUNDS = 0.8, 3  # whoever takes longer for a call is visited in the first rounds only
 # The error, relative to the largest value of a tensor, above which a result is wrong and gets no number. This
 # is a gate against a provider that computes something else; accuracy is judged by the tests, more strictly.
 WRONG = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
@@ -70,37 +71,44 @@ def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict
     gc.disable()
     try:
         with torch.inference_mode(inference):
-            samples = {name: Samples(_calls(step), []) for name, step in steps.items()}
+            first = {name: _calls(step) for name, step in steps.items()}
+            samples = {name: Samples(calls, []) for name, (calls, _) in first.items()}
+            slow = {name for name, (_, seconds) in first.items() if seconds > SLOW_S}
             names, order, started = list(steps), random.Random(0), time.perf_counter()
             for done in range(MAX_ROUNDS):
                 if done >= MIN_ROUNDS and time.perf_counter() - started > budget_s:
                     break
                 order.shuffle(names)
                 for name in names:
+                    if name in slow and done >= SLOW_ROUNDS:
+                        continue
                     samples[name].seconds.append(visit(steps[name].call, samples[name].calls))
     finally:
         gc.enable()
     return samples
 
 
-def _calls(step: Step) -> int:
-    """How many calls make a visit long enough. The first guess, from a single call, is corrected once."""
+def _calls(step: Step) -> tuple[int, float]:
+    """How many calls make a visit long enough, and the seconds of one. The first guess is corrected once."""
     visit(step.call, 1)
-    calls = max(step.least, math.ceil(VISIT_S / visit(step.call, 1)))
-    calls = max(step.least, math.ceil(VISIT_S / visit(step.call, calls)))
-    return calls if step.most is None else min(step.most, calls)
+    once = visit(step.call, 1)
+    calls = max(step.least, math.ceil(VISIT_S / once))
+    if calls > 1:
+        once = visit(step.call, calls)
+        calls = max(step.least, math.ceil(VISIT_S / once))
+    return calls if step.most is None else min(step.most, calls), once
 
 
 def ratios(theirs: Samples, base: Samples) -> Quantiles:
-    """Their time over the base's within each round: how many times faster the base is."""
-    return quantiles([a / b for a, b in zip(theirs.seconds, base.seconds, strict=True)])
+    """Their time over the base's within each round that has both: how many times faster the base is."""
+    return quantiles([a / b for a, b in zip(theirs.seconds, base.seconds, strict=False)])
 
 
 def _fractions(work: limits.Work, own: Samples, sgemm: Samples, copy: Samples) -> dict[str, str]:
     """How near the case's least work comes to what the machine did in the same rounds."""
 
     def share(least: float, limit: float, limited: Samples) -> float:
-        return statistics.median(least / a / (limit / b) for a, b in zip(own.seconds, limited.seconds, strict=True))
+        return statistics.median(least / a / (limit / b) for a, b in zip(own.seconds, limited.seconds, strict=False))
 
     found = {
         "gflops": f"{work.flops / statistics.median(own.seconds) / 1e9:.2f}",
@@ -120,13 +128,13 @@ def _problem(case: Case) -> Case:
     return case._replace(suite="", mode=case.mode if case.infers and case.op in MODELS else "fwd+bwd", providers=())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=len(MODELS))
 def _draw(problem: Case) -> Inputs:
     return draw(problem)
 
 
 def inputs_of(case: Case) -> Inputs:
-    """The inputs; the last problem's are kept."""
+    """The inputs; the last problems' are kept."""
     return _draw(_problem(case))
 
 
@@ -191,16 +199,17 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
     steps: dict[str, Step] = {}
     notes: dict[str, str] = {}
     for provider in case.providers:
+        own = as_computed(case, provider)
         try:
-            program = prepare(case, provider, inputs)
-            wrong = fault(program, case)
+            program = prepare(own, provider, inputs_of(own))
+            wrong = fault(program, own)
             marked = wrong is not None and program.mark != "" and not wrong.startswith("result")
             notes[provider] = program.note if wrong is None else f"wrong: {wrong}"
             if marked:
                 notes[provider] = f"{program.mark}: {wrong}; {program.note}"
             if wrong is None or marked:
                 most = 1 if case.mode == "request" else None  # so that slow calls are seen
-                steps[provider] = Step(program.step(case, inputs), program.least_calls, most)
+                steps[provider] = Step(program.step(own, inputs_of(own)), program.least_calls, most)
         except LookupError as reason:
             notes[provider] = f"absent: {reason}"
         except Exception as error:  # a peer may raise whatever it likes: that is a result too
@@ -219,7 +228,7 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
             if case.mode == "request":
                 row["p99_us"] = f"{1e6 * statistics.quantiles(samples[provider].seconds, n=100)[-1]:.2f}"
             if with_memory:
-                row["peak_mem_mb"] = memory.peak_mb(case, provider, threads)
+                row["peak_mem_mb"] = memory.peak_mb(as_computed(case, provider), provider, threads)
         rows.append(row)
     return rows
 

@@ -20,5 +20,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     loop = layers.sequence.DynamicGRU(case.inputs, case.hidden, gru_type="AUGRU")
     cell = loop.rnn
     cell.bias_ih = Parameter(inputs.leaves["b_ih"].detach().clone())
-    parameters = dict(zip(packed_augru.NAMES, (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), strict=True))
+    parameters = dict(
+        zip(packed_augru.NAMES, (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), strict=True)
+    )
     return packed_augru.build(case, inputs, loop, parameters, f"deepctr-torch {VERSION}, its biases untied")

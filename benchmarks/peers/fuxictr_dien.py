@@ -96,8 +96,13 @@ def _batch(case: Case, batch: Batch) -> tuple[Tensors, Tensors, Tensor]:
 
 
 def build(case: Case, inputs: Inputs) -> Program:
+    if case.batch == 1:
+        raise LookupError(f"fuxictr {VERSION} loses the batch's dimension when it has one row")
     model, batch = model_of(case), _batch(case, inputs.data)
-    leaves, cell = leaves_of(model), [f"evolution.{kind}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")]
+    leaves, cell = (
+        leaves_of(model),
+        [f"evolution.{kind}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")],
+    )
     given = inputs.leaves | {"evolution.bias_hh": inputs.leaves["evolution.bias_ih"]}
     put(given | {name: swapped(given[name]) for name in cell}, leaves)
     note = f"fuxictr {VERSION}, without auxiliary loss"

@@ -55,7 +55,10 @@ def _model(case: Case, weights: dict[str, numpy.ndarray]) -> str:
     shapes = given | {name: value.shape for name, value in weights.items()}
     layers, offset = [], 0
     for number, (name, shape) in enumerate(shapes.items()):
-        data, what = f'element_type="{"i32" if name == "lengths" else "f32"}" shape="{",".join(map(str, shape))}"', "Parameter"
+        data, what = (
+            f'element_type="{"i32" if name == "lengths" else "f32"}" shape="{",".join(map(str, shape))}"',
+            "Parameter",
+        )
         if name in weights:
             data, what = f'{data} offset="{offset}" size="{weights[name].nbytes}"', "Const"
             offset += weights[name].nbytes

@@ -13,6 +13,8 @@ __all__ = ["absent", "build"]
 def build(case: Case, inputs: Inputs) -> Program:
     loop = module().DynamicRNN(case.inputs, case.hidden, gru="AUGRU")
     cell = loop.rnn
-    parameters = dict(zip(packed_augru.NAMES, (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), strict=True))
+    parameters = dict(
+        zip(packed_augru.NAMES, (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), strict=True)
+    )
     note = f"recbole {VERSION}, anomaly detection off"
     return packed_augru.build(case, inputs, loop, parameters, note)

@@ -114,10 +114,12 @@ def leaves_of(model: Any) -> Tensors:
     own = dict(model.named_parameters())
     tables, cell = "embedding_layer.token_embedding_table.", "interest_evolution.dynamic_rnn.rnn."
     unit, auxiliary = "interest_evolution.attention_layer.", "interset_extractor.auxiliary_net.mlp_layers."
-    names = {"items": f"{tables}item.embedding.weight", "embeddings.users.user.weight": f"{tables}user.embedding.weight"}
+    names = {
+        "items": f"{tables}item.embedding.weight",
+        "embeddings.users.user.weight": f"{tables}user.embedding.weight",
+    }
     names |= {
-        f"extractor.{n}_l0": f"interset_extractor.gru.{n}_l0"
-        for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        f"extractor.{n}_l0": f"interset_extractor.gru.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     }
     names |= {f"evolution.{n}": cell + n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
     for kind in ("weight", "bias"):  # a dropout, a linear layer and an activation each

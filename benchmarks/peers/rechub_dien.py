@@ -83,7 +83,9 @@ def _reference(model: Any, x: Tensors, label: Tensor, lengths: Tensor) -> Tensor
         last.append(augru(states, scores, w_ih, w_hh, bias.squeeze(1), lengths=lengths, backend="reference")[1])
         targets.append(target)
     users = [model.embedding.embed_dict[name].weight[x[name]] for name in USER_FIELDS]
-    return binary_cross_entropy(model.mlp(torch.cat((*last, *targets, *users), 1)).squeeze(1).sigmoid(), label) + auxiliary
+    return (
+        binary_cross_entropy(model.mlp(torch.cat((*last, *targets, *users), 1)).squeeze(1).sigmoid(), label) + auxiliary
+    )
 
 
 def _fault(case: Case, model: Any, x: Tensors, batch: Batch) -> str | None:

@@ -1,0 +1,77 @@
+"""What the benchmarks' clock does with peers that are absent, wrong, or slow."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import ours, peers, timing
+from benchmarks.inputs import Inputs, Program
+from benchmarks.registry import OURS, Case
+
+CASE = Case("speed", "gru", "fwd+bwd", 2, 3, 4, 4, "full", "float32", (OURS, "peer"))
+
+
+class Doubled(torch.autograd.Function):
+    """Its forward changes nothing; its gradient is twice the right one."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * dy
+
+
+def row_of(monkeypatch: pytest.MonkeyPatch, change: Any, mark: str = "", absent: str | None = None) -> dict[str, Any]:
+    """The row of a peer that is our op, with ``change`` applied to its result."""
+
+    def build(case: Case, inputs: Inputs) -> Program:
+        program = ours.build(case, inputs)
+        return program._replace(forward=lambda: change(program.forward()), note="a peer", mark=mark)
+
+    monkeypatch.setattr(peers, "load", lambda name: SimpleNamespace(absent=lambda: absent, build=build))
+    return timing.measure(CASE, 1, 0.0, with_memory=False)[1]
+
+
+def test_a_right_peer_has_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = row_of(monkeypatch, lambda y: y)
+    assert row["note"] == "a peer"
+    assert float(row["ratio"]) > 0
+
+
+@pytest.mark.parametrize("mark", ["", "wrong-gradient"])
+def test_a_wrong_result_has_none(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    row = row_of(monkeypatch, lambda y: 2 * y, mark)
+    assert row["note"].startswith("wrong: result is off by")
+    assert "p50_us" not in row
+
+
+def test_a_wrong_gradient_has_numbers_only_where_it_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = row_of(monkeypatch, Doubled.apply)
+    assert row["note"].startswith("wrong: x is off by")
+    assert "p50_us" not in row
+    row = row_of(monkeypatch, Doubled.apply, mark="wrong-gradient")
+    assert row["note"].startswith("wrong-gradient: x is off by 1.0e+00")
+    assert float(row["ratio"]) > 0
+
+
+def test_an_absent_peer_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert row_of(monkeypatch, lambda y: y, absent="not here") == {"provider": "peer", "note": "absent: not here"}
+
+
+def test_a_slow_provider_is_visited_less_and_compared_in_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SLOW_S", 0.02)
+    steps = {"fast": timing.Step(lambda: time.sleep(0.01)), "slow": timing.Step(lambda: time.sleep(0.03))}
+    samples = timing.interleave(steps, True, 0.0)
+    assert len(samples["fast"].seconds) == timing.MIN_ROUNDS
+    assert len(samples["slow"].seconds) == timing.SLOW_ROUNDS
+    samples["fast"].seconds[:] = [1.0, 2.0, 4.0, 100.0, 100.0]
+    samples["slow"].seconds[:] = [3.0, 6.0, 12.0]
+    assert timing.ratios(samples["slow"], samples["fast"]).p50 == pytest.approx(3.0)
