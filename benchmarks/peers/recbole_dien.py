@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import BCEWithLogitsLoss
 
 from benchmarks.inputs import Inputs, Program, Tensors
