@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from benchmarks.registry import WRONG_GRADIENT
 from benchmarks.store import Row, key
 from benchmarks.targets import bases, count, is_base, memory_verdict, problem, verdict
 
@@ -27,7 +28,7 @@ def one_line(row: Row) -> str:
         return f"{row['provider']}: {row['note']}"
     ratio = f", {_ratio(row)}" if row.get("ratio") and not is_base(row) else ""
     memory = f", peak {row['peak_mem_mb']} MB" if row.get("peak_mem_mb") else ""
-    return f"{row['provider']}: {_time(row)}{ratio}{memory} {verdict(row)}".rstrip()
+    return f"{row['provider']}: {_time(row)}{ratio}{memory} {_mark(row)}{verdict(row)}".rstrip()
 
 
 def _time(row: Row) -> str:
@@ -48,6 +49,11 @@ def _duration(us: float) -> str:
 def _ratio(row: Row) -> str:
     middle, low, high = (float(row[name]) for name in ("ratio", "ratio_p20", "ratio_p80"))
     return f"{middle:.2f}× ({low:.2f}–{high:.2f})"
+
+
+def _mark(row: Row) -> str:
+    """What must not be overlooked: the peer is timed, but what it computes is not the gradient."""
+    return "wrong gradient, " if row["note"].startswith(WRONG_GRADIENT) else ""
 
 
 def _strong(text: str) -> str:
@@ -123,7 +129,7 @@ def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
             return "not run"
         return f"{show(of)} {_strong(verdict(of))}".rstrip() if of["p50_us"] else of["note"]
 
-    ratio = "" if row is None or not row["ratio"] else f"{_ratio(row)} {_strong(verdict(row))}".rstrip()
+    ratio = "" if row is None or not row["ratio"] else f"{_ratio(row)} {_mark(row)}{_strong(verdict(row))}".rstrip()
     theirs = "not run" if row is None else _time(row) if row["p50_us"] else row["note"]
     cells = [cell(base, _time), theirs, ratio]
     if has_memory:

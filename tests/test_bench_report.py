@@ -9,7 +9,7 @@ import pytest
 from benchmarks import report, summary, targets
 from benchmarks.inputs import draw
 from benchmarks.limits import work
-from benchmarks.registry import Case
+from benchmarks.registry import WRONG_GRADIENT, Case
 from benchmarks.store import COLUMNS, Row
 
 SPEED = {"suite": "speed", "op": "gru", "mode": "fwd", "law": "full", "B": "128", "T": "100", "I": "36", "H": "36"}
@@ -66,6 +66,12 @@ def test_reproduced_names_what_moved() -> None:
     assert counted.startswith("1 of 2")
     assert len(moved) == 1
     assert "torch_gru_packed" in moved[0]
+
+
+def test_a_wrong_gradient_is_named_beside_its_ratio() -> None:
+    wrong = row("onednn", suite="peers", op="gru", note=f"{WRONG_GRADIENT}: x is off", machine="m", date="2018", **ratio(2.5))
+    assert "wrong gradient" in report.one_line(wrong)
+    assert "2.50× (2.40–2.60) wrong gradient, met" in report.markdown([wrong])
 
 
 def test_summary_shows_the_smallest_and_the_largest_and_no_variant_of_ours() -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, Tensors
-from benchmarks.registry import Case
+from benchmarks.registry import WRONG_GRADIENT, Case
 
 PACKAGES = ("onednn", "onednn-devel", "tbb-devel", "intel-opencl-rt")
 SOURCE = Path(__file__).with_name("onednn_rnn.cpp")
@@ -167,5 +167,5 @@ def build(case: Case, inputs: Inputs) -> Program:
         lambda y: y.transpose(0, 1),
         _gradients,
         variant="authors" if case.op == "augru" else "",
-        mark="wrong-gradient" if case.op == "augru" else "",
+        mark=WRONG_GRADIENT if case.op == "augru" else "",
     )
