@@ -31,6 +31,7 @@ THREADS = (1, 2)  # what the targets speak of
 
 # (B, T, I, H)
 SPEED_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64), (1024, 100, 128, 128), (256, 200, 64, 64))
+COMPILED_SIZES = SPEED_SIZES[:2]  # a compiled loop takes longer to compile than all the others to run
 SHORT_STEPS = (1, 7, 20)
 CALLABLE_STEPS = (1, 7)  # where every peer that Python can call takes part
 SHORT_WIDTHS = (36, 64)
@@ -103,7 +104,8 @@ def _peers() -> Iterator[Case]:
     """What ``speed`` does not have: whoever must be installed, or compiled for a while."""
     loops = {"gru": (), "augru": LOOPS}
     for size, law, op, mode in product(SPEED_SIZES, LAWS, ("gru", "augru"), ("fwd", "fwd+bwd")):
-        providers = (OURS, *loops[op], "compiled_loop", *LIBRARIES[: 2 if mode == "fwd" else 1])
+        compiled = ("compiled_loop",) if size in COMPILED_SIZES else ()
+        providers = (OURS, *loops[op], *compiled, *LIBRARIES[: 2 if mode == "fwd" else 1])
         yield Case("peers", op, mode, *size, law, "float32", providers)
 
 
@@ -112,7 +114,6 @@ def _short() -> Iterator[Case]:
     for width, steps, law, op, mode in product(SHORT_WIDTHS, SHORT_STEPS, LAWS, ops, ("fwd", "fwd+bwd")):
         if (steps > 1 or law == "full") and (steps in CALLABLE_STEPS or op == "gru"):
             more = ("openvino",) if mode == "fwd" and steps in CALLABLE_STEPS else ()
-            # It takes longer to compile than all the others to run.
             more += ("compiled_loop",) if width == SHORT_WIDTHS[0] and law == "full" and steps in CALLABLE_STEPS else ()
             yield Case("short", op, mode, 128, steps, width, width, law, "float32", (OURS, *ops[op], *more))
 
@@ -158,16 +159,8 @@ def _loader() -> Iterator[Case]:
 
 def _score() -> Iterator[Case]:
     for count in CANDIDATES:
-        yield Case(
-            "score",
-            "dien_mlp",
-            "request",
-            count,
-            *MODEL_SIZE,
-            "full",
-            "float32",
-            (OURS, "score_compiled", "deepctr_dien", "recbole_dien", "fuxictr_dien"),
-        )
+        providers = (OURS, "score_compiled", "deepctr_dien", "recbole_dien", "fuxictr_dien")
+        yield Case("score", "dien_mlp", "request", count, *MODEL_SIZE, "full", "float32", providers)
 
 
 _SUITES = {
