@@ -46,7 +46,7 @@ _FORWARD_16 = {
 }
 _FORWARD_32 = {
     16: ((0, Launch(0, 2, 4, 2, 224)),),
-    32: ((0, Launch(0, 2, 4, 4)),),
+    32: ((0, Launch(0, 2, 4, 4, 224)),),
     64: ((131_200, Launch(0, 2, 2, 8)), (0, Launch(16, 1, 1, 8))),  # TF32x3 keeps each weight in two parts
     128: ((0, Launch(16, 1, 1, 8)),),
     256: ((0, Launch(16, 1, 1, 8)),),
@@ -61,7 +61,7 @@ _BACKWARD_16 = {
 _BACKWARD_32 = {
     16: ((0, Launch(0, 2, 1, 2)),),
     32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, made=True, block=64))),
+    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, 224, made=True, block=64))),
     128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
     256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
