@@ -19,7 +19,7 @@ from dien_kernels import attention_scores
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.attention import op, triton_launch
-from tests.ops.test_attention import ACTIVATIONS, _layouts, call, cast, compare, leaves, make, raggedness, run
+from tests.attention_cases import ACTIVATIONS, call, cast, compare, layouts, leaves, make, raggedness, run
 from tests.triton_launches import (
     compiled,
     in_the_interpreter,
@@ -254,7 +254,7 @@ def test_raw_ops_pass_opcheck(kind: str) -> None:
     case = make(kind, bias="some", dtype=torch.bfloat16)
     w = [case["weights"]] if kind == "bilinear" else case["weights"]
     b = [torch.zeros(0) if v is None else v.float() for v in case["biases"]]
-    for layout in _layouts(case)[2:]:
+    for layout in layouts(case)[2:]:
         states, total = layout.get("states", case["states"]), layout.get("rows_total", -1)
         index = [layout.get(n) for n in ("lengths", "offsets", "mask", "history")]
         arguments = [t.detach() for t in (case["target"], states)]
