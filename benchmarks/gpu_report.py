@@ -92,10 +92,10 @@ def jobs(archs: list[int], hidden: list[int]) -> Iterator[tuple[int, Run, Row]]:
             yield arch, run, {"kind": kind, "reset": "", "dtype": name, "hidden": size}
 
 
-def read() -> dict[tuple[str, ...], Row]:
-    if not RESULTS.exists():
+def read(results: Path = RESULTS) -> dict[tuple[str, ...], Row]:
+    if not results.exists():
         return {}
-    with RESULTS.open(newline="") as file:
+    with results.open(newline="") as file:
         rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
     return {key_of(row): row for row in rows}
 
@@ -108,8 +108,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--missing", action="store_true", help="leave out what has a row of this Triton and launch")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    rows = read()
+    rows = read(chosen.out)
     for arch, run, key in jobs(chosen.archs, chosen.hidden):
         if key["kind"] not in chosen.kinds or key["dtype"] not in chosen.dtypes:
             continue
@@ -120,12 +121,12 @@ def main() -> None:
             row |= compile_for(launched, arch)._asdict()
             rows[key_of(row)] = row
             print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-            write(rows)  # after each, so that an interrupted run keeps what it has
+            write(rows, chosen.out)  # after each, so that an interrupted run keeps what it has
 
 
-def write(rows: dict[tuple[str, ...], Row]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
+def write(rows: dict[tuple[str, ...], Row], results: Path) -> None:
+    results.parent.mkdir(exist_ok=True)
+    with results.open("w", newline="") as file:
         writer = csv.DictWriter(file, (*KEY, *LAUNCH, *FIGURES), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[key] for key in sorted(rows))

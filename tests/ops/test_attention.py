@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from dien_kernels.ops.attention import attention_scores
 from dien_kernels.ops.attention import reference as cell
-from tests.attention_cases import ACTIVATIONS, call, cast, compare, leaves, make, mlp, raggedness, run
+from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, leaves, make, mlp, raggedness, run, shapes
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 
@@ -20,17 +21,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "history"])
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_layouts(kind: str, normalize: str | None, layout: str, shared: bool) -> None:
+def test_layouts(kind: str, normalize: str | None, layout: str, shared: bool, wide: torch.dtype) -> None:
     for steps in (5, 19):  # both forms of the first layer
         case = make(kind, batch=5, steps=steps, histories=4 if shared else None, normalize=normalize, size=2)
         history = torch.tensor([3, 0, 2, 2, 1]) if shared else None
         valid = raggedness(layout, len(case["states"]), steps)
-        compare(case, layout, valid, history, torch.float64, f"{kind} {layout} T={steps}")
+        compare(case, layout, valid, history, wide, f"{kind} {layout} T={steps}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -56,20 +56,19 @@ def test_more_steps_than_a_chunk_of_the_compiled_kernels(kind: str) -> None:
         compare(case, layout, valid, history, torch.float64, f"{kind} {layout}")
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("bias", ["all", "some", "none"])
-@pytest.mark.parametrize("sizes", [(), (5,), (6, 4), (5, 4, 3)], ids=str)
-def test_layers(sizes: tuple[int, ...], bias: str, activation: str | None) -> None:
+@pytest.mark.parametrize(
+    "sizes, bias", [*product(((), (5,), (6, 4)), ("all", "some", "none")), ((20, 33), "all")], ids=str
+)
+def test_layers(sizes: tuple[int, ...], bias: str, activation: str | None, wide: torch.dtype) -> None:
     for slope in ("channel", "one", "scalar") if activation == "prelu" else ("channel",):
         case = make(sizes=sizes, bias=bias, activation=activation, slope=slope)
         for layout in ("lengths", "jagged"):
-            compare(case, layout, raggedness("lengths", 4, 5), None, torch.float64, f"{sizes} {bias} {activation}")
+            compare(case, layout, raggedness("lengths", 4, 5), None, wide, f"{sizes} {bias} {activation}")
 
 
-@pytest.mark.usefixtures("target")
-def test_inner_product_and_one_matrix_in_a_list() -> None:
-    case = make("bilinear", scale=None)
+def test_inner_product_and_one_matrix_in_a_list(wide: torch.dtype) -> None:
+    case = make("bilinear", scale=None, dtype=wide)
     target, states, w = case["target"], case["states"], case["weights"]
     plain = attention_scores(target, states, normalize=None)
     torch.testing.assert_close(plain, torch.einsum("bth,bh->bt", states, target))
@@ -89,6 +88,14 @@ def test_other_orders_of_the_concatenation_are_shuffles_of_the_weight() -> None:
 
 
 @pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_three_hidden_layers(activation: str | None) -> None:
+    case = make(sizes=(5, 4, 3), activation=activation)
+    for layout in ("lengths", "jagged"):
+        compare(case, layout, raggedness("lengths", 4, 5), None, torch.float64, f"3 layers {activation} {layout}")
+
+
+@pytest.mark.usefixtures("target")
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "TILE", {"cpu": 64, "cuda": 64})
     for kind in ("bilinear", "din"):
@@ -101,37 +108,24 @@ def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    kind=st.sampled_from(["bilinear", "din"]),
-    layout=st.sampled_from(["full", "lengths", "mask", "jagged"]),
-    batch=st.integers(0, 6),
-    steps=st.integers(0, 24),
-    hidden=st.integers(1, 9),
-    size=st.integers(1, 5),
-    sizes=st.lists(st.integers(1, 7), max_size=3),
-    histories=st.integers(1, 4) | st.none(),
-    target=st.sampled_from([t for t in UNIT_TARGETS if t != "cpu-avx512"]),
-    seed=st.integers(0, 99),
-)
-def test_any_shape(kind, layout, batch, steps, hidden, size, sizes, histories, target, seed) -> None:
-    case = make(kind, batch, steps, hidden, sizes=tuple(sizes), histories=histories, size=size, seed=seed)
-    history = None if histories is None else torch.randint(0, histories, (batch,))
-    valid = raggedness(layout, len(case["states"]), steps)
+@given(shape=shapes(layers=3), target=st.sampled_from([t for t in UNIT_TARGETS if t != "cpu-avx512"]))
+def test_any_shape(shape: Shape, target: str) -> None:
     with unit_on(target, cell):
-        compare(case, layout, valid, history, torch.float64, "hypothesis")
+        compare(*shape, torch.float64, "hypothesis")
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("steps", [5, 19])
 @pytest.mark.parametrize("normalize", ["softmax", None])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
-def test_nan_in_padding_changes_nothing(layout: str, kind: str, normalize: str | None, steps: int) -> None:
+def test_nan_in_padding_changes_nothing(
+    layout: str, kind: str, normalize: str | None, steps: int, wide: torch.dtype
+) -> None:
     for histories in (None, 4):
         case = make(kind, steps=steps, normalize=normalize, histories=histories)
         history = None if histories is None else torch.tensor([2, 0, 3, 3])
         valid = raggedness(layout, 4, steps)
-        clean, dirty = cast(case, torch.float64), cast(case, torch.float64)
+        clean, dirty = cast(case, wide), cast(case, wide)
         with torch.no_grad():
             dirty["states"][~valid] = math.nan
             if history is None:
@@ -150,9 +144,8 @@ def test_nan_in_padding_changes_nothing(layout: str, kind: str, normalize: str |
             assert torch.equal(x, y)
 
 
-@pytest.mark.usefixtures("target")
-def test_nan_in_a_history_no_row_names_jagged() -> None:
-    case = make(histories=4, steps=5)
+def test_nan_in_a_history_no_row_names_jagged(wide: torch.dtype) -> None:
+    case = make(histories=4, steps=5, dtype=wide)
     valid = raggedness("full", 4, 5)
     history = torch.tensor([2, 0, 3, 3])
     with torch.no_grad():
@@ -162,13 +155,12 @@ def test_nan_in_a_history_no_row_names_jagged() -> None:
         assert g.isfinite().all()
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
-def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout, activation) -> None:
+def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout, activation, wide) -> None:
     for kind in ("din", "bilinear"):
-        case = make(kind, steps=5, activation=activation, normalize=normalize)
+        case = make(kind, steps=5, activation=activation, normalize=normalize, dtype=wide)
         valid = raggedness("lengths", 4, 5)
         with torch.no_grad():
             case["states"][2, 3, 0] = math.nan
@@ -176,8 +168,7 @@ def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout,
         assert out[2].isnan().sum() == (5 if normalize == "softmax" else 1)
         assert out[[0, 1, 3]].isfinite().all()
         grads = torch.autograd.grad(out.sum(), leaves(case))
-        first = 2 if kind == "din" else 2
-        weights = grads[first : first + (3 if kind == "din" else 1)]
+        weights = grads[2 : 2 + (3 if kind == "din" else 1)]
         if normalize is None:  # the last layer's product is where a NaN activation always lands
             assert weights[-1].isnan().any()
             weights = weights[:-1] if activation in ("relu", None, "prelu") else weights
@@ -188,12 +179,11 @@ def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout,
         assert grads[1][[0, 1, 3]].isfinite().all()
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: str) -> None:
+def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: str, wide: torch.dtype) -> None:
     for steps in (5, 19):
-        case = make(kind, steps=steps)
+        case = make(kind, steps=steps, dtype=wide)
         valid = raggedness(layout, 4, steps)
         with torch.no_grad():
             case["target"][3] = math.nan
@@ -205,7 +195,7 @@ def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: 
         assert not g[~valid].any()
 
 
-@pytest.mark.usefixtures("target")
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("units", [4, 7, 8, 16])  # whole vectors and padded ones, for every instruction set
 def test_what_overflows_stays_in_its_own_unit(units: int) -> None:
     weights = [torch.full((units, 16), 1e30), torch.full((units, units), -1e30), torch.ones(1, units)]
@@ -216,7 +206,7 @@ def test_what_overflows_stays_in_its_own_unit(units: int) -> None:
     assert out.item() == 0.5  # the second layer is minus infinity, and so 0
 
 
-@pytest.mark.usefixtures("target")
+@pytest.mark.usefixtures("wide")
 def test_nan_in_a_valid_step_leaves_invalid_scores_zero() -> None:
     states = torch.ones(2, 3, 2)
     states[1, 0, 0] = math.nan
@@ -232,7 +222,7 @@ def test_a_size_beyond_any_memory_is_refused(size: int) -> None:
         attention_scores(torch.zeros(1, 1).expand(1, size), torch.zeros(1, 1, 1).expand(1, 1, size), backend="cpu")
 
 
-@pytest.mark.usefixtures("target")
+@pytest.mark.usefixtures("wide")
 def test_softmax_of_large_scores_and_of_rows_without_a_step() -> None:
     states = torch.full((2, 3, 2), 1e18, dtype=torch.float32).requires_grad_()
     target = torch.full((2, 2), 1e18, dtype=torch.float32).requires_grad_()

@@ -21,7 +21,8 @@ from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
 from dien_kernels.ops.recurrence.reference import form_of
-from tests.cases import KINDS, Case, actual, assert_matches, call, make, result_of, running_on
+from tests.cases import KINDS, Case, actual, assert_matches, call, exact, make, plain, result_of, running_on
+from tests.tolerances import assert_close_to
 from tests.triton_launches import (
     ROOT,
     compiled,
@@ -63,19 +64,17 @@ def test_every_size_has_a_configuration(hidden: int, shared_memory: int) -> None
             assert _triton.padded_size(hidden) >= max(16, hidden, launch.chunk)
 
 
-# The grid's layouts and forms, less what says nothing new about these kernels and what they refuse.
-GRID = (
-    "triton and not f64 and not dtype1 and not test_interpreter"
-    " and not every_size and not inference and not kept and not strides_and_without and not sweep"
-    " and not (layouts and test_matches and (agru or paper or gru-bf16))"
-)
+# All cells of the grid but float64, which is refused, and what says nothing about these kernels: the CPU's own path for
+# few steps and its kept gates, whose forms, dtypes and sizes other cells have. 520 rows would take as long as thirty
+# other cells and 70 are more than one program too; one number in bfloat16 is tested below, in many draws.
+GRID = "triton and not f64 and not test_grid_in and not inference and not kept and not 520x3x3x4 and not bf16-1x1x"
 
 
 @compiled
 def test_grid_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     files = [Path(__file__).with_name(name) for name in ("test_recurrence.py", "test_recurrence_layouts.py")]
-    assert passed_in_the_interpreter([*files, Path(__file__)], GRID) > 200
+    assert passed_in_the_interpreter([*files, Path(__file__)], GRID) > 380
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
@@ -109,6 +108,18 @@ def test_matches_reference(case: Case, target: str, record_cell: Callable[..., N
     record_cell("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 3, 2)], ids=str)
+def test_single_numbers_in_bfloat16(size: tuple[int, int, int, int], target: str) -> None:
+    """Where an attention's gradient is one number, plain torch may be exact by luck: the rule holds for 16 draws."""
+    draws = [Case("aigru", torch.bfloat16, *size, ragged="mask", seed=seed) for seed in range(16)]
+    results = [(actual(case, target).tensors, exact(case).tensors, plain(case).tensors) for case in draws]
+    for name in results[0][0]:
+        together = (torch.cat([result[name].flatten() for result in of_all]) for of_all in zip(*results, strict=True))
+        assert_close_to(*together, name)
 
 
 @in_the_interpreter

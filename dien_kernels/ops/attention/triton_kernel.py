@@ -208,6 +208,7 @@ def _first_layer(
         mask = valid[:, None] & (unit < H)[None, :]
         k = tl.load(STATES + (t[:, None] * H + unit[None, :]), mask=mask, other=0.0)
         z = dot(k, _matrix(Q, W_STEP, W_P, m[None, :], unit[:, None], width, H, DTYPE), z, PRECISION)
+    z = tl.where(wide[None, :], z, 0.0)  # an infinite state times the zeros of units that do not exist is NaN
     slope = _vector(SLOPE_1, m, wide)
     return z, _act(z, slope[None, :], ACTIVATION), slope
 
@@ -229,7 +230,7 @@ def _second_layer(
         inside = (m < width)[:, None] & (m2 < M2)[None, :]
         w = tl.load(W_2 + m2[None, :] * width + m[:, None], mask=inside, other=0.0)
         z = dot(to(a, DTYPE), w, z, PRECISION)
-    return z
+    return tl.where((m2 < M2)[None, :], z, 0.0)  # as in the first layer
 
 
 @triton.jit(do_not_specialize=_SIZES)
