@@ -48,7 +48,7 @@ _FORWARD_32 = {
     16: ((0, Launch(0, 2, 4, 2, 224)),),
     32: ((0, Launch(0, 2, 4, 4, 224)),),
     64: ((131_200, Launch(0, 2, 2, 8)), (0, Launch(16, 1, 1, 8))),  # TF32x3 keeps each weight in two parts
-    128: ((0, Launch(16, 1, 1, 8)),),
+    128: ((0, Launch(16, 1, 1, 8, 224)),),
     256: ((0, Launch(16, 1, 1, 8)),),
 }
 _BACKWARD_16 = {
