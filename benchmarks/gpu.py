@@ -16,10 +16,10 @@ import datetime
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from benchmarks.facts import facts
 from benchmarks.inputs import Inputs, Program, draw
 from benchmarks.ours import build as build_ours
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
-from benchmarks.registry import Case
+from benchmarks.registry import DIN_WIDTHS, Case
 from dien_kernels.ops._dispatch import Call, refusal
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
@@ -57,15 +57,20 @@ def cases(hidden: list[int]) -> Iterator[Case]:
             yield Case("gpu", op, mode, *size, "ragged", dtype, ())
 
 
-def sent(inputs: Inputs) -> Inputs:
-    leaves = {name: leaf.detach().cuda().requires_grad_() for name, leaf in inputs.leaves.items()}
-    lengths, valid = (None if t is None else t.cuda() for t in (inputs.lengths, inputs.valid))
-    return inputs._replace(leaves=leaves, lengths=lengths, dresult=inputs.dresult.cuda(), valid=valid)
+def sent(inputs: Inputs, device: str) -> Inputs:
+    leaves = {name: leaf.detach().to(device).requires_grad_() for name, leaf in inputs.leaves.items()}
+    lengths, valid = (None if t is None else t.to(device) for t in (inputs.lengths, inputs.valid))
+    return inputs._replace(leaves=leaves, lengths=lengths, dresult=inputs.dresult.to(device), valid=valid)
 
 
 def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Program]]]:
-    op = "recurrence" if case.op in ("gru", "augru") else "attention_scores"
-    call = Call(op, "cuda", getattr(torch, case.dtype), case.inputs, case.hidden)
+    device, dtype = inputs.dresult.device.type, getattr(torch, case.dtype)
+    if case.op in ("gru", "augru"):
+        call = Call("recurrence", device, dtype, case.inputs, case.hidden, "after", (), case.trains)
+    else:
+        kind = case.op.removeprefix("attention_")
+        widths = DIN_WIDTHS if kind == "din" else ()
+        call = Call("attention_scores", device, dtype, case.inputs, case.hidden, kind, widths, case.trains)
     for backend in ("triton", "cuda"):
         if refusal(call, backend) is None:
             yield backend, lambda backend=backend: build_ours(case, inputs, backend=backend)  # type: ignore[misc]
@@ -103,7 +108,11 @@ def exact_result(case: Case, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]
     return result, {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
 
 
-def call_us(step: Callable[[], object]) -> float:
+def call_us(step: Callable[[], object], device: str) -> float:
+    if device == "cpu":  # a rehearsal: tests/test_gpu_rehearsal.py
+        started = time.perf_counter()
+        step()
+        return 1e6 * (time.perf_counter() - started)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     step()
@@ -112,8 +121,8 @@ def call_us(step: Callable[[], object]) -> float:
     return 1e3 * start.elapsed_time(end)
 
 
-def measure(case: Case) -> Iterator[dict[str, Any]]:
-    inputs = sent(draw(case))
+def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dict[str, Any]]:
+    inputs = sent(draw(case), device)
     exact = exact_result(case, inputs)
     steps: dict[str, Callable[[], object]] = {}
     notes: dict[str, str] = {}
@@ -134,9 +143,9 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
             for _ in range(3):
                 step()
         started = time.perf_counter()
-        while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < BUDGET_S):
+        while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < budget_s):
             for name, step in steps.items():
-                samples[name].append(call_us(step))
+                samples[name].append(call_us(step, device))
     base = statistics.median(samples["triton"]) if samples.get("triton") else None
     for name, note in notes.items():
         row: dict[str, Any] = {"provider": name, "note": note}
@@ -174,21 +183,24 @@ def main() -> None:
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: this needs a GPU, and torch sees none")
-    device, started = machine(), time.perf_counter()
     with chosen.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        for case in cases(chosen.hidden):
-            if time.perf_counter() - started > LIMIT_S:
-                print(f"left out for want of time: {case} and what follows", file=sys.stderr)
-                break
-            key = dict(zip(("B", "T", "I", "H"), case.size, strict=True))
-            for row in measure(case):
-                writer.writerow(
-                    {"op": case.op, "mode": case.mode, **key, "law": case.law, "dtype": case.dtype} | row | device
-                )
-                print(case, row, flush=True)
-            file.flush()
+        record(cases(chosen.hidden), "cuda", machine(), file)
+
+
+def record(every: Iterable[Case], device: str, about: dict[str, str], file: TextIO, budget_s: float = BUDGET_S) -> None:
+    """A row for each case and provider, as long as there is time."""
+    started = time.perf_counter()
+    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for case in every:
+        if time.perf_counter() - started > LIMIT_S:
+            print(f"left out for want of time: {case} and what follows", file=sys.stderr)
+            break
+        key = {"op": case.op, "mode": case.mode, **dict(zip(("B", "T", "I", "H"), case.size, strict=True))}
+        for row in measure(case, device, budget_s):
+            writer.writerow(key | {"law": case.law, "dtype": case.dtype} | row | about)
+            print(case, row, flush=True)
+        file.flush()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ GRID = "triton and not f64 and not test_grid_in and not inference and not kept a
 def test_grid_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     files = [Path(__file__).with_name(name) for name in ("test_recurrence.py", "test_recurrence_layouts.py")]
-    assert passed_in_the_interpreter([*files, Path(__file__)], GRID) > 380
+    files += [ROOT / "tests" / "test_gpu_rehearsal.py", Path(__file__)]
+    assert passed_in_the_interpreter(files, GRID) > 380
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
