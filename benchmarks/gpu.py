@@ -1,7 +1,7 @@
 """Timings on a GPU, into results/gpu.csv: ``make bench-gpu``. Under eight minutes.
 
     python -m benchmarks.gpu                      # everything
-    python -m benchmarks.gpu --hidden 64 --out try.csv
+    python -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out try.csv
 
 Each provider's result is compared with the float32 (or wider) reference on the device first; a wrong one gets no
 number. Times are medians of CUDA events around single calls, after a warm-up, the providers taking turns. Forwards run
@@ -16,7 +16,7 @@ import datetime
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,18 +25,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.facts import facts
-from benchmarks.inputs import Inputs, Program, draw
+from benchmarks.inputs import Inputs, Program, draw, draw_lengths
 from benchmarks.ours import build as build_ours
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
 from benchmarks.registry import DIN_WIDTHS, Case
+from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call, refusal
+from dien_kernels.ops.recurrence.triton_launch import counted_order
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
 # (B, T, I, H): those of the cost model in docs/gpu.md.
 SIZES = ((1024, 100, 36, 36), (4096, 100, 64, 64), (1024, 200, 128, 128), (256, 200, 256, 256))
 DTYPES = ("bfloat16", "float32")
+ORDERED = (4096, 16_384)  # rows whose order is counted, beside a sort of them
 BUDGET_S = 1.5  # for each case, when every provider has been compiled
-LIMIT_S = 440.0  # then the rest is left out, and said so
+LIMIT_S = 400.0  # then the rest is left out, and said so
 # As benchmarks/timing.py has them, but for sums in TF32, which cuDNN takes for float32 unless told otherwise.
 WRONG = {"float32": 5e-3, "bfloat16": 1e-1}
 COLUMNS = (
@@ -46,15 +49,18 @@ COLUMNS = (
 )
 
 
-def cases(hidden: list[int]) -> Iterator[Case]:
-    for size, dtype, law, op, mode in product(SIZES, DTYPES, ("full", "ragged"), ("gru", "augru"), ("fwd", "fwd+bwd")):
-        if size[3] in hidden:
+OPS = ("gru", "augru", "attention_bilinear", "attention_din")
+
+
+def cases(hidden: Collection[int], ops: Collection[str] = OPS, dtypes: Collection[str] = DTYPES) -> Iterator[Case]:
+    modes = ("fwd", "fwd+bwd")
+    every = [
+        *product(SIZES, DTYPES, ("full", "ragged"), OPS[:2], modes),
+        *product(SIZES[:2], DTYPES, ("ragged",), OPS[2:], modes),
+    ]
+    for size, dtype, law, op, mode in every:
+        if size[3] in hidden and op in ops and dtype in dtypes:
             yield Case("gpu", op, mode, *size, law, dtype, ())
-    for size, dtype, op, mode in product(
-        SIZES[:2], DTYPES, ("attention_bilinear", "attention_din"), ("fwd", "fwd+bwd")
-    ):
-        if size[3] in hidden:
-            yield Case("gpu", op, mode, *size, "ragged", dtype, ())
 
 
 def sent(inputs: Inputs, device: str) -> Inputs:
@@ -137,15 +143,22 @@ def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dic
         except Exception as failure:  # a provider may raise whatever it likes: that is a result too
             notes[name] = f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
     del exact
-    samples: dict[str, list[float]] = {name: [] for name in steps}
     with torch.set_grad_enabled(case.trains):
-        for step in steps.values():
-            for _ in range(3):
-                step()
-        started = time.perf_counter()
-        while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < budget_s):
-            for name, step in steps.items():
-                samples[name].append(call_us(step, device))
+        yield from timed(steps, notes, device, budget_s)
+
+
+def timed(
+    steps: Mapping[str, Callable[[], object]], notes: dict[str, str], device: str, budget_s: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each provider of ``notes``, with numbers for those of ``steps``, which take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    started = time.perf_counter()
+    while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < budget_s):
+        for name, step in steps.items():
+            samples[name].append(call_us(step, device))
     base = statistics.median(samples["triton"]) if samples.get("triton") else None
     for name, note in notes.items():
         row: dict[str, Any] = {"provider": name, "note": note}
@@ -155,6 +168,16 @@ def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dic
             if base is not None:
                 row["ratio"] = f"{tenths[4] / base:.2f}"
         yield row
+
+
+def orders(rows: int, device: str, budget_s: float) -> Iterator[dict[str, Any]]:
+    """Rows longest first, as every recurrence wants them: counted, and by torch's sort."""
+    lengths = draw_lengths(rows, 100, torch.Generator().manual_seed(2018)).to(device)
+    steps = {"argsort": lambda: lengths.argsort(descending=True, stable=True)}
+    if device == "cuda" or _triton.INTERPRETED:
+        steps["triton"] = lambda: counted_order(lengths)
+    notes = {name: "" if torch.equal(step(), steps["argsort"]()) else "wrong" for name, step in steps.items()}
+    yield from timed({name: step for name, step in steps.items() if not notes[name]}, notes, device, budget_s)
 
 
 def machine() -> dict[str, str]:
@@ -179,12 +202,14 @@ def machine() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, nargs="+", default=sorted({size[3] for size in SIZES}))
+    parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: this needs a GPU, and torch sees none")
     with chosen.out.open("w", newline="") as file:
-        record(cases(chosen.hidden), "cuda", machine(), file)
+        record(cases(chosen.hidden, chosen.ops, chosen.dtypes), "cuda", machine(), file)
 
 
 def record(every: Iterable[Case], device: str, about: dict[str, str], file: TextIO, budget_s: float = BUDGET_S) -> None:
@@ -192,6 +217,9 @@ def record(every: Iterable[Case], device: str, about: dict[str, str], file: Text
     started = time.perf_counter()
     writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
+    for rows in ORDERED:
+        for row in orders(rows, device, budget_s):
+            writer.writerow({"op": "order", "B": rows} | row | about)
     for case in every:
         if time.perf_counter() - started > LIMIT_S:
             print(f"left out for want of time: {case} and what follows", file=sys.stderr)

@@ -11,6 +11,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton import __version__ as VERSION
+
 from benchmarks import gpu_report
 from dien_kernels.ops.recurrence import triton_launch
 from tests.triton_launches import SHARED_MEMORY, compile_for, compiled
@@ -87,16 +89,15 @@ AGAIN: list[tuple[int, str, str, str, Callable[..., None]]] = [
 def test_compiled_code_does_not_spill_or_grow(
     arch: int, kind: str, reset: str, dtype: str, run: Callable[..., None]
 ) -> None:
-    """By 2 % at most; of another version of Triton than the pinned one no figures are known, and only spills count."""
+    """By 2 % at most, with the pinned version: of another, no figures are known."""
+    if VERSION != PINNED:
+        pytest.skip(f"figures are gated for Triton {PINNED}, not for {VERSION}")
     words = (kind, reset) if reset else (kind,)
     key = {"kind": kind, "reset": reset, "dtype": dtype, "hidden": 64}
     launches = list(gpu_report.launches_of(partial(run, *words, getattr(torch, dtype), 64), arch, **key))
     assert len(launches) >= 2
     for launched, row in launches:
-        code = compile_for(launched, arch)
+        code, stored = compile_for(launched, arch), STORED[gpu_report.key_of(row)]
         assert code.spills == 0, row
-        stored = STORED.get(gpu_report.key_of(row))
-        assert stored is not None or row["triton"] != PINNED, f"make gpu-report has not stored {row}"
-        if stored is not None:
-            assert code.instructions <= 1.02 * float(str(stored["instructions"])), (code, stored)
-            assert code.barriers <= float(str(stored["barriers"])), (code, stored)
+        assert code.instructions <= 1.02 * float(str(stored["instructions"])), (code, stored)
+        assert code.barriers <= float(str(stored["barriers"])), (code, stored)

@@ -57,13 +57,18 @@ def test_cases_of_the_benchmark() -> None:
 
 @on_backend
 @pytest.mark.parametrize("op", ["gru", "augru", "attention_bilinear", "attention_din"])
-def test_rows_of_the_benchmark(op: str, backend: str) -> None:
+def test_rows_of_the_benchmark(op: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every provider is built, is right in both modes, and gets its numbers."""
     options = product(("fwd", "fwd+bwd"), ("full", "ragged"), gpu.DTYPES)
     every = [Case("gpu", op, mode, 4, 5, 6, 6, law, dtype, ()) for mode, law, dtype in options]
+    monkeypatch.setattr(gpu, "ORDERED", (70,))
     file = io.StringIO()
     gpu.record(every, "cpu", {"device": "none"}, file, budget_s=0.0)
     rows = list(csv.DictReader(io.StringIO(file.getvalue())))
+    orders = [row for row in rows if row["op"] == "order"]
+    assert [row["provider"] for row in orders] == (["argsort", "triton"] if INTERPRETED else ["argsort"])
+    assert all(row["p50_us"] and not row["note"] for row in orders)
+    rows = rows[len(orders) :]
     expected = {backend, "reference"}
     expected |= {"torch_gru_padded", "torch_gru_packed"} if op == "gru" else {"eager_loop"} if op == "augru" else set()
     assert {row["provider"] for row in rows} == expected

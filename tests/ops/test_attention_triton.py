@@ -82,9 +82,9 @@ def on_triton(*arguments: object, **options: object) -> dict:
 # Around the sizes at which kernels change, odd ones, and every dtype.
 SIZES = [
     *(("bilinear", hidden, torch.float32) for hidden in (1, 3, 36, 100, 108, 256)),
-    *(("bilinear", hidden, torch.bfloat16) for hidden in (3, 36, 130)),
-    *(("din", hidden, torch.float32) for hidden in (1, 3, 36, 100)),
-    *(("din", hidden, torch.bfloat16) for hidden in (3, 36, 108)),
+    *(("bilinear", hidden, torch.bfloat16) for hidden in (3, 36, 100, 108, 130)),
+    *(("din", hidden, torch.float32) for hidden in (1, 3, 36, 100, 108)),
+    *(("din", hidden, torch.bfloat16) for hidden in (3, 36, 100, 108)),
     *((kind, 36, torch.float16) for kind in ("bilinear", "din")),
 ]
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -212,22 +213,33 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
         torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
+SIMULATED = [
+    Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
+    Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),
+    Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
+    Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
+    Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
+    Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
+    Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
+    Case("gru", torch.float16, B=5, T=3, I=8, H=20),
+]
+
+
+@compiled
+def test_every_kernel_is_simulated_in_every_dtype() -> None:
+    pytest.importorskip("triton")
+    launched: set[tuple[str, torch.dtype]] = set()
+    for case in SIMULATED:
+        with launching(lambda launch, case=case: launched.add((launch.kernel.__name__, case.dtype)), 80):
+            actual(case, "triton")
+    kernels = ("recurrence_forward", "recurrence_backward", "recurrence_backward_wide", "operands")
+    assert launched >= set(product(kernels, (torch.float32, torch.bfloat16, torch.float16)))
+    assert {kernel for kernel, _ in launched} == {*kernels, "length_order", "sum_readers"}
+
+
 @compiled
 @pytest.mark.ptx
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
-        Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),
-        Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
-        Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
-        Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
-        Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
-        Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
-        Case("gru", torch.float16, B=5, T=3, I=8, H=20),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", SIMULATED, ids=str)
 def test_simulated_code_matches_reference(case: Case, ptxsim: ModuleType) -> None:
     """What Triton compiles for sm_80, with races on shared memory looked for, TF32x3 products and chunks included."""
 

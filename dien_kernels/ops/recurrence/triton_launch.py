@@ -74,6 +74,18 @@ def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int
     return next(launch for needed, launch in rows if needed <= shared_memory)
 
 
+def counted_order(lengths: Tensor) -> Tensor:
+    """The order of a stable descending sort of int64 ``lengths``, in one launch."""
+    from dien_kernels.ops.recurrence.triton_kernel import length_order
+
+    order, batch = torch.empty_like(lengths), lengths.numel()
+    _triton.launch(
+        length_order, (-(-batch // 32),), order, lengths, order, batch, ROWS=32, BLOCK=128,
+        **_triton.compiler_options(4),
+    )  # fmt: skip
+    return order
+
+
 class _Job(loop_job.Job):
     @property
     def options(self) -> dict[str, Any]:
@@ -88,14 +100,7 @@ class _Job(loop_job.Job):
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
         if self.row_lengths is None or self.nothing or self.batch > COUNTED_ROWS:
             return super().order()
-        from dien_kernels.ops.recurrence.triton_kernel import length_order
-
-        order = torch.empty_like(self.row_lengths)
-        _triton.launch(
-            length_order, (-(-self.batch // 32),), order, self.row_lengths, order, self.batch,
-            ROWS=32, BLOCK=128, **_triton.compiler_options(4),
-        )  # fmt: skip
-        return order
+        return counted_order(self.row_lengths)
 
     def configuration(self, backward: bool) -> Launch:
         return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))
