@@ -140,8 +140,8 @@ def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dic
             notes[name] = program.note if wrong is None else f"wrong: {wrong}"
             if wrong is None:
                 steps[name] = program.step(case, inputs)
-        except Exception as failure:  # a provider may raise whatever it likes: that is a result too
-            notes[name] = f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+        except Exception as failure:
+            notes[name] = failed(failure)
     del exact
     with torch.set_grad_enabled(case.trains):
         yield from timed(steps, notes, device, budget_s)
@@ -173,11 +173,22 @@ def timed(
 def orders(rows: int, device: str, budget_s: float) -> Iterator[dict[str, Any]]:
     """Rows longest first, as every recurrence wants them: counted, and by torch's sort."""
     lengths = draw_lengths(rows, 100, torch.Generator().manual_seed(2018)).to(device)
-    steps = {"argsort": lambda: lengths.argsort(descending=True, stable=True)}
+    wanted = lengths.argsort(descending=True, stable=True)
+    steps: dict[str, Callable[[], Tensor]] = {"argsort": lambda: lengths.argsort(descending=True, stable=True)}
     if device == "cuda" or _triton.INTERPRETED:
         steps["triton"] = lambda: counted_order(lengths)
-    notes = {name: "" if torch.equal(step(), steps["argsort"]()) else "wrong" for name, step in steps.items()}
+    notes: dict[str, str] = {}
+    for name, step in steps.items():
+        try:
+            notes[name] = "" if torch.equal(step(), wanted) else "wrong"
+        except Exception as failure:
+            notes[name] = failed(failure)
     yield from timed({name: step for name, step in steps.items() if not notes[name]}, notes, device, budget_s)
+
+
+def failed(failure: Exception) -> str:
+    """A provider may raise whatever it likes: that is a result too."""
+    return f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
 
 
 def machine() -> dict[str, str]:
