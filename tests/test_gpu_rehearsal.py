@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, inputs
 from benchmarks.registry import Case
 from tests.ops import test_gpu
 from tests.triton_launches import INTERPRETED
@@ -21,12 +21,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BACKEND = "triton" if INTERPRETED else "reference"
 on_backend = pytest.mark.parametrize("backend", [BACKEND])
 SMALL = [case for case in test_gpu.CASES if case.B <= 33 and case.H <= 100][:: 20 if INTERPRETED else 3]
-ATTENTION = list(product(test_gpu.DTYPES, test_gpu.ATTENTION))[:: 23 if INTERPRETED else 5]
+ATTENTION = list(product(test_gpu.DTYPES, test_gpu.ATTENTION))[:: 31 if INTERPRETED else 5]
 
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(test_gpu, "WIDTHS", (18, 9))  # the interpreter is slow
+    for module in (gpu, inputs):
+        monkeypatch.setattr(module, "DIN_WIDTHS", (6, 4))
 
 
 @on_backend
@@ -59,7 +62,7 @@ def test_cases_of_the_benchmark() -> None:
 @pytest.mark.parametrize("op", ["gru", "augru", "attention_bilinear", "attention_din"])
 def test_rows_of_the_benchmark(op: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every provider is built, is right in both modes, and gets its numbers."""
-    options = product(("fwd", "fwd+bwd"), ("full", "ragged"), gpu.DTYPES)
+    options = list(product(("fwd", "fwd+bwd"), ("full", "ragged"), gpu.DTYPES))[:: 3 if INTERPRETED else 1]
     every = [Case("gpu", op, mode, 4, 5, 6, 6, law, dtype, ()) for mode, law, dtype in options]
     monkeypatch.setattr(gpu, "ORDERED", (70,))
     file = io.StringIO()
