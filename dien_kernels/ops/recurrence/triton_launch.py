@@ -65,13 +65,22 @@ _BACKWARD_32 = {
     128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
     256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
 }
+# The backward of a size that does not fill its padding, by bytes of an element and padded size, where the weights stay
+# on chip: masks take registers, and with the launch above it would spill.
+_ODD = {
+    (2, 128): Launch(32, 1, 1, 8, made=True, block=128),
+    (4, 64): Launch(0, 1, 1, 8, made=True),
+}
 
 
 def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int) -> Launch:
     """The launch for a hidden size, bytes of an element and bytes of shared memory that a program may have."""
     narrow, wide = (_BACKWARD_16, _BACKWARD_32) if backward else (_FORWARD_16, _FORWARD_32)
-    rows = (narrow if itemsize == 2 else wide)[_triton.padded_size(hidden)]
-    return next(launch for needed, launch in rows if needed <= shared_memory)
+    padded = _triton.padded_size(hidden)
+    launch = next(launch for needed, launch in (narrow if itemsize == 2 else wide)[padded] if needed <= shared_memory)
+    if backward and hidden != padded and not launch.block:
+        return _ODD.get((itemsize, padded), launch)
+    return launch
 
 
 def counted_order(lengths: Tensor) -> Tensor:
