@@ -4,8 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One torch for everybody, so that a measured tolerance or speed can be repeated; the package itself takes >= 2.10.
 TORCH ?= torch==2.13.0
-# The version whose compiled figures are stored and gated; the package itself takes >= 3.5.
+# The version whose compiled figures are stored and gated; the package itself takes >= 3.5. torch for CUDA brings a Triton
+# of its own, and make test, test-gpu and bench-gpu use that one; test-ptx and gpu-report put this one in its place.
 TRITON ?= triton==3.9.0
+HAS_TRITON = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'
 # The CPU alone unless a GPU is visible; set the variable to decide yourself.
 ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
@@ -61,18 +63,15 @@ test-ptx: $(READY)
 	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
 
 # On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
-# torch for CUDA brings a Triton of its own, and that one is used.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
-HAS_TRITON = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'
 test-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m pytest tests -m gpu --no-skip
 
 bench-gpu: $(READY)
 	$(NEEDS_GPU)
-	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu
+	DIEN_KERNELS_FAST=1 $(PY) -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out benchmarks/results/gpu_fast.csv
 
 # What Triton's compiler and nvcc make of the kernels for each architecture; no GPU is needed (over half an hour).
 gpu-report: $(READY)
@@ -124,5 +123,6 @@ $(READY): pyproject.toml
 	    { echo "python3 has no ensurepip: install the package python3-venv (Debian, Ubuntu) or its like" >&2; exit 1; }
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install -q '$(TORCH)' 'setuptools>=77' wheel
+	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)' || echo "$(TRITON) is not to be had: its tests will be skipped" >&2
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev,train]'
 	touch $@

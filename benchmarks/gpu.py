@@ -1,7 +1,7 @@
 """Timings on a GPU, into results/gpu.csv: ``make bench-gpu``. Under eight minutes.
 
     python -m benchmarks.gpu                      # everything
-    python -m benchmarks.gpu --hidden 64 --out try.csv
+    python -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out try.csv
 
 Each provider's result is compared with the float32 (or wider) reference on the device first; a wrong one gets no
 number. Times are medians of CUDA events around single calls, after a warm-up, the providers taking turns. Forwards run
@@ -16,27 +16,30 @@ import datetime
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 from benchmarks.facts import facts
-from benchmarks.inputs import Inputs, Program, draw
+from benchmarks.inputs import Inputs, Program, draw, draw_lengths
 from benchmarks.ours import build as build_ours
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
-from benchmarks.registry import Case
+from benchmarks.registry import DIN_WIDTHS, Case
+from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call, refusal
+from dien_kernels.ops.recurrence.triton_launch import counted_order
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
 # (B, T, I, H): those of the cost model in docs/gpu.md.
 SIZES = ((1024, 100, 36, 36), (4096, 100, 64, 64), (1024, 200, 128, 128), (256, 200, 256, 256))
 DTYPES = ("bfloat16", "float32")
+ORDERED = (4096, 16_384)  # rows whose order is counted, beside a sort of them
 BUDGET_S = 1.5  # for each case, when every provider has been compiled
-LIMIT_S = 440.0  # then the rest is left out, and said so
+LIMIT_S = 400.0  # then the rest is left out, and said so
 # As benchmarks/timing.py has them, but for sums in TF32, which cuDNN takes for float32 unless told otherwise.
 WRONG = {"float32": 5e-3, "bfloat16": 1e-1}
 COLUMNS = (
@@ -46,26 +49,34 @@ COLUMNS = (
 )
 
 
-def cases(hidden: list[int]) -> Iterator[Case]:
-    for size, dtype, law, op, mode in product(SIZES, DTYPES, ("full", "ragged"), ("gru", "augru"), ("fwd", "fwd+bwd")):
-        if size[3] in hidden:
+OPS = ("gru", "augru", "attention_bilinear", "attention_din")
+
+
+def cases(hidden: Collection[int], ops: Collection[str] = OPS, dtypes: Collection[str] = DTYPES) -> Iterator[Case]:
+    modes = ("fwd", "fwd+bwd")
+    every = [
+        *product(SIZES, DTYPES, ("full", "ragged"), OPS[:2], modes),
+        *product(SIZES[:2], DTYPES, ("ragged",), OPS[2:], modes),
+    ]
+    for size, dtype, law, op, mode in every:
+        if size[3] in hidden and op in ops and dtype in dtypes:
             yield Case("gpu", op, mode, *size, law, dtype, ())
-    for size, dtype, op, mode in product(
-        SIZES[:2], DTYPES, ("attention_bilinear", "attention_din"), ("fwd", "fwd+bwd")
-    ):
-        if size[3] in hidden:
-            yield Case("gpu", op, mode, *size, "ragged", dtype, ())
 
 
-def sent(inputs: Inputs) -> Inputs:
-    leaves = {name: leaf.detach().cuda().requires_grad_() for name, leaf in inputs.leaves.items()}
-    lengths, valid = (None if t is None else t.cuda() for t in (inputs.lengths, inputs.valid))
-    return inputs._replace(leaves=leaves, lengths=lengths, dresult=inputs.dresult.cuda(), valid=valid)
+def sent(inputs: Inputs, device: str) -> Inputs:
+    leaves = {name: leaf.detach().to(device).requires_grad_() for name, leaf in inputs.leaves.items()}
+    lengths, valid = (None if t is None else t.to(device) for t in (inputs.lengths, inputs.valid))
+    return inputs._replace(leaves=leaves, lengths=lengths, dresult=inputs.dresult.to(device), valid=valid)
 
 
 def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Program]]]:
-    op = "recurrence" if case.op in ("gru", "augru") else "attention_scores"
-    call = Call(op, "cuda", getattr(torch, case.dtype), case.inputs, case.hidden)
+    device, dtype = inputs.dresult.device.type, getattr(torch, case.dtype)
+    if case.op in ("gru", "augru"):
+        call = Call("recurrence", device, dtype, case.inputs, case.hidden, "after", (), case.trains)
+    else:
+        kind = case.op.removeprefix("attention_")
+        widths = DIN_WIDTHS if kind == "din" else ()
+        call = Call("attention_scores", device, dtype, case.inputs, case.hidden, kind, widths, case.trains)
     for backend in ("triton", "cuda"):
         if refusal(call, backend) is None:
             yield backend, lambda backend=backend: build_ours(case, inputs, backend=backend)  # type: ignore[misc]
@@ -103,7 +114,11 @@ def exact_result(case: Case, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]
     return result, {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
 
 
-def call_us(step: Callable[[], object]) -> float:
+def call_us(step: Callable[[], object], device: str) -> float:
+    if device == "cpu":  # a rehearsal: tests/test_gpu_rehearsal.py
+        started = time.perf_counter()
+        step()
+        return 1e6 * (time.perf_counter() - started)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     step()
@@ -112,8 +127,8 @@ def call_us(step: Callable[[], object]) -> float:
     return 1e3 * start.elapsed_time(end)
 
 
-def measure(case: Case) -> Iterator[dict[str, Any]]:
-    inputs = sent(draw(case))
+def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dict[str, Any]]:
+    inputs = sent(draw(case), device)
     exact = exact_result(case, inputs)
     steps: dict[str, Callable[[], object]] = {}
     notes: dict[str, str] = {}
@@ -125,18 +140,25 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
             notes[name] = program.note if wrong is None else f"wrong: {wrong}"
             if wrong is None:
                 steps[name] = program.step(case, inputs)
-        except Exception as failure:  # a provider may raise whatever it likes: that is a result too
-            notes[name] = f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+        except Exception as failure:
+            notes[name] = failed(failure)
     del exact
-    samples: dict[str, list[float]] = {name: [] for name in steps}
     with torch.set_grad_enabled(case.trains):
-        for step in steps.values():
-            for _ in range(3):
-                step()
-        started = time.perf_counter()
-        while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < BUDGET_S):
-            for name, step in steps.items():
-                samples[name].append(call_us(step))
+        yield from timed(steps, notes, device, budget_s)
+
+
+def timed(
+    steps: Mapping[str, Callable[[], object]], notes: dict[str, str], device: str, budget_s: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each provider of ``notes``, with numbers for those of ``steps``, which take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    started = time.perf_counter()
+    while steps and (len(next(iter(samples.values()))) < 5 or time.perf_counter() - started < budget_s):
+        for name, step in steps.items():
+            samples[name].append(call_us(step, device))
     base = statistics.median(samples["triton"]) if samples.get("triton") else None
     for name, note in notes.items():
         row: dict[str, Any] = {"provider": name, "note": note}
@@ -146,6 +168,27 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
             if base is not None:
                 row["ratio"] = f"{tenths[4] / base:.2f}"
         yield row
+
+
+def orders(rows: int, device: str, budget_s: float) -> Iterator[dict[str, Any]]:
+    """Rows longest first, as every recurrence wants them: counted, and by torch's sort."""
+    lengths = draw_lengths(rows, 100, torch.Generator().manual_seed(2018)).to(device)
+    wanted = lengths.argsort(descending=True, stable=True)
+    steps: dict[str, Callable[[], Tensor]] = {"argsort": lambda: lengths.argsort(descending=True, stable=True)}
+    if device == "cuda" or _triton.INTERPRETED:
+        steps["triton"] = lambda: counted_order(lengths)
+    notes: dict[str, str] = {}
+    for name, step in steps.items():
+        try:
+            notes[name] = "" if torch.equal(step(), wanted) else "wrong"
+        except Exception as failure:
+            notes[name] = failed(failure)
+    yield from timed({name: step for name, step in steps.items() if not notes[name]}, notes, device, budget_s)
+
+
+def failed(failure: Exception) -> str:
+    """A provider may raise whatever it likes: that is a result too."""
+    return f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
 
 
 def machine() -> dict[str, str]:
@@ -170,25 +213,33 @@ def machine() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, nargs="+", default=sorted({size[3] for size in SIZES}))
+    parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: this needs a GPU, and torch sees none")
-    device, started = machine(), time.perf_counter()
     with chosen.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        for case in cases(chosen.hidden):
-            if time.perf_counter() - started > LIMIT_S:
-                print(f"left out for want of time: {case} and what follows", file=sys.stderr)
-                break
-            key = dict(zip(("B", "T", "I", "H"), case.size, strict=True))
-            for row in measure(case):
-                writer.writerow(
-                    {"op": case.op, "mode": case.mode, **key, "law": case.law, "dtype": case.dtype} | row | device
-                )
-                print(case, row, flush=True)
-            file.flush()
+        record(cases(chosen.hidden, chosen.ops, chosen.dtypes), "cuda", machine(), file)
+
+
+def record(every: Iterable[Case], device: str, about: dict[str, str], file: TextIO, budget_s: float = BUDGET_S) -> None:
+    """A row for each case and provider, as long as there is time."""
+    started = time.perf_counter()
+    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for rows in ORDERED:
+        for row in orders(rows, device, budget_s):
+            writer.writerow({"op": "order", "B": rows} | row | about)
+    for case in every:
+        if time.perf_counter() - started > LIMIT_S:
+            print(f"left out for want of time: {case} and what follows", file=sys.stderr)
+            break
+        key = {"op": case.op, "mode": case.mode, **dict(zip(("B", "T", "I", "H"), case.size, strict=True))}
+        for row in measure(case, device, budget_s):
+            writer.writerow(key | {"law": case.law, "dtype": case.dtype} | row | about)
+            print(case, row, flush=True)
+        file.flush()
 
 
 if __name__ == "__main__":

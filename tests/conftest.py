@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from dien_kernels.ops import _dispatch
-from tests.triton_launches import loaded_ptxsim, ptxsim_folder
+from dien_kernels.ops import _dispatch, _triton
+from tests.triton_launches import INTERPRETED, hurry_the_interpreter, loaded_ptxsim, ptxsim_folder
 
 Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
 CELL = pytest.StashKey[Cell]()
@@ -20,6 +20,8 @@ _reasons: dict[Cell, set[str]] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: runs the C++ library; make test-asan selects these")
+    if INTERPRETED and not _triton.ABSENT:
+        hurry_the_interpreter()
     for marker, what in ASKED_FOR.items():
         config.addinivalue_line("markers", f"{marker}: {what}, run only when asked for with -m {marker}")
 

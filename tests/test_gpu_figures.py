@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton import __version__ as VERSION
+
 from benchmarks import gpu_report
-from tests.triton_launches import compiled
+from dien_kernels.ops.recurrence import triton_launch
+from tests.triton_launches import SHARED_MEMORY, compile_for, compiled
 
 PINNED = "3.9.0"  # the version whose figures are gated; the Makefile's
 STORED = {key: row for key, row in gpu_report.read().items() if row["triton"] == PINNED}
@@ -23,14 +26,34 @@ def test_makefile_pins_the_version_whose_figures_are_gated() -> None:
     assert f"triton=={PINNED}" in makefile
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("dtype", gpu_report.DTYPES)
-def test_figures_of_the_gated_size_are_stored(dtype: str, arch: str) -> None:
-    kernels = {"recurrence_forward", "recurrence_backward"}
-    kernels |= {"bilinear_forward", "bilinear_backward", "din_forward", "din_backward"}
-    kernels |= {"operands"} if dtype == "float32" else set()
-    rows = [row for row in STORED.values() if (row["arch"], row["dtype"], row["hidden"]) == (arch, dtype, "64")]
-    assert {row["kernel"] for row in rows} == kernels
+def stale(arch: int) -> list[tuple[str, ...]]:
+    """Shipped configurations whose figures are not stored, or are those of another launch."""
+    rows = (row for _, run, key in jobs(arch) for _, row in gpu_report.launches_of(run, arch, **key))
+    keys = ((PINNED, *gpu_report.key_of(row)[1:], gpu_report.launch_of(row)) for row in rows)
+    return [(*key, *launch) for *key, launch in keys if launch != launch_stored(tuple(key))]
+
+
+def launch_stored(key: tuple[str, ...]) -> tuple[str, ...] | None:
+    return gpu_report.launch_of(STORED[key]) if key in STORED else None
+
+
+def jobs(arch: int) -> Iterator[tuple[int, gpu_report.Run, gpu_report.Row]]:
+    return gpu_report.jobs([arch], list(gpu_report.HIDDEN))
+
+
+@compiled
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_every_shipped_configuration_has_its_figures(arch: int) -> None:
+    assert stale(arch) == [], "python -m benchmarks.gpu_report --missing"
+
+
+@compiled
+def test_a_launch_that_has_no_figures_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = triton_launch.Launch(0, 2, 1, 8)
+    monkeypatch.setitem(triton_launch._FORWARD_16, 64, ((0, changed),))
+    found = stale(90)
+    assert {key[2] for key in found} == {"recurrence_forward"}
+    assert {key[7] for key in found} == {"64"}
 
 
 def test_nothing_stored_spills() -> None:
@@ -40,35 +63,41 @@ def test_nothing_stored_spills() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_the_forward_s_step_is_short(arch: str) -> None:
+    """In bfloat16 at H = 64 with eight warps; of a loop unrolled by four, with what is left over counted apart."""
     for variant in ("", "fused"):
         row = STORED[(PINNED, arch, "recurrence_forward", variant, "authors", "after", "bfloat16", "64")]
+        assert row["warps"] == "8"
         assert float(str(row["instructions"])) <= 165, row
         assert float(str(row["barriers"])) <= 4, row
+        assert 0 < int(str(row["remainder"])) <= 200, row
 
 
-# A cheap part of the report, compiled again: H = 64 on two architectures.
-AGAIN: list[tuple[str, str, str, Callable[..., None]]] = [
-    ("authors", "after", "bfloat16", gpu_report.recurrence),
-    ("authors", "after", "float32", gpu_report.recurrence),
-    ("din", "", "bfloat16", gpu_report.attention),
-    ("bilinear", "", "float32", gpu_report.attention),
+# A cheap part of the report, compiled again.
+AGAIN: list[tuple[int, str, str, str, Callable[..., None]]] = [
+    (80, "authors", "after", "bfloat16", gpu_report.recurrence),
+    (90, "authors", "after", "bfloat16", gpu_report.recurrence),
+    (90, "authors", "after", "float32", gpu_report.recurrence),
+    (80, "din", "", "bfloat16", gpu_report.attention),
+    (90, "bilinear", "", "float32", gpu_report.attention),
 ]
 
 
 @compiled
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("kind, reset, dtype, run", AGAIN, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "arch, kind, reset, dtype, run", AGAIN, ids=lambda value: "" if callable(value) else str(value)
+)
 def test_compiled_code_does_not_spill_or_grow(
-    kind: str, reset: str, dtype: str, run: Callable[..., None], arch: int
+    arch: int, kind: str, reset: str, dtype: str, run: Callable[..., None]
 ) -> None:
-    """By 2 % at most; of another version of Triton than the pinned one no figures are known, and only spills count."""
+    """By 2 % at most, with the pinned version: of another, no figures are known."""
+    if VERSION != PINNED:
+        pytest.skip(f"figures are gated for Triton {PINNED}, not for {VERSION}")
     words = (kind, reset) if reset else (kind,)
     key = {"kind": kind, "reset": reset, "dtype": dtype, "hidden": 64}
-    rows = list(gpu_report.rows_of(partial(run, *words, getattr(torch, dtype), 64), arch, **key))
-    assert len(rows) >= 2
-    for row in rows:
-        assert row["spills"] == 0, row
-        stored = STORED.get(tuple(str(row[name]) for name in gpu_report.KEY))
-        assert stored is not None or row["triton"] != PINNED, f"make gpu-report has not stored {row}"
-        if stored is not None:
-            assert float(str(row["instructions"])) <= 1.02 * float(str(stored["instructions"])), (row, stored)
+    launches = list(gpu_report.launches_of(partial(run, *words, getattr(torch, dtype), 64), arch, **key))
+    assert len(launches) >= 2
+    for launched, row in launches:
+        code, stored = compile_for(launched, arch), STORED[gpu_report.key_of(row)]
+        assert code.spills == 0, row
+        assert code.instructions <= 1.02 * float(str(stored["instructions"])), (code, stored)
+        assert code.barriers <= float(str(stored["barriers"])), (code, stored)

@@ -42,6 +42,16 @@ def test_floor_where_plain_is_lucky(dtype: torch.dtype, times: float, passes: bo
             assert_close_to(actual, EXACT, EXACT.to(dtype), "y")
 
 
+@pytest.mark.parametrize("summed, passes", [(1.0, False), (10.0, False), (20.0, True)])
+def test_floor_of_a_sum_that_cancels_is_that_of_its_terms(summed: float, passes: bool) -> None:
+    actual = plain_with(8 * floor_of(torch.float32))  # the tensor's own size is 2
+    if passes:
+        assert_close_to(actual, EXACT, EXACT.float(), "y", summed)
+    else:
+        with pytest.raises(AssertionError, match="above the limit"):
+            assert_close_to(actual, EXACT, EXACT.float(), "y", summed)
+
+
 def test_rule_does_not_depend_on_the_size_of_the_tensor() -> None:
     for size in (1e-20, 1.0, 1e20):
         exact = EXACT * size

@@ -34,9 +34,11 @@ def floor_of(dtype: torch.dtype) -> float:
     return FLOOR_UNITS[dtype] * torch.finfo(dtype).eps
 
 
-def assert_close_to(actual: Tensor, exact64: Tensor, plain: Tensor, name: str) -> None:
-    """Fail unless max|actual - exact64| <= 2 max|plain - exact64| + floor * max|exact64|.
+def assert_close_to(actual: Tensor, exact64: Tensor, plain: Tensor, name: str, summed: float = 0.0) -> None:
+    """Fail unless max|actual - exact64| <= 2 max|plain - exact64| + floor * max(max|exact64|, summed).
 
+    ``summed``: the size of what the tensor is a sum of, where that cancels: no order of summation knows digits below
+    the rounding of its terms.
     Where the exact result is zero everywhere the floor is absolute. Shapes must agree, every value must be
     finite, and the dtype of ``actual`` (which sets the floor) may not be coarser than that of ``plain``.
     """
@@ -59,7 +61,7 @@ def assert_close_to(actual: Tensor, exact64: Tensor, plain: Tensor, name: str) -
     difference = (actual.double() - exact64).abs()
     error = float(difference.max()) / scale
     plain_error = float((plain.double() - exact64).abs().max()) / scale
-    floor = floor_of(actual.dtype)
+    floor = floor_of(actual.dtype) * max(1.0, summed / scale)
     limit = FACTOR * plain_error + floor
     if error > limit:
         at = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))

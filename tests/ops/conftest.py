@@ -12,6 +12,7 @@ import torch
 from dien_kernels import use_backend
 from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops.attention import reference as attention
 from tests.cases import ISAS, running_on, target_params
 
 # Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU); and the compiled kernels.
@@ -34,6 +35,13 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test on each target; its module names the op's reference ``cell``."""
     with unit_on(request.param, request.module.cell):
         yield request.param
+
+
+@pytest.fixture(params=target_params((*UNIT_TARGETS, "triton")))
+def wide(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Run a test of attention scores on each target, Triton's interpreter among them; the widest dtype it has."""
+    with unit_on(request.param, attention):
+        yield torch.float32 if request.param == "triton" else torch.float64
 
 
 def takes(target: str, dtype: torch.dtype) -> None:

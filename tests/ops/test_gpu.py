@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dien_kernels import gru
 from dien_kernels.ops._dispatch import Call, refusal
+from tests.attention_cases import compare, raggedness
+from tests.attention_cases import make as make_attention
 from tests.cases import KINDS, Case, Inputs, assert_matches, call, make, result_of
-from tests.ops.test_attention import compare, raggedness
-from tests.ops.test_attention import make as make_attention
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16)
+DEVICE = "cuda"  # tests/test_gpu_rehearsal.py puts the CPU here
+WIDTHS = (80, 40)
 
 
 def takers(op: str, dtype: torch.dtype, hidden: int, *facts: object) -> list[str]:
@@ -31,14 +33,14 @@ def takers(op: str, dtype: torch.dtype, hidden: int, *facts: object) -> list[str
 
 def on_device(inputs: Inputs) -> Inputs:
     names = ("lengths", "offsets", "mask", "history", "dy", "dh_n")
-    moved = {name: None if value is None else value.cuda() for name in names for value in (getattr(inputs, name),)}
+    moved = {name: None if value is None else value.to(DEVICE) for name in names for value in (getattr(inputs, name),)}
     # Sliced and expanded leaves keep their strides: what is sent is the storage.
     leaves = {name: _send(leaf).requires_grad_() for name, leaf in inputs.leaves.items()}
     return replace(inputs, leaves=leaves, **moved)
 
 
 def _send(leaf: Tensor) -> Tensor:
-    whole = torch.empty(0, dtype=leaf.dtype).set_(leaf.detach().untyped_storage()).cuda()
+    whole = torch.empty(0, dtype=leaf.dtype).set_(leaf.detach().untyped_storage()).to(DEVICE)
     return whole.as_strided(leaf.shape, leaf.stride(), leaf.storage_offset())
 
 
@@ -103,7 +105,7 @@ ATTENTION = [
     [
         (dtype, cell, backend)
         for dtype, cell in product((*DTYPES, torch.float16), ATTENTION)
-        for backend in takers("attention_scores", dtype, cell[1], cell[0])
+        for backend in takers("attention_scores", dtype, cell[1], cell[0], WIDTHS if cell[0] == "din" else ())
     ],
     ids=str,
 )
@@ -112,11 +114,11 @@ def test_attention(dtype: torch.dtype, cell: tuple, backend: str, record_cell: C
     record_cell("attention_scores", backend, kind, dtype)
     histories = 4 if shared else None
     case = make_attention(
-        kind, 6, 70, hidden, sizes=(80, 40), histories=histories, normalize=normalize, scale=hidden**-0.5
+        kind, 6, 70, hidden, sizes=WIDTHS, histories=histories, normalize=normalize, scale=hidden**-0.5
     )  # fmt: skip
     history = torch.tensor([3, 0, 2, 2, 1, 0]) if shared else None
     valid = raggedness(layout, len(case["states"]), 70)
-    compare(case | {"backend": backend, "device": "cuda"}, layout, valid, history, dtype, f"{kind} {dtype}")
+    compare(case | {"backend": backend, "device": DEVICE}, layout, valid, history, dtype, f"{kind} {dtype}")
 
 
 @pytest.mark.parametrize("backend", takers("recurrence", torch.float32, 64))

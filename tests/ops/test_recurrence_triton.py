@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,8 @@ from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
 from dien_kernels.ops.recurrence.reference import form_of
-from tests.cases import KINDS, Case, actual, assert_matches, call, make, result_of, running_on
+from tests.cases import KINDS, Case, actual, assert_matches, call, exact, make, plain, result_of, running_on
+from tests.tolerances import assert_close_to
 from tests.triton_launches import (
     ROOT,
     compiled,
@@ -63,19 +65,26 @@ def test_every_size_has_a_configuration(hidden: int, shared_memory: int) -> None
             assert _triton.padded_size(hidden) >= max(16, hidden, launch.chunk)
 
 
-# The grid's layouts and forms, less what says nothing new about these kernels and what they refuse.
-GRID = (
-    "triton and not f64 and not dtype1 and not test_interpreter"
-    " and not every_size and not inference and not kept and not strides_and_without and not sweep"
-    " and not (layouts and test_matches and (agru or paper or gru-bf16))"
-)
+@pytest.mark.parametrize("itemsize, odd, whole", [(2, 100, 128), (4, 36, 64)])
+def test_sizes_that_do_not_fill_their_padding_have_their_own_backward(itemsize: int, odd: int, whole: int) -> None:
+    """With the launch of the size that does, ptxas spills on sm_90: 9 accesses at 100, 4 at 36."""
+    for shared_memory, differs in ((232_448, True), (0, False)):
+        launches = [triton_launch.configuration(h, itemsize, True, shared_memory) for h in (odd, whole)]
+        assert (launches[0] != launches[1]) == differs
+
+
+# All cells of the grid but float64, which is refused, and what says nothing about these kernels: the CPU's own path for
+# few steps and its kept gates, whose forms, dtypes and sizes other cells have. 520 rows would take as long as thirty
+# other cells and 70 are more than one program too; one number in bfloat16 is tested below, in many draws.
+GRID = "triton and not f64 and not test_grid_in and not inference and not kept and not 520x3x3x4 and not bf16-1x1x"
 
 
 @compiled
 def test_grid_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     files = [Path(__file__).with_name(name) for name in ("test_recurrence.py", "test_recurrence_layouts.py")]
-    assert passed_in_the_interpreter([*files, Path(__file__)], GRID) > 200
+    files += [ROOT / "tests" / "test_gpu_rehearsal.py", Path(__file__)]
+    assert passed_in_the_interpreter(files, GRID) > 380
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
@@ -113,6 +122,18 @@ def test_matches_reference(case: Case, target: str, record_cell: Callable[..., N
 
 @in_the_interpreter
 @pytest.mark.parametrize("target", ["triton"])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 3, 2)], ids=str)
+def test_single_numbers_in_bfloat16(size: tuple[int, int, int, int], target: str) -> None:
+    """Where an attention's gradient is one number, plain torch may be exact by luck: the rule holds for 16 draws."""
+    draws = [Case("aigru", torch.bfloat16, *size, ragged="mask", seed=seed) for seed in range(16)]
+    results = [(actual(case, target).tensors, exact(case).tensors, plain(case).tensors) for case in draws]
+    for name in results[0][0]:
+        together = (torch.cat([result[name].flatten() for result in of_all]) for of_all in zip(*results, strict=True))
+        assert_close_to(*together, name)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
 def test_any_shape(target: str) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(cases())
@@ -127,12 +148,13 @@ def cases(draw: st.DrawFn) -> Case:
     """Any cell of the grid at any small size; masks and jagged batches have no reverse and no other major axis."""
     ragged = draw(st.sampled_from(["full", "lengths", "mask", "left", "jagged", "empty"]))
     plain = ragged in ("full", "lengths", "empty")
+    kind = draw(st.sampled_from(KINDS))
     return Case(
-        draw(st.sampled_from(KINDS)),
+        kind,
         draw(st.sampled_from([torch.float32, torch.bfloat16])),
         *(draw(st.integers(low, high)) for low, high in ((1, 20), (1, 4), (1, 20), (1, 40))),
         ragged=ragged,
-        history=draw(st.booleans()),
+        history=kind != "gru" and draw(st.booleans()),  # which has no attention, and so no rows of its own
         reverse=plain and draw(st.booleans()),
         time_major=plain and draw(st.booleans()),
         reset=draw(st.sampled_from(["after", "before"])),
@@ -200,22 +222,33 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
         torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
+SIMULATED = [
+    Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
+    Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),
+    Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
+    Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
+    Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
+    Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
+    Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
+    Case("gru", torch.float16, B=5, T=3, I=8, H=20),
+]
+
+
+@compiled
+def test_every_kernel_is_simulated_in_every_dtype() -> None:
+    pytest.importorskip("triton")
+    launched: set[tuple[str, torch.dtype]] = set()
+    for case in SIMULATED:
+        with launching(lambda launch, case=case: launched.add((launch.kernel.__name__, case.dtype)), 80):
+            actual(case, "triton")
+    kernels = ("recurrence_forward", "recurrence_backward", "recurrence_backward_wide", "operands")
+    assert launched >= set(product(kernels, (torch.float32, torch.bfloat16, torch.float16)))
+    assert {kernel for kernel, _ in launched} == {*kernels, "length_order", "sum_readers"}
+
+
 @compiled
 @pytest.mark.ptx
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
-        Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),
-        Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
-        Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
-        Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
-        Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
-        Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
-        Case("gru", torch.float16, B=5, T=3, I=8, H=20),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", SIMULATED, ids=str)
 def test_simulated_code_matches_reference(case: Case, ptxsim: ModuleType) -> None:
     """What Triton compiles for sm_80, with races on shared memory looked for, TF32x3 products and chunks included."""
 

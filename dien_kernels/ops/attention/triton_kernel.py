@@ -28,6 +28,15 @@ def _exp(x):
 
 
 @triton.jit
+def _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows):
+    """A row's length, and where its steps begin among those of x and of y."""
+    _, length, x, y, _ = place(
+        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
+    )  # fmt: skip
+    return length, x, y
+
+
+@triton.jit
 def _valid_steps(t0, x, length, MASK, STEPS: tl.constexpr):
     """A block of steps: their numbers, and which of them are valid."""
     t = t0 + tl.arange(0, STEPS)
@@ -47,11 +56,16 @@ def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, S
 
 
 @triton.jit
-def _seen(e, valid, top, total):
-    """The largest score so far, and the sum of exp(e - top): of the scores up to this block."""
-    new = tl.maximum(top, tl.max(tl.where(valid, e, float("-inf")), 0))
-    total = tl.where(new > top, total * _exp(top - new), total)
-    return new, total + tl.sum(tl.where(valid, _exp(e - new), 0.0), 0)
+def _scored(e, SCORES, at, valid, top, total, SCALE: tl.constexpr, SOFTMAX: tl.constexpr):
+    """Stores a block's scaled scores; of all up to this block the largest, and the sum of exp(e - top)."""
+    e *= SCALE
+    tl.store(SCORES + at, e, mask=valid)
+    if SOFTMAX:
+        new = tl.maximum(top, tl.max(tl.where(valid, e, float("-inf")), 0))
+        total = tl.where(new > top, total * _exp(top - new), total)
+        total += tl.sum(tl.where(valid, _exp(e - new), 0.0), 0)
+        top = new
+    return top, total
 
 
 @triton.jit
@@ -65,13 +79,14 @@ def _normalize(SCORES, MASK, x, y, length, top, total, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS: tl.constexpr):
-    """The sum in (A13)."""
+def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, SOFTMAX: tl.constexpr, STEPS: tl.constexpr):
+    """The sum in (A13); 0 without a softmax."""
     mean = 0.0
-    for t0 in range(0, length, STEPS):
-        t, valid = _valid_steps(t0, x, length, MASK, STEPS)
-        a = tl.load(SCORES + y + t, mask=valid, other=0.0)
-        mean += tl.sum(a * tl.load(DSCORES + y + t, mask=valid, other=0.0), 0)
+    if SOFTMAX:
+        for t0 in range(0, length, STEPS):
+            t, valid = _valid_steps(t0, x, length, MASK, STEPS)
+            a = tl.load(SCORES + y + t, mask=valid, other=0.0)
+            mean += tl.sum(a * tl.load(DSCORES + y + t, mask=valid, other=0.0), 0)
     return mean
 
 
@@ -92,9 +107,7 @@ def bilinear_forward(
 ):  # fmt: skip
     """(A1) with v and, for a network of one layer, which is this too, an offset a row; (A3)."""
     row = tl.program_id(0).to(tl.int64)
-    source, length, x, y, start = place(
-        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
-    )  # fmt: skip
+    length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     unit = tl.arange(0, PADDED)
     v = tl.load(V + row * H + unit, mask=unit < H, other=0.0)
     offset = 0.0
@@ -103,10 +116,8 @@ def bilinear_forward(
     top, total = float("-inf"), 0.0
     for t0 in range(0, length, STEPS):
         t, valid, k = _steps(t0, x, length, STATES, MASK, H, PADDED, STEPS)
-        e = (tl.sum(k.to(tl.float32) * v[None, :], 1) + offset) * SCALE
-        tl.store(SCORES + y + t, e, mask=valid)
-        if SOFTMAX:
-            top, total = _seen(e, valid, top, total)
+        e = tl.sum(k.to(tl.float32) * v[None, :], 1) + offset
+        top, total = _scored(e, SCORES, y + t, valid, top, total, SCALE, SOFTMAX)
     if SOFTMAX:
         _normalize(SCORES, MASK, x, y, length, top, total, STEPS)
 
@@ -119,15 +130,11 @@ def bilinear_backward(
 ):  # fmt: skip
     """(A13), and of (A6) the gradients of the states, by row, and of v."""
     row = tl.program_id(0).to(tl.int64)
-    source, length, x, y, start = place(
-        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
-    )  # fmt: skip
+    length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     unit = tl.arange(0, PADDED)
     inside = unit < H
     v = tl.load(V + row * H + unit, mask=inside, other=0.0)
-    mean = 0.0
-    if SOFTMAX:
-        mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS)
+    mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, SOFTMAX, STEPS)
     dv = tl.zeros((PADDED,), tl.float32)
     d_offset = 0.0
     for t0 in range(0, length, STEPS):
@@ -201,6 +208,7 @@ def _first_layer(
         mask = valid[:, None] & (unit < H)[None, :]
         k = tl.load(STATES + (t[:, None] * H + unit[None, :]), mask=mask, other=0.0)
         z = dot(k, _matrix(Q, W_STEP, W_P, m[None, :], unit[:, None], width, H, DTYPE), z, PRECISION)
+    z = tl.where(wide[None, :], z, 0.0)  # an infinite state times the zeros of units that do not exist is NaN
     slope = _vector(SLOPE_1, m, wide)
     return z, _act(z, slope[None, :], ACTIVATION), slope
 
@@ -222,7 +230,7 @@ def _second_layer(
         inside = (m < width)[:, None] & (m2 < M2)[None, :]
         w = tl.load(W_2 + m2[None, :] * width + m[:, None], mask=inside, other=0.0)
         z = dot(to(a, DTYPE), w, z, PRECISION)
-    return z
+    return tl.where((m2 < M2)[None, :], z, 0.0)  # as in the first layer
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -235,9 +243,7 @@ def din_forward(
 ):  # fmt: skip
     """(A2) by (A5), with one or two (M2 > 0) hidden layers, the first of them ``width`` wide; (A3)."""
     row = tl.program_id(0).to(tl.int64)
-    source, length, x, y, start = place(
-        row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
-    )  # fmt: skip
+    length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     own, q, r = STATES + x * H, Q + row * H, R + row * width
     b_last = 0.0
     if B_LAST is not None:
@@ -261,10 +267,7 @@ def din_forward(
                     own, q, r, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION, H, BLOCK, PRECISION
                 )  # fmt: skip
                 e += tl.sum(a * _vector(W_LAST, m, m < width)[None, :], 1)
-        e = (e + b_last) * SCALE
-        tl.store(SCORES + y + t, e, mask=valid)
-        if SOFTMAX:
-            top, total = _seen(e, valid, top, total)
+        top, total = _scored(e + b_last, SCORES, y + t, valid, top, total, SCALE, SOFTMAX)
     if SOFTMAX:
         _normalize(SCORES, MASK, x, y, length, top, total, STEPS)
 
@@ -302,13 +305,9 @@ def din_backward(
     dz_at = DZ_2 + part * (STEPS * M2)
     db_last = 0.0
     for row in range(part, batch, programs):
-        source, length, x, y, start = place(
-            row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
-        )  # fmt: skip
+        length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
         own, q, r = STATES + x * H, Q + row * H, R + row * width
-        mean = 0.0
-        if SOFTMAX:
-            mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, STEPS)
+        mean = _mean_gradient(SCORES, DSCORES, MASK, x, y, length, SOFTMAX, STEPS)
         for t0 in range(0, length, STEPS):
             t, valid = _valid_steps(t0, x, length, MASK, STEPS)
             de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)

@@ -46,9 +46,9 @@ _FORWARD_16 = {
 }
 _FORWARD_32 = {
     16: ((0, Launch(0, 2, 4, 2, 224)),),
-    32: ((0, Launch(0, 2, 4, 4)),),
+    32: ((0, Launch(0, 2, 4, 4, 224)),),
     64: ((131_200, Launch(0, 2, 2, 8)), (0, Launch(16, 1, 1, 8))),  # TF32x3 keeps each weight in two parts
-    128: ((0, Launch(16, 1, 1, 8)),),
+    128: ((0, Launch(16, 1, 1, 8, 224)),),
     256: ((0, Launch(16, 1, 1, 8)),),
 }
 _BACKWARD_16 = {
@@ -61,17 +61,38 @@ _BACKWARD_16 = {
 _BACKWARD_32 = {
     16: ((0, Launch(0, 2, 1, 2)),),
     32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, made=True, block=64))),
+    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, 224, made=True, block=64))),
     128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
     256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
+}
+# The backward of a size that does not fill its padding, by bytes of an element and padded size, where the weights stay
+# on chip: masks take registers, and with the launch above it would spill.
+_ODD = {
+    (2, 128): Launch(32, 1, 1, 8, made=True, block=128),
+    (4, 64): Launch(0, 1, 1, 8, made=True),
 }
 
 
 def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int) -> Launch:
     """The launch for a hidden size, bytes of an element and bytes of shared memory that a program may have."""
     narrow, wide = (_BACKWARD_16, _BACKWARD_32) if backward else (_FORWARD_16, _FORWARD_32)
-    rows = (narrow if itemsize == 2 else wide)[_triton.padded_size(hidden)]
-    return next(launch for needed, launch in rows if needed <= shared_memory)
+    padded = _triton.padded_size(hidden)
+    launch = next(launch for needed, launch in (narrow if itemsize == 2 else wide)[padded] if needed <= shared_memory)
+    if backward and hidden != padded and not launch.block:
+        return _ODD.get((itemsize, padded), launch)
+    return launch
+
+
+def counted_order(lengths: Tensor) -> Tensor:
+    """The order of a stable descending sort of int64 ``lengths``, in one launch."""
+    from dien_kernels.ops.recurrence.triton_kernel import length_order
+
+    order, batch = torch.empty_like(lengths), lengths.numel()
+    _triton.launch(
+        length_order, (-(-batch // 32),), order, lengths, order, batch, ROWS=32, BLOCK=128,
+        **_triton.compiler_options(4),
+    )  # fmt: skip
+    return order
 
 
 class _Job(loop_job.Job):
@@ -88,14 +109,7 @@ class _Job(loop_job.Job):
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
         if self.row_lengths is None or self.nothing or self.batch > COUNTED_ROWS:
             return super().order()
-        from dien_kernels.ops.recurrence.triton_kernel import length_order
-
-        order = torch.empty_like(self.row_lengths)
-        _triton.launch(
-            length_order, (-(-self.batch // 32),), order, self.row_lengths, order, self.batch,
-            ROWS=32, BLOCK=128, **_triton.compiler_options(4),
-        )  # fmt: skip
-        return order
+        return counted_order(self.row_lengths)
 
     def configuration(self, backward: bool) -> Launch:
         return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))

@@ -1,0 +1,221 @@
+"""Attention cases: a transcription of the formulas that does build the concatenation, inputs, and comparisons."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dien_kernels.ops.attention import attention_scores
+from tests.tolerances import assert_close_to
+
+ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
+Shape = tuple[dict, str, Tensor, Tensor | None]  # what ``compare`` takes before a dtype
+
+
+def mlp(x: Tensor, case: dict) -> Tensor:
+    for i, w in enumerate(case["weights"]):
+        bias = case["biases"][i] if case["biases"] else None
+        x = linear(x, w, None if bias is None else bias.to(x.dtype))
+        if i < len(case["weights"]) - 1:
+            if case["activation"] == "prelu":
+                x = torch.where(x > 0, x, case["slopes"][i].to(x.dtype) * x)
+            elif case["activation"] is not None:
+                x = getattr(torch, case["activation"])(x)
+    return x.squeeze(-1)
+
+
+def expected(case: dict, valid: Tensor, history: Tensor) -> Tensor:
+    """Row by row, valid steps only; [B, T] with zeros elsewhere."""
+    out = case["states"].new_zeros(len(history), valid.shape[1])
+    for b, u in enumerate(history.tolist()):
+        k, q = case["states"][u][valid[u]], case["target"][b]
+        if not len(k):
+            continue
+        if case["kind"] == "din":
+            q = q.expand_as(k)
+            e = mlp(torch.cat((q, k, q - k, q * k), 1), case)
+        else:
+            e = k @ (q if case["weights"] is None else case["weights"] @ q)
+        e = e * case["scale"]
+        e = torch.softmax(e, 0) if case["normalize"] == "softmax" else e
+        out = out.index_put((torch.tensor(b), valid[u].nonzero().squeeze(1)), e)
+    return out
+
+
+def make(
+    kind="din", batch=4, steps=5, hidden=3, dtype=torch.float64, activation="sigmoid", sizes=(6, 4),
+    histories=None, size=None, bias="all", normalize="softmax", scale=0.7, slope="channel", seed=0,
+) -> dict:  # fmt: skip
+    torch.manual_seed(seed)
+    u = batch if histories is None else histories
+    size = hidden if kind == "din" or size is None else size
+    case = {
+        "kind": kind,
+        "activation": activation,
+        "normalize": normalize,
+        "scale": scale,
+        "biases": (),
+        "slopes": (),
+    }
+    case["target"] = torch.randn(batch, size)
+    case["states"] = torch.randn(u, steps, hidden)
+    if kind == "din":
+        widths = (4 * hidden, *sizes, 1)
+        pairs = list(zip(widths[1:], widths, strict=False))
+        case["weights"] = [torch.randn(o, i) / math.sqrt(i) for o, i in pairs]
+        if bias != "none":
+            keep = lambda i: bias == "all" or i % 2 == 1  # noqa: E731
+            case["biases"] = [torch.randn(o) if keep(i) else None for i, (o, _) in enumerate(pairs)]
+        if activation == "prelu":
+            case["slopes"] = [torch.rand(() if slope == "scalar" else 1 if slope == "one" else o) for o in sizes]
+    else:
+        case["weights"] = torch.randn(hidden, size) / math.sqrt(size)
+    return cast(case, dtype)
+
+
+def cast(case: dict, dtype: torch.dtype, keep_small: bool = False) -> dict:
+    """Every tensor to ``dtype``; with ``keep_small`` biases and slopes stay float32 beside 16-bit storage."""
+
+    def to(value, name):
+        if isinstance(value, Tensor):
+            small = name in ("biases", "slopes") and keep_small and dtype in (torch.bfloat16, torch.float16)
+            return value.detach().to(torch.float32 if small else dtype).requires_grad_()
+        if isinstance(value, (list, tuple)) and not isinstance(value, str):
+            return [to(v, name) for v in value]
+        return value
+
+    return {name: to(value, name) for name, value in case.items()}
+
+
+def leaves(case: dict) -> list[Tensor]:
+    found = []
+    for name in ("target", "states", "weights", "biases", "slopes"):
+        value = case[name]
+        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
+    return found
+
+
+def call(case: dict, **layout) -> Tensor:
+    """The op; with ``device`` in the case, everything is sent there and the scores come back."""
+    values = {**case, **layout}
+    device = values.pop("device", None)
+    if device is None:
+        return attention_scores(**values)
+
+    def send(value):
+        if isinstance(value, (list, tuple)):
+            return [send(v) for v in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return attention_scores(**{name: send(value) for name, value in values.items()}).cpu()
+
+
+def raggedness(layout: str, u: int, steps: int) -> Tensor:
+    """valid [U, T] with lengths 0, 1 and T among others, or holes."""
+    if layout == "full":
+        return torch.ones(u, steps, dtype=torch.bool)
+    if layout == "mask":
+        valid = torch.rand(u, steps) < 0.5
+        valid[:1] = False
+        return valid
+    lengths = torch.randint(0, steps + 1, (u,))
+    lengths[: min(3, u)] = torch.tensor([0, 1, steps])[: min(3, u)].clamp(max=steps)
+    return torch.arange(steps) < lengths.unsqueeze(1)
+
+
+def run(case: dict, layout: str, valid: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The op on any layout; its scores as [B, T], and the output as it came."""
+    of_row = torch.arange(len(valid)) if history is None else history
+    if layout != "jagged":
+        extra = {"lengths": valid.sum(1)} if layout == "lengths" else {"mask": valid} if layout == "mask" else {}
+        out = call(case, history=history, **extra)
+        return out, out
+    offsets = torch.cat((torch.zeros(1, dtype=torch.long), valid.sum(1).cumsum(0)))
+    extra = {} if history is None else {"history": history, "rows_total": int(valid[of_row].sum())}
+    out = call({**case, "states": case["states"][valid]}, offsets=offsets, **extra)
+    at = valid[of_row].nonzero(as_tuple=True)
+    return out.new_zeros(len(of_row), valid.shape[1]).index_put(at, out), out
+
+
+def close(actual: Tensor, exact: Tensor, plain: Tensor, name: str, summed: float = 0.0) -> None:
+    """The tolerance rule; float64 has no better reference than plain torch, so there a fixed bound."""
+    if plain.dtype == torch.float64:
+        torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-13, msg=lambda text: f"{name}: {text}")
+    else:
+        assert_close_to(actual, exact, plain, name, summed)
+
+
+def compare(case: dict, layout: str, valid: Tensor, history: Tensor | None, dtype: torch.dtype, name: str) -> None:
+    """Scores and every gradient.
+
+    Under a softmax the gradients of a row's scores sum to zero, so what a weight's gradient sums over them cancels:
+    the floor of the tolerance is relative to what is summed.
+    """
+    of_row = torch.arange(len(valid)) if history is None else history
+    stored = cast(case, dtype)
+    exact, plain = cast(stored, torch.float64), cast(stored, dtype)
+    ours = cast(stored, dtype, keep_small=True)
+    actual, raw_out = run(ours, layout, valid, history)
+    assert raw_out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert not actual[~valid[of_row]].any()
+    want, rough = expected(exact, valid, of_row), expected(plain, valid, of_row)
+    close(actual.detach(), want.detach(), rough.detach(), name)
+    cotangent = torch.randn_like(want)
+    outs = ((actual, ours), (want, exact), (rough, plain))
+    pairs = [gradients(out, values, cotangent) for out, values in outs]
+    summed = [0.0] * len(pairs[0])
+    if case["normalize"] == "softmax":
+        scores = expected(exact | {"normalize": None}, valid, of_row)
+        terms = gradients(scores, exact, want.detach() * cotangent.abs())
+        summed = [float(t.abs().max()) if t.numel() else 0.0 for t in terms]
+    for i, (a, e, p) in enumerate(zip(*pairs, strict=True)):
+        assert a.dtype == leaves(ours)[i].dtype
+        close(a, e, p, f"{name}: gradient {i}", summed[i])
+
+
+def gradients(out: Tensor, case: dict, upstream: Tensor) -> list[Tensor]:
+    """Those of all leaves; zeros where no row has a step."""
+    inputs = leaves(case)
+    if not out.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    grads = torch.autograd.grad(out, inputs, upstream.to(out.dtype), allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, inputs, strict=True)]
+
+
+def layouts(case: dict) -> list[dict]:
+    valid = raggedness("lengths", len(case["states"]), case["states"].shape[1])
+    offsets = torch.cat((torch.zeros(1, dtype=torch.long), valid.sum(1).cumsum(0)))
+    history = torch.tensor([2, 0, 2, 1])
+    total = int(valid[history].sum())
+    flat = case["states"].detach()[valid].requires_grad_()
+    return [
+        {},
+        {"lengths": valid.sum(1)},
+        {"mask": valid.flip(1), "history": history},
+        {"states": flat, "offsets": offsets},
+        {"states": flat, "offsets": offsets, "history": history, "rows_total": total},
+    ]
+
+
+@st.composite
+def shapes(draw: st.DrawFn, layers: int, widest: int = 9, steps: int = 24) -> Shape:
+    """Any small call, empty ones among them."""
+    histories = draw(st.integers(1, 4) | st.none())
+    batch = draw(st.integers(0, 6))
+    case = make(
+        draw(st.sampled_from(["bilinear", "din"])),
+        batch,
+        draw(st.integers(0, steps)),
+        draw(st.integers(1, widest)),
+        sizes=tuple(draw(st.lists(st.integers(1, widest), max_size=layers))),
+        histories=histories,
+        size=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 99)),
+    )
+    layout = draw(st.sampled_from(["full", "lengths", "mask", "jagged"]))
+    history = None if histories is None else torch.randint(0, histories, (batch,))
+    return case, layout, raggedness(layout, *case["states"].shape[:2]), history
