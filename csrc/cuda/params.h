@@ -51,6 +51,9 @@ struct Backward {
   const void* y;     // [y_rows, H], storage dtype
   const void* dy;    // like y; null: zero
   const void* dh_n;  // [batch, H], storage dtype; null: zero
+  // Where weights are streamed (float32, P > 64): the words of W_hh and of its transpose in the order in which threads take
+  // them, [2, 3, step of the product, P / 8 warps, 32 lanes, 2]; else null.
+  const void* fragments;
   void* gates;   // [y_rows, G, P], storage dtype: dgh_n, da_r, da_u, da_n (G = 4); with the input scaled da_r, da_u,
                  // dgh_n and then gamma times da_r, da_u, da_n (6); with the reset before da_r, da_u, da_n (3)
   void* states;  // [y_rows, P], storage dtype: h before the step; with the reset before [y_rows, 2, P]: h and r h

@@ -56,14 +56,20 @@ struct Tile16 {
     }
   }
 
+  // W_hh's element, zero where there is none. A gate that nothing reads (AGRU's update) has none: NaN is no one's.
+  __device__ __forceinline__ Element weight(int gate, int row, int column) const {
+    const int hidden = in.cell.hidden;
+    const bool used = gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
+    const bool inside = used && row < hidden && column < hidden;
+    return inside ? static_cast<const Element*>(in.w_hh)[(int64_t(gate) * hidden + row) * hidden + column]
+                  : S::round(0.f);
+  }
+
   // The right factor of one gate: columns are the warp's units. Transposed, W_hh^T.
   template <bool Transposed>
   __device__ __forceinline__ void load_weights(Raw& w, int gate) const {
-    const int hidden = in.cell.hidden, own = warp * 8 + group;
+    const int own = warp * 8 + group;
     constexpr int kPerWord = 4 / kSize;
-    const auto* weights = static_cast<const Element*>(in.w_hh) + int64_t(gate) * hidden * hidden;
-    // A gate that nothing reads (AGRU's update) has no weights: NaN in them is no one's.
-    const bool used = gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -72,8 +78,7 @@ struct Tile16 {
 #pragma unroll
         for (int j = 0; j < kPerWord; ++j) {
           const int other = (k * 8 + half * 4 + place) * kPerWord + j;
-          const bool inside = used && own < hidden && other < hidden;
-          value[j] = inside ? weights[Transposed ? other * hidden + own : own * hidden + other] : S::round(0.f);
+          value[j] = Transposed ? weight(gate, other, own) : weight(gate, own, other);
         }
         memcpy(&w[k][half], value, 4);
       }
@@ -135,15 +140,23 @@ struct Tile16 {
   __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Weights& w, int k) {
     memcpy(parts, w[k], sizeof(parts));
   }
-  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], uint2 raw) {
+    const uint32_t words[2] = {raw.x, raw.y};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint32_t word = w[k][half], split[kParts];
+      uint32_t word = words[half], split[kParts];
       if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
       S::split(split, word);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];
     }
+  }
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+    parts_of(parts, make_uint2(w[k][0], w[k][1]));
+  }
+  template <class Factor>
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Factor& w, int k) {
+    w.load(parts, k);
   }
 
   // c[gate] += tile w[gate], for `Count` gates from `First` on.
