@@ -87,8 +87,8 @@ class Simulator:
 
     def _run(self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any) -> None:
         run = module_of(file, padded, self.race, self.prof).kernel(kernel)
-        # Backward16::kDynamic: the transposed weights of float32's largest.
-        dynamic = 3 * 4 * padded // 32 * threads * 8 if file == "backward_f32" and padded > 40 else 0
+        dtype = next((dtype for dtype, name in STORE.items() if file == f"backward_{name}"), None)
+        dynamic = 0 if dtype is None else cuda_launch.backward_dynamic(dtype, padded)
         reachable = [t for t in tensors if t is not None]
         run(grid, threads, [params], smem=dynamic, seed=self.seed, reachable=reachable)
 
@@ -111,7 +111,7 @@ class Simulator:
 
     def backward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, *given = arguments[-9:-5]
+        padded, *given = arguments[-10:-5]
         outputs = arguments[-5:]
         inputs, given = self._guard(inputs), self._guard(given)
         gates, states, d_attention, d_bias, dh0 = outputs

@@ -39,15 +39,19 @@ struct Backward16 : Tile16<S, Padded> {
   const Backward& p;
   Shared& shared;
   BackwardWeights<S, Padded> weights;
-  float dh[4] = {0, 0, 0, 0}, h0[4] = {0, 0, 0, 0};
+  float dh[4] = {0, 0, 0, 0};
+  float h0[4];  // where there are registers for it
   float d_bias[4][2] = {};  // r, u, n, gh_n
   // Flat rows are counted in 32 bits: of as many as those cannot count no device has the memory. A row's step `t` is
   // start + t * stride; one without steps has last = -1, and starts where that gives 0.
   int last[2], longest = 0;
   int x_start[2], y_start[2], attention_start[2];
   int x_stride, y_stride, attention_stride;
-  bool inside;  // of the H units; the thread's two are or are not
-  Pair h[2];    // before the step
+  // The thread's two units in row 0, and from row to row in bytes; what is not there is `kNothing`, for every row.
+  const unsigned char *projection, *attention, *y, *dy;
+  unsigned char *gates, *states;
+  int y_width, dy_width;
+  Pair h[2];  // before the step
   Ahead ahead[kDepth];
 
   // Beside the static shared memory of the small sizes.
@@ -66,7 +70,15 @@ struct Backward16 : Tile16<S, Padded> {
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     Tile::share_biases(shared.bias);
     const Strides strides = strides_of(in.rows);
-    inside = unit < in.cell.hidden;
+    const bool inside = unit < in.cell.hidden;
+    projection = bytes(in.projection, true) + unit * 4;
+    attention = bytes(in.attention, in.attention);
+    y = bytes(p.y, inside) + (inside ? unit * Tile::kSize : 0);
+    dy = bytes(p.dy, inside && p.dy) + (inside && p.dy ? unit * Tile::kSize : 0);
+    gates = static_cast<unsigned char*>(p.gates) + unit * Tile::kSize;
+    states = static_cast<unsigned char*>(p.states) + unit * Tile::kSize;
+    y_width = inside ? in.cell.hidden * Tile::kSize : 0;
+    dy_width = p.dy ? y_width : 0;
     x_stride = int(strides.x), y_stride = int(strides.y);
     attention_stride = in.attention ? int(strides.attention) : 0;
 #pragma unroll
@@ -83,44 +95,50 @@ struct Backward16 : Tile16<S, Padded> {
     for (int lanes = 4; lanes < 32; lanes *= 2) longest = max(longest, __shfl_xor_sync(~0u, longest, lanes));
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (in.h0 && Tile::exists(e)) h0[e] = in.h0[Tile::state_at(e)];
+      h0[e] = first_state(e);
       if (p.dh_n && Tile::exists(e)) dh[e] = S::widen(static_cast<const Element*>(p.dh_n)[Tile::state_at(e)]);
     }
   }
 
-  // The thread's pair of units in a flat row of `width` elements.
+  __device__ __forceinline__ static const unsigned char* bytes(const void* rows, bool exist) {
+    return static_cast<const unsigned char*>(exist ? rows : kNothing);
+  }
+
+  // In one instruction; the compiler would take the sum apart.
   template <class T>
-  __device__ __forceinline__ static T* at(T* rows, int row, int width, int column) {
-    return rows + column + int64_t(row) * width;
+  __device__ __forceinline__ static T* at(T* rows, int row, int width) {
+    T* result;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(row), "r"(width), "l"(rows));
+    __builtin_assume(__isGlobal(result));
+    return result;
   }
 
   // The state before step `t`, but for the first one's, which is h0.
   __device__ __forceinline__ void fetch_state(Pair (&to)[2], int t) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = y_start[i] + min(max(t - 1, 0), last[i]) * y_stride;
-      to[i] = inside ? *reinterpret_cast<const Pair*>(at(static_cast<const Element*>(p.y), row, in.cell.hidden, unit))
-                     : Pair{};
-    }
+    for (int i = 0; i < 2; ++i)
+      to[i] = *reinterpret_cast<const Pair*>(at(y, y_start[i] + min(max(t - 1, 0), last[i]) * y_stride, y_width));
   }
 
   // Step `t`, from the last to the first. A row's is its last step until `t` is there, and its first one afterwards;
   // what that brings is not used.
   __device__ __forceinline__ void fetch(Ahead& to, int t) const {
-    const bool has_dy = inside && p.dy;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int step = min(max(t, 0), last[i]);
-      const int x = x_start[i] + step * x_stride, y = y_start[i] + step * y_stride;
-      const float* projection = at(static_cast<const float*>(in.projection), x, 3 * Padded, unit);
+      const unsigned char* from = at(projection, x_start[i] + step * x_stride, 3 * Padded * 4);
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate)
-        to.gate[i][gate] = *reinterpret_cast<const float2*>(projection + gate * Padded);
-      to.attention[i] = (in.attention ? in.attention : kNothing)[attention_start[i] + step * attention_stride];
-      to.dy[i] = has_dy ? *reinterpret_cast<const Pair*>(at(static_cast<const Element*>(p.dy), y, in.cell.hidden, unit))
-                        : Pair{};
+        to.gate[i][gate] = *reinterpret_cast<const float2*>(from + gate * Padded * 4);
+      const int place = attention_start[i] + step * attention_stride;
+      to.attention[i] = *reinterpret_cast<const float*>(at(attention, place, 4));
+      to.dy[i] = *reinterpret_cast<const Pair*>(at(dy, y_start[i] + step * y_stride, dy_width));
     }
     fetch_state(to.h, t - 1);
+  }
+
+  __device__ __forceinline__ float first_state(int e) const {
+    return in.h0 && Tile::exists(e) ? in.h0[Tile::state_at(e)] : 0.f;
   }
 
   __device__ __forceinline__ void state_before(float (&v)[4], const Pair (&state)[2], int t) const {
@@ -163,7 +181,7 @@ struct Backward16 : Tile16<S, Padded> {
   __device__ __forceinline__ void multiply_transposed(float (&c)[4], const Operand& tile, int gate) const {
     const uint32_t from = Tile::fragments(tile);
     float small[4] = {};
-#pragma unroll
+#pragma unroll(Tile::kUnroll)
     for (int k = 0; k < Tile::kSteps; ++k) {
       uint32_t a[S::kParts][4], b[S::kParts][2];
       Tile::load_fragment(a, from, k);
@@ -176,17 +194,10 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  __device__ __forceinline__ static void store(Element* row, int column, const float (&v)[4], int i,
+  __device__ __forceinline__ static void store(unsigned char* row, int column, const float (&v)[4], int i,
                                                float scale = 1.f) {
-    *reinterpret_cast<Pair*>(row + column * Padded) = S::round_pair(scale * v[2 * i], scale * v[2 * i + 1]);
-  }
-
-  // Where step `t` of row `i` leaves its gate gradients and its states, `Gates` and `States` times P of them.
-  template <int Gates, int States>
-  __device__ __forceinline__ void places(Element*& gates, Element*& states, int t, int i) const {
-    const int row = y_start[i] + t * y_stride;
-    gates = at(static_cast<Element*>(p.gates), row, Gates * Padded, unit);
-    states = at(static_cast<Element*>(p.states), row, States * Padded, unit);
+    const Pair pair = S::round_pair(scale * v[2 * i], scale * v[2 * i + 1]);
+    *reinterpret_cast<Pair*>(row + column * Padded * Tile::kSize) = pair;
   }
 
   __device__ __forceinline__ void sum_bias(int gate, const float (&v)[4]) {
@@ -269,18 +280,18 @@ struct Backward16 : Tile16<S, Padded> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (t <= last[i]) {
-        Element *gates, *states;
-        places<Scale ? 6 : 4, 1>(gates, states, t, i);
-        store(states, 0, before, i);
-        store(gates, Scale ? 2 : 0, ghn, i);
-        store(gates, Scale ? 0 : 1, ar, i);
-        store(gates, Scale ? 1 : 2, au, i);
+        const int row = y_start[i] + t * y_stride;
+        unsigned char* to = at(gates, row, (Scale ? 6 : 4) * Padded * Tile::kSize);
+        store(at(states, row, Padded * Tile::kSize), 0, before, i);
+        store(to, Scale ? 2 : 0, ghn, i);
+        store(to, Scale ? 0 : 1, ar, i);
+        store(to, Scale ? 1 : 2, au, i);
         if (Scale) {
-          store(gates, 3, ar, i, now.attention[i]);
-          store(gates, 4, au, i, now.attention[i]);
-          store(gates, 5, an, i, now.attention[i]);
+          store(to, 3, ar, i, now.attention[i]);
+          store(to, 4, au, i, now.attention[i]);
+          store(to, 5, an, i, now.attention[i]);
         } else {
-          store(gates, 3, an, i);
+          store(to, 3, an, i);
         }
       }
     }
@@ -361,17 +372,18 @@ struct Backward16 : Tile16<S, Padded> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (t <= last[i]) {
-        Element *gates, *states;
-        places<Scale ? 6 : 3, 2>(gates, states, t, i);
-        store(states, 0, before, i);
-        store(states, 1, q, i);
-        store(gates, 0, ar, i);
-        store(gates, 1, au, i);
-        store(gates, 2, an, i);
+        const int row = y_start[i] + t * y_stride;
+        unsigned char* to = at(gates, row, (Scale ? 6 : 3) * Padded * Tile::kSize);
+        unsigned char* state = at(states, row, 2 * Padded * Tile::kSize);
+        store(state, 0, before, i);
+        store(state, 1, q, i);
+        store(to, 0, ar, i);
+        store(to, 1, au, i);
+        store(to, 2, an, i);
         if (Scale) {
-          store(gates, 3, ar, i, scale[i]);
-          store(gates, 4, au, i, scale[i]);
-          store(gates, 5, an, i, scale[i]);
+          store(to, 3, ar, i, scale[i]);
+          store(to, 4, au, i, scale[i]);
+          store(to, 5, an, i, scale[i]);
         }
       }
     }

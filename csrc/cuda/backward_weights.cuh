@@ -49,7 +49,7 @@ struct BackwardWeights<S, Padded, Home::kHalf> {
     }
   };
   typename Tile::Raw w[3];
-  static constexpr Own transposed[3] = {{0}, {1}, {2}};
+  const Own transposed[3] = {{0}, {1}, {2}};
 
   __device__ __forceinline__ BackwardWeights(const Tile& tile, const void*) {
 #pragma unroll

@@ -16,6 +16,7 @@ struct Tile16 {
   static constexpr int kThreads = Padded / 8 * 32;
   static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;  // of a row's operand
   static constexpr int kSteps = kBytes / 32;                      // of the product
+  static constexpr int kUnroll = kParts == 2 && Padded > 64 ? 1 : kSteps;  // weights read ahead take registers
   static constexpr int kStride = kBytes + 16;  // an odd number of 16 bytes: ldmatrix meets no bank conflict
 
   using Operand = unsigned char[kParts][16 * kStride];  // in shared memory; past P it stays zero
@@ -164,7 +165,7 @@ struct Tile16 {
   __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Factor (&w)[3]) const {
     const uint32_t from = fragments(tile);
     float small[3][4] = {};
-#pragma unroll
+#pragma unroll(kUnroll)
     for (int k = 0; k < kSteps; ++k) {
       uint32_t a[kParts][4];
       load_fragment(a, from, k);
