@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tests import sass
 
 ROOT = Path(__file__).resolve().parents[1]
+ARCHS = (80, 86, 89, 90, 100, 120)
 MUFU_OF_A_STEP = 24  # two for each of three activations of a thread's four values
 
 
@@ -48,46 +50,73 @@ def disassembler() -> str | None:
     return shutil.which("nvdisasm") or (shutil.which("nvdisasm", path=str(folder)) if folder else None)
 
 
+@lru_cache
 def version() -> str:
     text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"V(\d+\.\d+\.\d+)", text)
     return found[1] if found else "unknown"
 
 
-def compile_file(file: str, padded: int, arch: int) -> list[Code]:
-    """The kernels of ``csrc/cuda/<file>.cu`` for one size."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "code.cubin"
-        command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", f"-DDIEN_ONLY={padded}", "-Xptxas=-v", "-cubin"]
+class Compiled:
+    """``csrc/cuda/<file>.cu`` for one size: as in ``setup.py`` one PTX, from which each architecture's code comes."""
+
+    def __init__(self, file: str, padded: int) -> None:
+        self.file, self.padded = file, padded
+        self.folder = tempfile.TemporaryDirectory()
+        self.ptx = Path(self.folder.name) / "code.ptx"
+        command = ["nvcc", "-std=c++20", "-O3", f"-arch=compute_{ARCHS[0]}", f"-DDIEN_ONLY={padded}", "-ptx"]
+        subprocess.run([*command, str(ROOT / "csrc" / "cuda" / f"{file}.cu"), "-o", str(self.ptx)], check=True)
+
+    def codes(self, arch: int) -> list[Code]:
+        """Its kernels on one architecture."""
+        cubin = self.ptx.with_suffix(".cubin")
         done = subprocess.run(
-            [*command, str(ROOT / "csrc" / "cuda" / f"{file}.cu"), "-o", str(cubin)],
+            ["ptxas", "-v", "-O3", f"-arch=sm_{arch}", str(self.ptx), "-o", str(cubin)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         tool = disassembler()
         assert tool is not None
         listing = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    usage = {}
-    for block in done.stderr.split("Compiling entry function '")[1:]:
-        spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
-        registers, shared = re.search(r"Used (\d+) registers", block), re.search(r"(\d+) bytes smem", block)
-        assert None not in (spilled, registers, shared), block
-        stack, stores, loads = map(int, spilled.groups())
-        usage[block.partition("'")[0]] = (int(registers[1]), stack, stores + loads, int(shared[1]))
-    codes = []
-    for section in re.split(r"\.section\s+\.text\.", listing)[1:]:
-        name = section.partition(",")[0]
-        kernel = re.search(r"(forward16|forward8|backward16)", name)
-        assert kernel is not None, name
-        codes.append(Code(kernel[1], *usage[name], *_loops(section)))
-    return codes
+        usage = {}
+        for block in done.stderr.split("Compiling entry function '")[1:]:
+            spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+            registers, shared = re.search(r"Used (\d+) registers", block), re.search(r"(\d+) bytes smem", block)
+            assert spilled is not None, block
+            assert registers is not None, block
+            stack, stores, loads = map(int, spilled.groups())
+            usage[block.partition("'")[0]] = (int(registers[1]), stack, stores + loads, int(shared[1]) if shared else 0)
+        codes = []
+        for section in re.split(r"\.section\s+\.text\.", listing)[1:]:
+            name = section.partition(",")[0]
+            kernel = re.search(r"(forward16|forward8|backward16)", name)
+            assert kernel is not None, name
+            codes.append(Code(kernel[1], *usage[name], *self._loops(section)))
+        return codes
 
+    def _loops(self, section: str) -> list[Loop]:
+        """The four time loops: what the reset reads twice makes more matrix loads, scaling more multiplications."""
+        words, ranges = sass.read(section)
+        counted = [(loop, Counter(words[i] for i in loop)) for loop in ranges]
+        products = [(loop, body) for loop, body in counted if body["HMMA"]]
+        loops = [self._steps(loop, body, products) for loop, body in products if body["BAR"]]
+        assert len(loops) == 4, [sum(body.values()) for _, body in products]
+        loops.sort(key=lambda step: (step["LDSM"], step["FFMA"] + step["FMUL"]))
+        return [Loop(sum(step.values()), step["BAR"]) for step in loops]
 
-def _loops(section: str) -> list[Loop]:
-    """The four time loops: what the reset reads twice makes more matrix loads, scaling more multiplications."""
-    words, ranges = sass.read(section)
-    loops = [body for body in (Counter(words[i] for i in loop) for loop in ranges) if body["HMMA"]]
-    assert len(loops) == 4, [sum(body.values()) for body in loops]
-    loops.sort(key=lambda body: (body["LDSM"], body["FFMA"] + body["FMUL"]))
-    # A size of 8 leaves out half of the sixteen units, and some of their activations.
-    steps = [max(1, round(body["MUFU"] / MUFU_OF_A_STEP)) for body in loops]
-    return [Loop(sum(body.values()) / n, body["BAR"] / n) for body, n in zip(loops, steps, strict=True)]
+    def _steps(self, loop: range, body: Counter[str], products: list[tuple[range, Counter[str]]]) -> Counter[str]:
+        """What one step executes, where a loop holds one or two, and loops over a product inside it."""
+        # A size of 8 leaves out half of the sixteen units, and some of their activations.
+        steps = max(1, round(body["MUFU"] / MUFU_OF_A_STEP))
+        inner = [b for other, b in products if other != loop and other.start >= loop.start and other.stop <= loop.stop]
+        total = Counter({word: number / steps for word, number in body.items()})
+        if inner:
+            parts = 3 if self.file.endswith("f32") else 1  # matrix instructions for a product of operands
+            length = -(-self.padded * (4 if parts == 3 else 2) // 32)
+            expected = steps * length * parts * (6 if self.file.startswith("backward") else 3)
+            inside = sum(b["HMMA"] for b in inner)
+            trips = (expected - body["HMMA"] + inside) / inside
+            assert trips == round(trips), (body["HMMA"], inside, expected)
+            for b in inner:
+                for word, number in b.items():
+                    total[word] += (trips - 1) * number / steps
+        return total

@@ -1,0 +1,91 @@
+"""What the CUDA kernels ask of memory in a step, counted in a simulator: part of ``make gpu-report``. Needs no GPU.
+
+    PTXSIM=path/to/ptxsim python -m benchmarks.gpu_memory_cuda          # into results/gpu_cuda_memory.csv
+
+Of one tile and time step, all warps together (the difference between calls of eight and of four steps): requests of a
+warp; of shared memory the passes they take, of global memory the sectors of 32 bytes they touch; and the fewest that the
+same bytes could take. Passes above that are bank conflicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tests.cases import Case, actual, call, make
+from tests.cuda_launches import STORE, Simulator, missing, module_of, simulating
+
+RESULTS = Path(__file__).parent / "results" / "gpu_cuda_memory.csv"
+KEY = ("kernel", "dtype", "padded", "kind", "reset", "space", "access")
+FORMS = (("authors", "after"), ("aigru", "before"))
+STEPS = (4, 8)
+
+
+def counters(kernel: str, dtype: str, padded: int, case: Case) -> Counter[tuple[str, str, str]]:
+    """(space, access, what) of one call."""
+    backward = kernel.startswith("backward")
+    module = module_of(f"{kernel.rstrip('0123456789')}_{dtype}", padded, False, prof=True)
+
+    def read() -> Counter[tuple[str, str, str]]:
+        total: Counter[tuple[str, str, str]] = Counter()
+        for m in module.memstats():
+            access = (m.space, "write" if m.store else "read")
+            total.update({(*access, "requests"): m.accesses, (*access, "taken"): m.actual, (*access, "least"): m.ideal})
+        return total
+
+    before = read()
+    with simulating(Simulator(rows=8 if kernel == "forward8" else 16, race=False, prof=True)):
+        if backward:
+            actual(case, "cuda")
+        else:
+            with torch.no_grad():
+                call(case, make(case), "cuda")
+    after = read()
+    after.subtract(before)
+    return after
+
+
+def rows_of(kernel: str, dtype: str, padded: int) -> Iterator[dict[str, object]]:
+    storage = next(d for d, name in STORE.items() if name == dtype)
+    for kind, reset in FORMS:
+        case = [
+            Case(kind, storage, B=8 if kernel == "forward8" else 16, T=t, I=8, H=padded, ragged="full", reset=reset)
+            for t in STEPS
+        ]
+        short, long = (counters(kernel, dtype, padded, c) for c in case)
+        long.subtract(short)
+        for space, access in sorted({name[:2] for name in long}):
+            figures = {
+                what: long[space, access, what] / (STEPS[1] - STEPS[0]) for what in ("requests", "taken", "least")
+            }
+            yield dict(zip(KEY, (kernel, dtype, padded, kind, reset, space, access), strict=True)) | figures
+
+
+def kernels() -> Iterator[tuple[str, str]]:
+    for dtype in ("bf16", "f32"):
+        yield from ((kernel, dtype) for kernel in ("forward16", "backward16"))
+    yield "forward8", "bf16"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--padded", type=int, nargs="+", default=[64])
+    chosen = parser.parse_args()
+    reason = missing()
+    if reason is not None:
+        raise SystemExit(f"benchmarks.gpu_memory_cuda: {reason}")
+    rows = [row for padded in chosen.padded for kernel, dtype in kernels() for row in rows_of(kernel, dtype, padded)]
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: [str(row[name]) for name in KEY]))
+
+
+if __name__ == "__main__":
+    main()
