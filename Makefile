@@ -51,21 +51,23 @@ test-ptx: $(READY)
 # torch for CUDA brings a Triton of its own, and that one is used.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
 HAS_TRITON = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'
-test-gpu: $(READY)
+test-gpu: $(BUILT)
 	$(NEEDS_GPU)
 	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m pytest tests -m gpu --no-skip
 
-bench-gpu: $(READY)
+bench-gpu: $(BUILT)
 	$(NEEDS_GPU)
 	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu
 
-# What Triton's compiler and nvcc make of the kernels for each architecture; no GPU is needed (over half an hour).
+# What Triton's compiler and nvcc make of the kernels for each architecture, and what the CUDA ones ask of memory in the
+# simulator; no GPU is needed (over half an hour).
 gpu-report: $(READY)
 	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu_report
 	$(PY) -m benchmarks.gpu_report_cuda
+	PTXSIM='$(abspath $(PTXSIM))' $(PY) -m benchmarks.gpu_memory_cuda
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

@@ -3,8 +3,8 @@
     PTXSIM=path/to/ptxsim python -m benchmarks.gpu_memory_cuda          # into results/gpu_cuda_memory.csv
 
 Of one tile and time step, all warps together (the difference between calls of eight and of four steps): requests of a
-warp; of shared memory the passes they take, of global memory the sectors of 32 bytes they touch; and the fewest that the
-same bytes could take. Passes above that are bank conflicts.
+warp; of shared memory the passes they take, of global memory the sectors of 32 bytes they touch; and the fewest that
+would do for the same bytes. Passes above that are bank conflicts.
 """
 
 from __future__ import annotations
