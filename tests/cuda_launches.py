@@ -91,16 +91,9 @@ class Simulator:
         return [None if t is None else ptxsim().guard(t) for t in tensors]
 
     def _run(
-        self,
-        file: str,
-        kernel: str,
-        padded: int,
-        grid: Any,
-        threads: int,
-        params: bytes,
-        tensors: Any,
+        self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any,
         dynamic: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         run = module_of(file, padded, self.race, self.prof).kernel(kernel)
         reachable = [t for t in tensors if t is not None]
         run(grid, threads, [params], smem=dynamic, seed=self.seed, reachable=reachable)
@@ -134,7 +127,7 @@ class Simulator:
 
     def backward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, *given = arguments[-9:-5]
+        padded, *given = arguments[-10:-5]
         outputs = arguments[-5:]
         inputs, given = self._guard(inputs), self._guard(given)
         gates, states, d_attention, d_bias, dh0 = outputs
@@ -146,8 +139,7 @@ class Simulator:
             t.fill_(float("nan"))
         results = self._guard(list(outputs))
         self.launches.append(("backward", padded, 16))
-        # Backward16::kDynamic: the transposed weights of float32's largest.
-        dynamic = 3 * 4 * padded // 32 * (padded // 8 * 32) * 8 if gates.dtype == torch.float32 and padded > 40 else 0
+        dynamic = cuda_launch.backward_dynamic(gates.dtype, padded)
         self._run(
             f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-arguments[11] // 16), padded // 8 * 32,
             packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results), dynamic,

@@ -110,7 +110,7 @@ struct Forward16 : Tile16<S, Padded> {
   __device__ __forceinline__ void load_weights(const Forward& p) {
     if constexpr (Tile::kStreamed) {
       extern __shared__ uint2 resident[];
-      const auto* streamed = reinterpret_cast<const uint2*>(p.streamed) + threadIdx.x;
+      const auto* streamed = static_cast<const uint2*>(p.streamed) + threadIdx.x;
       for (int i = 0; i < p.resident * Tile::kGateFragments; i += Tile::kThreads)
         resident[threadIdx.x + i] = streamed[i];  // read by the same thread
 #pragma unroll
@@ -239,13 +239,14 @@ struct Forward16 : Tile16<S, Padded> {
     Input::finish();
   }
 
-  __device__ __forceinline__ void store_last(void* h_n) const {
+  __device__ __forceinline__ void store_last(const Forward& p) const {
     Part part{Tile::first, Tile::rows};
     if constexpr (kFuses) part = shared.part;
+    if constexpr (Tile::kStreamed) part = part_of(p);  // no shared memory is left either
     const Tile tile(in, part.first, part.rows);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (tile.exists(e)) static_cast<Element*>(h_n)[tile.state_at(e)] = S::round(h[e]);
+      if (tile.exists(e)) static_cast<Element*>(p.h_n)[tile.state_at(e)] = S::round(h[e]);
     }
   }
 };
@@ -263,7 +264,7 @@ __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, Forward16<S, Padd
   } else {
     run_form(kernel, p.in.cell);
   }
-  kernel.store_last(p.h_n);
+  kernel.store_last(p);
 }
 
 }  // namespace dien::cuda

@@ -50,7 +50,7 @@ struct Forward {
   int32_t input;   // I
   int32_t eights;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `part_of`
   // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
-  const float* streamed;
+  const void* streamed;
   int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
 };
 
@@ -60,6 +60,9 @@ struct Backward {
   const void* y;     // [y_rows, H], storage dtype
   const void* dy;    // like y; null: zero
   const void* dh_n;  // [batch, H], storage dtype; null: zero
+  // Where weights are streamed (float32, P > 64): the words of W_hh and of its transpose in the order in which threads take
+  // them, [2, 3, step of the product, P / 8 warps, 32 lanes, 2]; else null.
+  const void* fragments;
   void* gates;   // [y_rows, G, P], storage dtype: dgh_n, da_r, da_u, da_n (G = 4); with the input scaled da_r, da_u,
                  // dgh_n and then gamma times da_r, da_u, da_n (6); with the reset before da_r, da_u, da_n (3)
   void* states;  // [y_rows, P], storage dtype: h before the step; with the reset before [y_rows, 2, P]: h and r h

@@ -53,7 +53,8 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], uint
                : "memory");
 }
 
-__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[4], uint32_t address) {
+template <size_t N>
+__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[N], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)

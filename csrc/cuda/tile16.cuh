@@ -16,8 +16,9 @@ struct Tile16 {
   static constexpr int kSize = int(sizeof(Element));
   static constexpr int kParts = S::kParts;
   static constexpr int kThreads = Padded / 8 * 32;
-  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;  // of a row's operand
-  static constexpr int kSteps = kBytes / 32;                      // of the product
+  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;           // of a row's operand
+  static constexpr int kSteps = kBytes / 32;                               // of the product
+  static constexpr int kUnroll = kParts == 2 && Padded > 64 ? 1 : kSteps;  // weights read ahead take registers
   static constexpr int kStride = kBytes + 16;  // an odd number of 16 bytes: ldmatrix meets no bank conflict
 
   using Operand = unsigned char[kParts][16 * kStride];  // in shared memory; past P it stays zero
@@ -30,6 +31,9 @@ struct Tile16 {
   static constexpr int kGateFragments = kSteps * kThreads;
   struct Streamed {  // of one gate
     const uint2* at;
+    __device__ __forceinline__ void load(uint32_t (&parts)[kParts][2], int k) const {
+      parts_of(parts, at[k * kThreads]);
+    }
   };
 
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
@@ -76,6 +80,16 @@ struct Tile16 {
     }
   }
 
+  // An element of a [3H, columns], zero where there is none.
+  __device__ __forceinline__ Element weight(int gate, int row, int column, const void* from, int columns) const {
+    const bool inside = used(gate) && row < in.cell.hidden && column < columns;
+    return inside ? static_cast<const Element*>(from)[(int64_t(gate) * in.cell.hidden + row) * columns + column]
+                  : S::round(0.f);
+  }
+  __device__ __forceinline__ Element weight(int gate, int row, int column) const {  // of W_hh
+    return weight(gate, row, column, in.w_hh, in.cell.hidden);
+  }
+
   // The right factor of one gate: columns are the warp's units. Transposed, W_hh^T.
   template <bool Transposed>
   __device__ __forceinline__ void load_weights(Raw& w, int gate) const {
@@ -85,9 +99,8 @@ struct Tile16 {
   // ... of any [3H, columns].
   template <bool Transposed>
   __device__ __forceinline__ void load_factor(Raw& w, int gate, const void* from, int columns) const {
-    const int hidden = in.cell.hidden, own = warp * 8 + group;
+    const int own = warp * 8 + group;
     constexpr int kPerWord = 4 / kSize;
-    const auto* weights = static_cast<const Element*>(from) + int64_t(gate) * hidden * columns;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -96,9 +109,7 @@ struct Tile16 {
 #pragma unroll
         for (int j = 0; j < kPerWord; ++j) {
           const int other = (k * 8 + half * 4 + place) * kPerWord + j;
-          const bool inside =
-              used(gate) && own < (Transposed ? columns : hidden) && other < (Transposed ? hidden : columns);
-          value[j] = inside ? weights[Transposed ? other * columns + own : own * columns + other] : S::round(0.f);
+          value[j] = Transposed ? weight(gate, other, own, from, columns) : weight(gate, own, other, from, columns);
         }
         memcpy(&w[k][half], value, 4);
       }
@@ -161,20 +172,23 @@ struct Tile16 {
   __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Weights& w, int k) {
     memcpy(parts, w[k], sizeof(parts));
   }
-  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], uint2 raw) {
+    const uint32_t words[2] = {raw.x, raw.y};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint32_t word = w[k][half], split[kParts];
+      uint32_t word = words[half], split[kParts];
       if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
       S::split(split, word);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];
     }
   }
-  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Streamed& w, int k) {
-    const uint2 words = w.at[k * kThreads];
-    const Raw one = {{words.x, words.y}};
-    parts_of(parts, one, 0);
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+    parts_of(parts, make_uint2(w[k][0], w[k][1]));
+  }
+  template <class Factor>
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Factor& w, int k) {
+    w.load(parts, k);
   }
 
   // c[gate] += tile w[gate], for `Count` gates from `First` on.
@@ -182,7 +196,7 @@ struct Tile16 {
   __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Factor (&w)[3]) const {
     const uint32_t from = fragments(tile);
     float small[3][4] = {};
-#pragma unroll(std::is_same_v<Factor, Streamed> ? 2 : kSteps)  // what is read ahead takes registers
+#pragma unroll(std::is_same_v<Factor, Streamed> ? 2 : kUnroll)
     for (int k = 0; k < kSteps; ++k) {
       uint32_t a[kParts][4];
       load_fragment(a, from, k);

@@ -95,7 +95,7 @@ void forward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_s
       read(w_ih),
       w_ih ? int32_t(w_ih->size(1)) : 0,
       int32_t(eights),
-      read<float>(streamed),
+      read(streamed),
       0};
   const torch::stable::accelerator::DeviceGuard guard(h_n.get_device());
   const dien::cuda::Stream stream = current_stream(h_n.get_device());
@@ -109,8 +109,8 @@ void backward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_
               Maybe attention, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0, int64_t batch, int64_t histories,
               int64_t steps, int64_t x_rows, int64_t y_rows, bool reverse, bool time_major, double alpha0,
               double alpha1, double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before,
-              int64_t padded, Tensor y, Maybe dy, Maybe dh_n, Tensor gates, Tensor states, Maybe d_attention,
-              Tensor d_bias, Tensor dh0) {
+              int64_t padded, Tensor y, Maybe dy, Maybe dh_n, Maybe fragments, Tensor gates, Tensor states,
+              Maybe d_attention, Tensor d_bias, Tensor dh0) {
   const Sizes sizes{batch, histories, steps, x_rows, y_rows, reverse, time_major};
   const dien::cuda::Backward p{
       {rows_of(order, lengths, offsets, history, y_start, sizes),
@@ -119,6 +119,7 @@ void backward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_
       read(y),
       read(dy),
       read(dh_n),
+      read(fragments),
       write(gates),
       write(states),
       d_attention ? write<float>(*d_attention) : nullptr,

@@ -49,7 +49,7 @@ def cases(dtype: torch.dtype, hidden: int) -> list[Case]:
 
 
 class Mode(NamedTuple):
-    """How a forward runs. On tiles of 16 rows two of the blocks may take the longest 8 rows each; bits stay the same."""
+    """How a forward runs: on tiles of 16 rows two of the blocks may take the longest 8 rows each."""
 
     tiles: Tiles
     fused: bool = False  # W_ih x in the loop
@@ -232,9 +232,8 @@ def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuses(facts(dtype=torch.float16, hidden_size=64, backward=True)) is None
     assert "float64" in str(refuses(facts(dtype=torch.float64)))
     assert "the tensors are on cpu" in str(refuses(facts(device="cpu")))
-    assert "hidden=65 is above the 64 whose weights the float32 forward" in str(refuses(facts(hidden_size=65)))
-    backward = refuses(facts(dtype=torch.bfloat16, hidden_size=100, backward=True))
-    assert "hidden=100 is above the 64 whose weights the bfloat16 backward" in str(backward)
+    assert refuses(facts(hidden_size=128, backward=True)) is None
+    assert "hidden=129 is above the 128 that the float32 forward" in str(refuses(facts(hidden_size=129)))
 
 
 def test_refuses_without_cuda_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
