@@ -41,8 +41,17 @@ struct Inputs {
 
 struct Forward {
   Inputs in;
-  void* y;    // [y_rows, H], storage dtype; only steps that exist are written
-  void* h_n;  // [batch, H], storage dtype
+  void* y;    // [y_rows, H], storage dtype; only steps that exist are written. Null: the last states alone are wanted
+  void* h_n;  // [batch, H], storage dtype; never null
+  // [3H, I], storage dtype, with I at most P and a multiple of 4: `in.projection` is x itself, [x_rows, I], whose rows are
+  // at multiples of 8 bytes, and the loop makes the product. 16-bit storage, P <= 64, the reset after the product and an
+  // unscaled input; null otherwise.
+  const void* w_ih;
+  int32_t input;   // I
+  int32_t eights;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `part_of`
+  // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
+  const void* streamed;
+  int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
 };
 
 // Gate gradients and states are left for products over all steps; steps that do not exist are not written.

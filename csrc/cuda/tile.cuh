@@ -189,6 +189,21 @@ __device__ __forceinline__ Strides strides_of(const Rows& r) {
   return {r.time_major ? sign * r.histories : sign, r.time_major ? sign * r.batch : sign, sign};
 }
 
+// A row of the kernel's order in [batch, H]: where its state is among those of the batch.
+__device__ __forceinline__ int64_t state_at(const Inputs& in, int64_t place, int unit) {
+  return (in.rows.order ? in.rows.order[place] : place) * in.cell.hidden + unit;
+}
+
+// The kernel's loop for the form of the cell that is asked for.
+template <class Kernel>
+__device__ __forceinline__ void run_form(Kernel& kernel, const Cell& cell) {
+  if (cell.reset_before) {
+    cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
+  } else {
+    cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
+  }
+}
+
 // What stands for an input that is absent: a zero for each of a pair's values.
 alignas(8) __device__ const float kNothing[2] = {0.f, 0.f};
 

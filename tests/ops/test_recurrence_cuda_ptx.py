@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import cuda_launch
+from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, plain, result_of
 from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
 from tests.tolerances import assert_close_to
@@ -46,6 +48,36 @@ def cases(dtype: torch.dtype, hidden: int) -> list[Case]:
     ]
 
 
+class Mode(NamedTuple):
+    """How a forward runs: on tiles of 16 rows two of the blocks may take the longest 8 rows each."""
+
+    tiles: Tiles
+    fused: bool = False  # W_ih x in the loop
+
+
+MODES = {
+    "sixteens": Mode(Tiles(16, 0)),
+    "mixed": Mode(Tiles(16, 2)),
+    "eights": Mode(Tiles(8, 0)),
+    "fused": Mode(Tiles(16, 0), fused=True),
+    "fused_mixed": Mode(Tiles(16, 2), fused=True),
+}
+
+
+def modes_of(dtype: torch.dtype, padded: int) -> list[str]:
+    narrow = dtype != torch.float32
+    return [
+        name
+        for name, mode in MODES.items()
+        if narrow or (mode.tiles.rows == 16 and not mode.fused)
+        if padded <= cuda_launch.FUSED or not mode.fused
+    ]
+
+
+def fuses(case: Case) -> bool:
+    return case.kind != "aigru" and case.reset == "after" and not case.history
+
+
 def has_backward(dtype: torch.dtype, hidden: int) -> bool:
     return hidden <= cuda_launch.sizes_of(dtype, backward=True)[-1]
 
@@ -71,16 +103,21 @@ def check(case: Case, simulator: Simulator) -> Result:
     return result
 
 
-def check_instance(dtype: torch.dtype, padded: int, rows: int) -> None:
+def check_instance(dtype: torch.dtype, padded: int, name: str) -> None:
     """Every case in every order of threads; the bits do not depend on the order."""
+    mode = MODES[name]
     for case in cases(dtype, HIDDEN[padded]):
+        if mode.fused and not fuses(case):
+            continue
         results = []
         for seed in SEEDS:
-            simulator = Simulator(seed, rows=rows)
+            simulator = Simulator(seed, tiles=mode.tiles, fused=mode.fused)
             results.append(check(case, simulator))
             # An odd hidden size gets one more unit; a batch without a step launches nothing.
             assert all(size in (padded, 0) for _, size, _ in simulator.launches)
-            assert case.ragged == "empty" or simulator.launches[0] == ("forward", padded, rows)
+            if case.ragged != "empty":
+                assert simulator.launches[0] == ("forward", padded, mode.tiles.rows)
+                assert simulator.fusions == mode.fused
         for other in results[1:]:
             for name, tensor in results[0]:
                 assert torch.equal(tensor, other.tensors[name]), f"{case}: {name}"
@@ -95,28 +132,30 @@ def simulator() -> None:
 
 @pytest.mark.usefixtures("simulator")
 @pytest.mark.parametrize(
-    ("dtype", "padded", "rows"), [(torch.bfloat16, 40, 16), (torch.bfloat16, 40, 8), (torch.float32, 8, 16)]
-)
-def test_small_instances(dtype: torch.dtype, padded: int, rows: int, record_cell: Callable[..., None]) -> None:
+    ("dtype", "padded", "mode"),
+    [(torch.bfloat16, 40, "mixed"), (torch.bfloat16, 40, "eights"), (torch.bfloat16, 40, "fused_mixed"),
+     (torch.float32, 8, "mixed")],
+)  # fmt: skip
+def test_small_instances(dtype: torch.dtype, padded: int, mode: str, record_cell: Callable[..., None]) -> None:
     record_cell("recurrence", "cuda-ptxsim", "all", dtype)
-    check_instance(dtype, padded, rows)
+    check_instance(dtype, padded, mode)
 
 
-def instances() -> list[tuple[torch.dtype, int, int]]:
+def instances() -> list[tuple[torch.dtype, int, str]]:
     return [
-        (dtype, padded, rows)
+        (dtype, padded, mode)
         for dtype in DTYPES
         for padded in cuda_launch.sizes_of(dtype, backward=False)
-        for rows in ((16,) if dtype == torch.float32 else (16, 8))
+        for mode in modes_of(dtype, padded)
     ]
 
 
 @pytest.mark.ptx
-@pytest.mark.parametrize(("dtype", "padded", "rows"), instances(), ids=lambda v: SHORT.get(v, str(v)))
-def test_every_instance(dtype: torch.dtype, padded: int, rows: int, record_cell: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("dtype", "padded", "mode"), instances(), ids=lambda v: SHORT.get(v, str(v)))
+def test_every_instance(dtype: torch.dtype, padded: int, mode: str, record_cell: Callable[..., None]) -> None:
     record_cell("recurrence", "cuda-ptxsim", "all", dtype)
     assert missing() is None, missing()
-    check_instance(dtype, padded, rows)
+    check_instance(dtype, padded, mode)
 
 
 @pytest.mark.usefixtures("simulator")
@@ -193,9 +232,8 @@ def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refuses(facts(dtype=torch.float16, hidden_size=64, backward=True)) is None
     assert "float64" in str(refuses(facts(dtype=torch.float64)))
     assert "the tensors are on cpu" in str(refuses(facts(device="cpu")))
-    assert "hidden=65 is above the 64 whose weights the float32 forward" in str(refuses(facts(hidden_size=65)))
-    backward = refuses(facts(dtype=torch.bfloat16, hidden_size=100, backward=True))
-    assert "hidden=100 is above the 64 whose weights the bfloat16 backward" in str(backward)
+    assert refuses(facts(hidden_size=128, backward=True)) is None
+    assert "hidden=129 is above the 128 that the float32 forward" in str(refuses(facts(hidden_size=129)))
 
 
 def test_refuses_without_cuda_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,10 @@ from dien_kernels.ops.recurrence import loop_job
 from dien_kernels.ops.recurrence.loop_job import Job
 
 # Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
-FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
-BACKWARD = (8, 16, 32, 40, 64, 112, 128)
-LARGE = 64  # above, the backward's weights do not fit registers: in shared memory (16 bits), or streamed (float32)
+FORWARD_NARROW = FORWARD_WIDE = BACKWARD = (8, 16, 32, 40, 64, 112, 128)
+FUSED = 64  # the largest I and H whose input projection the forward's loop makes; 16-bit storage
+# Above, weights do not fit registers: float32's are streamed, the backward's in 16 bits are in shared memory.
+LARGE = 64
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
@@ -31,7 +32,9 @@ _INPUTS = (
     "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
     "int padded"
 )
-FORWARD_SCHEMA = f"({_INPUTS}, Tensor(a!) y, Tensor(b!) h_n, int rows) -> ()"
+FORWARD_SCHEMA = (
+    f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n, int rows, int eights) -> ()"
+)
 BACKWARD_SCHEMA = (
     f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor? fragments, Tensor(a!) gates, Tensor(b!) states, "
     "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
@@ -142,9 +145,22 @@ def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:
     return next(size for size in sizes_of(dtype, backward) if size >= hidden)
 
 
-def tile_rows(batch: int, dtype: torch.dtype, multiprocessors: int) -> int:
-    """Tiles of 8 rows while each has a multiprocessor of its own: then a step's latency is all that counts."""
-    return 8 if dtype != torch.float32 and batch <= 8 * multiprocessors else 16
+class Tiles(NamedTuple):
+    """How a forward's rows are cut into blocks."""
+
+    rows: int  # of a block: 16, where W_ih x is made in the loop or the batch is large, or 8
+    eights: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
+
+
+def tiles_of(batch: int, narrow: bool, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
+    """While every eight rows can have a multiprocessor of their own, a step's latency is all that counts: 8 rows each.
+
+    Above that the kernel looks at the lengths (csrc/cuda/forward16.cuh); rows that are all as long are sixteens.
+    """
+    few = batch <= 8 * multiprocessors
+    if few and narrow and not fused:
+        return Tiles(8, 0)
+    return Tiles(16, multiprocessors if few or ragged else 0)
 
 
 def multiprocessors_of(x: Tensor) -> int:
@@ -210,11 +226,32 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     order = job.order()
     if job.nothing:
         return *loop_job.forward_of_nothing(job, y), order
-    h_n = x.new_empty(job.batch, job.hidden)
-    size = padded_size(hidden, x.dtype, backward=False)
-    inputs = _inputs(job, order, _projection(job, size), size)
-    _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
-    return y, h_n, order
+    return y, run_forward(job, order, y), order
+
+
+def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
+    """The states after each row's last step; those after every step go to ``y``, unless it is None."""
+    x, hidden, fused = job.x, job.hidden, fuses(job)
+    size = padded_size(max(hidden, job.input) if fused else hidden, x.dtype, backward=False)
+    narrow = x.dtype != torch.float32
+    h_n = x.new_empty(job.batch, hidden)
+    tiles = tiles_of(job.batch, narrow, fused, job.row_lengths is not None, multiprocessors_of(x))
+    projection = x.contiguous() if fused else _projection(job, size)
+    streamed = _fragments(job, size)  # with the transpose's behind them, which are the backward's
+    inputs = _inputs(job, order, projection, size)
+    _launch("forward", *inputs, job.w_ih.contiguous() if fused else None, streamed, y, h_n, *tiles)
+    return h_n
+
+
+def fuses(job: Job) -> bool:
+    """Whether the forward's loop makes W_ih x: ``Forward.w_ih`` of csrc/cuda/params.h. Histories' is made but once."""
+    return (
+        job.x.dtype != torch.float32
+        and max(job.input, job.hidden) <= FUSED
+        and job.input % 4 == 0
+        and job.x.data_ptr() % 8 == 0
+        and not (job.shared or job.reset_before or job.scale_input)
+    )
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
