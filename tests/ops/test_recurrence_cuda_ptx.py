@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dien_kernels import ops
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops.recurrence import cuda_launch
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops.recurrence import cuda_launch, loop_job
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, plain, result_of
 from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
@@ -74,8 +76,14 @@ def modes_of(dtype: torch.dtype, padded: int) -> list[str]:
     ]
 
 
-def fuses(case: Case) -> bool:
-    return case.kind != "aigru" and case.reset == "after" and not case.history
+def fused_cases(dtype: torch.dtype, hidden: int) -> list[Case]:
+    """Those of the above whose W_ih x the loop makes, and two with as many inputs as it takes."""
+    base = Case("agru", dtype, B=21, T=6, I=hidden // 4 * 4, H=hidden)
+    return [
+        replace(base, time_major=True, reverse=True),
+        replace(base, kind="paper", B=35, ragged="jagged", reverse=True),
+        *(c for c in cases(dtype, hidden) if c.kind != "aigru" and c.reset == "after" and not c.history),
+    ]
 
 
 def simulated(case: Case, simulator: Simulator, backward: bool = True) -> Result:
@@ -105,9 +113,7 @@ def check_instance(dtype: torch.dtype, padded: int, name: str) -> None:
     The backward reads what any forward has written in the same place: it runs with the simplest of them.
     """
     mode = MODES[name]
-    for case in cases(dtype, HIDDEN[padded]):
-        if mode.fused and not fuses(case):
-            continue
+    for case in (fused_cases if mode.fused else cases)(dtype, HIDDEN[padded]):
         results = []
         for seed in SEEDS:
             simulator = Simulator(seed, tiles=mode.tiles, fused=mode.fused)
@@ -182,14 +188,15 @@ def test_nan_where_no_step_is(kind: str) -> None:
 
 @pytest.mark.ptx
 @pytest.mark.parametrize("padded", [40, 64])
-@pytest.mark.parametrize("rows", [16, 8])
-def test_bank_conflicts_of_the_forward(padded: int, rows: int) -> None:
+@pytest.mark.parametrize("mode", ["sixteens", "eights", "fused"])
+def test_bank_conflicts_of_the_forward(padded: int, mode: str) -> None:
     """None in 16 bits; float32's are not counted yet."""
     assert missing() is None, missing()
     module = module_of("forward_bf16", padded, False, prof=True)
     before = {(m.where, m.instruction): (m.actual, m.ideal) for m in module.memstats()}
-    case = Case("gru", torch.bfloat16, B=16, T=6, I=8, H=padded, ragged="full")
-    with simulating(Simulator(rows=rows, race=False, prof=True)), torch.no_grad():
+    case = Case("gru", torch.bfloat16, B=16, T=6, I=padded, H=padded, ragged="full")
+    simulator = Simulator(tiles=MODES[mode].tiles, fused=MODES[mode].fused, race=False, prof=True)
+    with simulating(simulator), torch.no_grad():
         call(case, make(case), "cuda")
     counted = 0
     for m in module.memstats():
@@ -198,6 +205,64 @@ def test_bank_conflicts_of_the_forward(padded: int, rows: int) -> None:
             assert m.actual - actual_before == m.ideal - ideal_before, m
             counted += m.ideal - ideal_before
     assert counted > 0
+
+
+def activations_of(lengths: list[int], eights: int) -> float:
+    """Of a thread, in all tiles of a bfloat16 forward: exponentials that were executed, by 32 threads at P = 8."""
+    module = module_of("forward_bf16", 8, False, prof=True)
+
+    def executed() -> int:
+        return sum(c.count for c in module.counts() if "ex2" in c.instruction)
+
+    x, w_ih, w_hh = torch.zeros(len(lengths), 12, 4), torch.zeros(24, 4), torch.zeros(24, 8)
+    before = executed()
+    with simulating(Simulator(tiles=Tiles(16, eights), race=False, prof=True)), torch.no_grad():
+        ops.gru(
+            x.bfloat16(), w_ih.bfloat16(), w_hh.bfloat16(), lengths=torch.tensor(lengths), backend="cuda"
+        )  # fmt: skip
+    return (executed() - before) / 32
+
+
+@pytest.mark.ptx
+def test_the_device_decides_which_rows_run_by_eights() -> None:
+    """A step of 16 rows has 12 exponentials a thread, one of 8 rows has 6; a tile ends with its longest row."""
+    assert missing() is None, missing()
+    one_long = [1] * 20 + [12] + [1] * 27
+    assert activations_of(one_long, eights=0) == 12 * (12 + 1 + 1)
+    # The sixteen longest rows, which are one of 12 steps and fifteen of 1, in two tiles of eight.
+    assert activations_of(one_long, eights=2) == 6 * (12 + 1) + 12 * (1 + 1)
+    two_thirds = [12] + [8] * 15 + [8] * 32
+    assert activations_of(two_thirds, eights=2) == 6 * (12 + 8) + 12 * (8 + 8)
+    many_long = [12] * 17 + [9] * 31  # more long rows than two tiles of eight hold: by sixteens
+    assert activations_of(many_long, eights=2) == 12 * (12 + 12 + 9)
+    assert activations_of(many_long, eights=6) == 6 * (12 + 12 + 12 + 9 + 9 + 9)  # room for every row by eights
+    assert activations_of([0] * 40, eights=2) == 0
+
+
+@pytest.mark.usefixtures("simulator")
+@pytest.mark.parametrize("tiles", [Tiles(16, 0), Tiles(16, 2), Tiles(8, 0)])
+def test_last_states_alone(tiles: Tiles) -> None:
+    """Without a place for the outputs the last states are the same bits, rows of no step included."""
+    case = Case("authors", torch.bfloat16, B=21, T=5, I=8, H=36)
+    inputs = make(case)
+    given = (
+        inputs.leaves["x"].detach(),
+        torch.rand(case.B, case.T),
+        *(inputs.leaves[name].detach() for name in ("w_ih", "w_hh")),
+    )
+    lengths = torch.tensor([n % (case.T + 1) for n in range(case.B)])
+    job = loop_job.Job(
+        *given, None, None, torch.rand(case.B, case.H), Ragged(lengths, None, None),
+        (0.0, 1.0, 1.0, -1.0, False, True, False, False, False, False),
+    )  # fmt: skip
+    order, y = job.order(), job.new(*job.y_shape)
+    for fused in (True, False)[tiles.rows == 8 :]:
+        with simulating(Simulator(tiles=tiles, fused=fused)):
+            with_outputs = cuda_launch.run_forward(job, order, y)
+            alone = cuda_launch.run_forward(job, order, None)
+        assert torch.equal(alone, with_outputs)
+        row = int(lengths.argmax())
+        assert torch.equal(alone[row], y[row, int(lengths[row]) - 1])
 
 
 def test_table_of_instances() -> None:
@@ -279,7 +344,10 @@ def test_every_size_has_an_instance(dtype: torch.dtype) -> None:
             assert padded in sizes
 
 
-def test_tiles_of_eight_rows_while_each_has_a_multiprocessor() -> None:
-    assert cuda_launch.tile_rows(1056, torch.bfloat16, 132) == 8
-    assert cuda_launch.tile_rows(1057, torch.bfloat16, 132) == 16
-    assert cuda_launch.tile_rows(8, torch.float32, 132) == 16
+def test_tiles() -> None:
+    tiles = cuda_launch.tiles_of
+    assert tiles(1056, narrow=True, fused=False, ragged=True, multiprocessors=132) == (8, 0)
+    assert tiles(1056, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 132)
+    assert tiles(8, narrow=False, fused=False, ragged=False, multiprocessors=132) == (16, 132)
+    assert tiles(1057, narrow=True, fused=False, ragged=True, multiprocessors=132) == (16, 132)
+    assert tiles(1057, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 0)
