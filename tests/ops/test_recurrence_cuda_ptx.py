@@ -314,6 +314,21 @@ def test_refuses_devices_that_are_too_old_or_too_small(monkeypatch: pytest.Monke
     )
 
 
+def test_devices_are_looked_at_in_a_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dien_kernels._native.available", lambda: True)
+    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    looked = []
+    monkeypatch.setattr(cuda_launch, "_look_at_devices", lambda: looked.append(1) or ())
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def run(x: Tensor) -> Tensor:
+        return x + (cuda_launch.visible_devices() == ())
+
+    assert run(torch.zeros(1)).item() == 1
+    assert run(torch.ones(1)).item() == 2
+    assert looked == [1]
+
+
 def test_refuses_without_cuda_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
     monkeypatch.setattr("dien_kernels._native.build_facts", dict)
