@@ -458,14 +458,7 @@ template <class S, int Padded>
 __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads) backward16(const Backward p) {
   using Kernel = Backward16<S, Padded>;
   Kernel kernel(p);
-  const Cell& cell = p.in.cell;
-  if (kernel.longest > 0) {
-    if (cell.reset_before) {
-      cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
-    } else {
-      cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
-    }
-  }
+  if (kernel.longest > 0) run_form(kernel, p.in.cell);
   kernel.store_sums();
 }
 
