@@ -67,13 +67,9 @@ MODES = {
 
 
 def modes_of(dtype: torch.dtype, padded: int) -> list[str]:
-    narrow = dtype != torch.float32
-    return [
-        name
-        for name, mode in MODES.items()
-        if narrow or (mode.tiles.rows == 16 and not mode.fused)
-        if padded <= cuda_launch.FUSED or not mode.fused
-    ]
+    if dtype == torch.float32:
+        return ["sixteens", "mixed"]
+    return ["sixteens", "eights"] if padded > cuda_launch.LARGE else list(MODES)
 
 
 def fused_cases(dtype: torch.dtype, hidden: int) -> list[Case]:
@@ -190,7 +186,7 @@ def test_nan_where_no_step_is(kind: str) -> None:
 @pytest.mark.parametrize("padded", [40, 64])
 @pytest.mark.parametrize("mode", ["sixteens", "eights", "fused"])
 def test_bank_conflicts_of_the_forward(padded: int, mode: str) -> None:
-    """None in 16 bits; float32's are not counted yet."""
+    """None in 16 bits but what copies x, whose rows are spaced for what reads them; float32's are not counted yet."""
     assert missing() is None, missing()
     module = module_of("forward_bf16", padded, False, prof=True)
     before = {(m.where, m.instruction): (m.actual, m.ideal) for m in module.memstats()}
@@ -202,7 +198,8 @@ def test_bank_conflicts_of_the_forward(padded: int, mode: str) -> None:
     for m in module.memstats():
         actual_before, ideal_before = before.get((m.where, m.instruction), (0, 0))
         if m.space == "shared":
-            assert m.actual - actual_before == m.ideal - ideal_before, m
+            most = 2 if padded % 64 and m.instruction.startswith("cp.async") and mode == "fused" else 1
+            assert m.actual - actual_before <= most * (m.ideal - ideal_before), m
             counted += m.ideal - ideal_before
     assert counted > 0
 
@@ -345,9 +342,13 @@ def test_every_size_has_an_instance(dtype: torch.dtype) -> None:
 
 
 def test_tiles() -> None:
-    tiles = cuda_launch.tiles_of
-    assert tiles(1056, narrow=True, fused=False, ragged=True, multiprocessors=132) == (8, 0)
-    assert tiles(1056, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 132)
-    assert tiles(8, narrow=False, fused=False, ragged=False, multiprocessors=132) == (16, 132)
-    assert tiles(1057, narrow=True, fused=False, ragged=True, multiprocessors=132) == (16, 132)
-    assert tiles(1057, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 0)
+    def tiles(batch: int, narrow: bool = True, size: int = 64, fused: bool = False, ragged: bool = True) -> Tiles:
+        return cuda_launch.tiles_of(batch, narrow, size, fused, ragged, multiprocessors=132)
+
+    assert tiles(1056) == (8, 0)
+    assert tiles(1056, fused=True, ragged=False) == (16, 132)
+    assert tiles(8, narrow=False, ragged=False) == (16, 132)
+    assert tiles(1057) == (16, 132)
+    assert tiles(1057, fused=True, ragged=False) == (16, 0)
+    assert tiles(1057, size=128) == (16, 0)
+    assert tiles(1057, size=128, narrow=False) == (16, 132)
