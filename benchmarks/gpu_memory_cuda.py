@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import Case, actual, call, make
 from tests.cuda_launches import STORE, Simulator, missing, module_of, simulating
 
@@ -24,44 +25,45 @@ RESULTS = Path(__file__).parent / "results" / "gpu_cuda_memory.csv"
 KEY = ("kernel", "dtype", "padded", "kind", "reset", "space", "access")
 FORMS = (("authors", "after"), ("aigru", "before"))
 STEPS = (4, 8)
+TILES = {name: Tiles(8 if name == "forward8" else 16, 0) for name in ("forward16", "forward16, fused", "forward8")}
+
+Counts = dict[tuple[str, str, str], int]
 
 
-def counters(kernel: str, dtype: str, padded: int, case: Case) -> Counter[tuple[str, str, str]]:
-    """(space, access, what) of one call."""
-    backward = kernel.startswith("backward")
-    module = module_of(f"{kernel.rstrip('0123456789')}_{dtype}", padded, False, prof=True)
+def counters(kernel: str, case: Case) -> Counts:
+    """Of one call: requests, and what they took and would take at least, by (space, read or write, which of these)."""
+    direction = "backward" if kernel == "backward16" else "forward"
+    module = module_of(f"{direction}_{STORE[case.dtype]}", case.H, False, prof=True)
 
-    def read() -> Counter[tuple[str, str, str]]:
+    def read() -> Counts:
         total: Counter[tuple[str, str, str]] = Counter()
         for m in module.memstats():
             access = (m.space, "write" if m.store else "read")
             total.update({(*access, "requests"): m.accesses, (*access, "taken"): m.actual, (*access, "least"): m.ideal})
-        return total
+        return dict(total)
 
     before = read()
-    with simulating(Simulator(rows=8 if kernel == "forward8" else 16, race=False, prof=True)):
-        if backward:
+    simulator = Simulator(tiles=TILES.get(kernel, Tiles(16, 0)), fused="fused" in kernel, race=False, prof=True)
+    with simulating(simulator):
+        if direction == "backward":
             actual(case, "cuda")
         else:
             with torch.no_grad():
                 call(case, make(case), "cuda")
-    after = read()
-    after.subtract(before)
-    return after
+    return {name: number - before.get(name, 0) for name, number in read().items()}
 
 
 def rows_of(kernel: str, dtype: str, padded: int) -> Iterator[dict[str, object]]:
     storage = next(d for d, name in STORE.items() if name == dtype)
-    for kind, reset in FORMS:
-        case = [
-            Case(kind, storage, B=8 if kernel == "forward8" else 16, T=t, I=8, H=padded, ragged="full", reset=reset)
-            for t in STEPS
-        ]
-        short, long = (counters(kernel, dtype, padded, c) for c in case)
-        long.subtract(short)
+    rows = TILES[kernel].rows if kernel in TILES else 16
+    for kind, reset in FORMS[:1] if "fused" in kernel else FORMS:
+        short, long = (
+            counters(kernel, Case(kind, storage, B=rows, T=t, I=8, H=padded, ragged="full", reset=reset)) for t in STEPS
+        )
         for space, access in sorted({name[:2] for name in long}):
             figures = {
-                what: long[space, access, what] / (STEPS[1] - STEPS[0]) for what in ("requests", "taken", "least")
+                what: (long[space, access, what] - short[space, access, what]) / (STEPS[1] - STEPS[0])
+                for what in ("requests", "taken", "least")
             }
             yield dict(zip(KEY, (kernel, dtype, padded, kind, reset, space, access), strict=True)) | figures
 
@@ -69,7 +71,7 @@ def rows_of(kernel: str, dtype: str, padded: int) -> Iterator[dict[str, object]]
 def kernels() -> Iterator[tuple[str, str]]:
     for dtype in ("bf16", "f32"):
         yield from ((kernel, dtype) for kernel in ("forward16", "backward16"))
-    yield "forward8", "bf16"
+    yield from ((kernel, "bf16") for kernel in ("forward16, fused", "forward8"))
 
 
 def main() -> None:

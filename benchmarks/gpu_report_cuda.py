@@ -5,7 +5,8 @@
     python -m benchmarks.gpu_report_cuda --missing
 
 Rows of the same nvcc version and key are replaced. Instructions and barriers are those of one time step, for each warp,
-in the disassembled loop: the reset after or before the product, and with the input scaled by the attention (AIGRU).
+in the disassembled loop: the reset after or before the product, with the input scaled by the attention (AIGRU), with
+W_ih x in the loop ("fused"), and of tiles with eight rows ("eights").
 Shared memory is what a block has, that which the launch asks for included.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dien_kernels.ops.recurrence import cuda_launch
-from tests.cuda_code import ARCHS, Code, Compiled, Loop, version
+from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, version
 from tests.cuda_launches import STORE
 
 RESULTS = Path(__file__).parent / "results" / "gpu_cuda.csv"
@@ -41,6 +42,11 @@ def kernels_of(file: str) -> tuple[str, ...]:
     return ("forward16",) if file == "forward_f32" else ("forward16", "forward8")
 
 
+def keys_of(file: str, padded: int, arch: int) -> list[tuple[str, ...]]:
+    """What tells the rows apart that come from one file for one size, but for the version of nvcc."""
+    return [(f"sm_{arch}", kernel, file.partition("_")[2], str(padded)) for kernel in kernels_of(file)]
+
+
 def dynamic(code: Code, file: str, padded: int) -> int:
     """Shared memory that the launch asks for: ptxas knows of none."""
     dtype = DTYPES[file.partition("_")[2]]
@@ -59,11 +65,10 @@ def rows_of(compiled: Compiled, arch: int) -> Iterator[dict[str, object]]:
             "padded": padded,
             "threads": ((padded + 15) // 16 if code.kernel == "forward8" else padded // 8) * 32,
         }
-        for name, value in code._asdict().items():
-            if isinstance(value, Loop):
-                figures |= {f"{name}_{what}": number for what, number in value._asdict().items()}
-            elif name != "kernel":
-                figures[name] = value
+        figures |= {name: value for name, value in code._asdict().items() if name not in ("kernel", "loops")}
+        for name in LOOPS:
+            loop = code.loops.get(name)
+            figures |= {f"{name}_{what}": "" if loop is None else getattr(loop, what) for what in Loop._fields}
         yield figures
 
 
@@ -92,20 +97,17 @@ def main() -> None:
     rows = read()
     for file in chosen.files:
         for padded in (size for size in FILES[file] if size in chosen.padded):
-            keys = [
-                (arch, [row_key(arch, kernel, file, padded) for kernel in kernels_of(file)]) for arch in chosen.archs
+            archs = [
+                arch
+                for arch in chosen.archs
+                if not (chosen.missing and all((version(), *key) in rows for key in keys_of(file, padded, arch)))
             ]
-            archs = [arch for arch, row_keys in keys if not (chosen.missing and all(key in rows for key in row_keys))]
             compiled = Compiled(file, padded) if archs else None
             for arch in archs if compiled else ():
                 for row in rows_of(compiled, arch):
                     rows[tuple(str(row[name]) for name in KEY)] = row
                     print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
             write(rows)  # after each size, so that an interrupted run keeps what it has
-
-
-def row_key(arch: int, kernel: str, file: str, padded: int) -> tuple[str, ...]:
-    return version(), f"sm_{arch}", kernel, file.partition("_")[2], str(padded)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ from tests import sass
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = (80, 86, 89, 90, 100, 120)
+# The time loops of a kernel: the reset after or before the product, the input scaled by the attention or not; of
+# forward16 also W_ih x in the loop, and each for tiles of which eight rows exist.
+FORMS = ("after", "after_scaled", "before", "before_scaled")
+LOOPS = tuple(f"{form}{rows}" for rows in ("", "_eights") for form in (*FORMS, "fused"))
 MUFU_OF_A_STEP = 24  # two for each of three activations of a thread's four values
 
 
@@ -32,10 +36,7 @@ class Code(NamedTuple):
     stack: int  # bytes, and those of spill stores and loads together
     spills: int
     shared: int
-    after: Loop  # the reset after the product
-    after_scaled: Loop  # ... and the input scaled
-    before: Loop
-    before_scaled: Loop
+    loops: dict[str, Loop]  # some of LOOPS
 
 
 def missing() -> str | None:
@@ -90,33 +91,41 @@ class Compiled:
             name = section.partition(",")[0]
             kernel = re.search(r"(forward16|forward8|backward16)", name)
             assert kernel is not None, name
-            codes.append(Code(kernel[1], *usage[name], *self._loops(section)))
+            codes.append(Code(kernel[1], *usage[name], self._loops(section, kernel[1])))
         return codes
 
-    def _loops(self, section: str) -> list[Loop]:
-        """The four time loops: what the reset reads twice makes more matrix loads, scaling more multiplications."""
+    def _loops(self, section: str, kernel: str) -> dict[str, Loop]:
         words, ranges = sass.read(section)
-        counted = [(loop, Counter(words[i] for i in loop)) for loop in ranges]
-        products = [(loop, body) for loop, body in counted if body["HMMA"]]
-        loops = [self._steps(loop, body, products) for loop, body in products if body["BAR"]]
-        assert len(loops) == 4, [sum(body.values()) for _, body in products]
-        loops.sort(key=lambda step: (step["LDSM"], step["FFMA"] + step["FMUL"]))
-        return [Loop(sum(step.values()), step["BAR"]) for step in loops]
+        products = [(loop, body) for loop in ranges for body in [Counter(words[i] for i in loop)] if body["HMMA"]]
+        time = [(loop, body) for loop, body in products if body["BAR"]]
+        found = {}
+        for rows in (16, 8):  # eight of sixteen rows have half of the activations
+            most = max(body["MUFU"] for _, body in time)
+            some = [(loop, body) for loop, body in time if (body["MUFU"] == most) == (rows == 16)]
+            fused = [(loop, body) for loop, body in some if kernel == "forward16" and body["LDGSTS"]]
+            forms = [(loop, body) for loop, body in some if (loop, body) not in fused]
+            # What the reset reads twice makes more matrix loads, scaling more multiplications.
+            steps = [self._step(loop, body, products, rows) for loop, body in forms]
+            steps.sort(key=lambda step: (step["LDSM"], step["FFMA"] + step["FMUL"]))
+            named = dict(zip(FORMS, steps, strict=True)) if rows == 16 or some else {}
+            for loop, body in fused:
+                named["fused"] = self._step(loop, body, products, rows)
+            suffix = "" if rows == 16 else "_eights"
+            found |= {name + suffix: Loop(sum(step.values()), step["BAR"]) for name, step in named.items()}
+        return found
 
-    def _steps(self, loop: range, body: Counter[str], products: list[tuple[range, Counter[str]]]) -> Counter[str]:
+    def _step(
+        self, loop: range, body: Counter[str], products: list[tuple[range, Counter[str]]], rows: int
+    ) -> Counter[str]:
         """What one step executes, where a loop holds one or two, and loops over a product inside it."""
         # A size of 8 leaves out half of the sixteen units, and some of their activations.
-        steps = max(1, round(body["MUFU"] / MUFU_OF_A_STEP))
-        inner = [b for other, b in products if other != loop and other.start >= loop.start and other.stop <= loop.stop]
+        steps = max(1, round(body["MUFU"] / (MUFU_OF_A_STEP * rows // 16)))
         total = Counter({word: number / steps for word, number in body.items()})
-        if inner:
-            parts = 3 if self.file.endswith("f32") else 1  # matrix instructions for a product of operands
-            length = -(-self.padded * (4 if parts == 3 else 2) // 32)
-            expected = steps * length * parts * (6 if self.file.startswith("backward") else 3)
-            inside = sum(b["HMMA"] for b in inner)
-            trips = (expected - body["HMMA"] + inside) / inside
-            assert trips == round(trips), (body["HMMA"], inside, expected)
-            for b in inner:
-                for word, number in b.items():
-                    total[word] += (trips - 1) * number / steps
+        parts = 2 if self.file.endswith("f32") else 1  # of an operand, each with a matrix load for 32 bytes of a row
+        loads = -(-self.padded * (4 if parts == 2 else 2) // 32) * parts
+        for other, inner in products:
+            if other != loop and other.start >= loop.start and other.stop <= loop.stop:
+                assert loads % inner["LDSM"] == 0, inner
+                more = loads // inner["LDSM"] - 1
+                total.update({word: more * number / steps for word, number in inner.items()})
         return total

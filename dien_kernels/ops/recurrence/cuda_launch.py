@@ -69,9 +69,13 @@ class Device(NamedTuple):
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache
 def visible_devices() -> tuple[Device, ...]:
-    """Asked for calls on CUDA tensors alone: looking starts the driver."""
+    """Asked for calls on CUDA tensors alone: looking starts the driver. To Dynamo, a fact of the process."""
+    return _look_at_devices()
+
+
+@lru_cache
+def _look_at_devices() -> tuple[Device, ...]:
     if not torch.cuda.is_available():
         return ()
     found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
