@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -115,7 +116,8 @@ class Simulator:
         batch = arguments[11]
         params = packed(inputs) + _pointers([*results, w_ih])
         params += struct.pack("<2i", 0 if w_ih is None else w_ih.shape[1], eights)
-        params += _pointers([streamed]) + struct.pack("<2i", resident, 0)
+        keep_side = arguments[11 + 5 + 2 + 4 + 1]
+        params += _pointers([streamed]) + struct.pack("<if", resident, (1 if keep_side else -1) / math.log(2))
         self._run(
             f"forward_{STORE[h_n.dtype]}", f"forward{rows}", padded,
             -(-batch // rows) + min(-(-eights // 2), -(-batch // 16)), threads, params,

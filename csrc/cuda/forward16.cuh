@@ -18,8 +18,9 @@ struct Part {
 // Rows come longest first, and the longest decide when a batch ends: those of more than two thirds of its steps, about the
 // ratio of a step of 8 rows to one of 16, run by eights. Not where there are more of them than `eights` tiles: each
 // multiprocessor then has so many long rows that its throughput counts. A batch that `eights` tiles hold runs by eights.
+template <bool Eights>
 __device__ __forceinline__ Part part_of(const Forward& p) {
-  const int64_t batch = p.in.rows.batch, most = int64_t(p.eights) * 8;
+  const int64_t batch = p.in.rows.batch, most = Eights ? int64_t(p.eights) * 8 : 0;
   int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before it run by eights
   if (most > 0 && batch > most) {
     const int64_t every = (most / (16 * int(blockDim.x)) + 1) * 16, at = threadIdx.x * every;
@@ -27,8 +28,8 @@ __device__ __forceinline__ Part part_of(const Forward& p) {
     split = __syncthreads_count(3 * int64_t(row_at(p.in.rows, at).length) > 2 * int64_t(longest)) * every;
     if (split > most) split = 0;
   }
-  Part part{int64_t(blockIdx.x) * 8, 8};
-  if (part.first >= split) part = {split + (int64_t(blockIdx.x) - split / 8) * 16, 16};
+  Part part{split + (int64_t(blockIdx.x) - split / 8) * 16, 16};
+  if (Eights && int64_t(blockIdx.x) * 8 < split) part = {int64_t(blockIdx.x) * 8, 8};
   if (part.first >= batch) part.rows = 0;
   return part;
 }
@@ -40,6 +41,8 @@ struct Forward16 : Tile16<S, Padded> {
   using Tile::group, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair;
   static constexpr bool kFuses = S::kParts == 1 && Padded <= 64;
+  // Not where W_hh in 16 bits leaves no registers for it; there is forward8.
+  static constexpr bool kEights = Padded <= 64 || Tile::kStreamed;
   struct Nothing {};
   // Blocks on a multiprocessor at least: with a fused loop the compiler would take registers for one.
   static constexpr int kResident = kFuses ? 512 / Tile::kThreads : 1;
@@ -64,6 +67,7 @@ struct Forward16 : Tile16<S, Padded> {
   };
 
   Shared& shared;
+  const float& update;  // Forward::update, a kernel's constant: it takes no register
   std::conditional_t<Tile::kStreamed, typename Tile::Streamed, typename Tile::Weights> w[3];
   float h[4] = {0, 0, 0, 0};
   const unsigned char* projection[2];
@@ -75,7 +79,7 @@ struct Forward16 : Tile16<S, Padded> {
   Ahead ahead[2];
 
   __device__ __forceinline__ Forward16(const Forward& p, const Part& part, Shared& memory)
-      : Tile(p.in, part.first, part.rows), shared(memory) {
+      : Tile(p.in, part.first, part.rows), shared(memory), update(p.update) {
     load_weights(p);
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     const Strides strides = strides_of(in.rows);
@@ -164,7 +168,7 @@ struct Forward16 : Tile16<S, Padded> {
 
   // `input`: Nothing where the projection was made before.
   template <bool Before, bool Scale, int Halves, class From>
-  __device__ __forceinline__ void step(int t, int buffer, Ahead& now, From& input, const float (&b_hn)[2], float sign) {
+  __device__ __forceinline__ void step(int t, int buffer, Ahead& now, From& input, const float (&b_hn)[2]) {
     constexpr bool kProjected = std::is_same_v<From, Nothing>;
     float c[3][4] = {}, x_n[4];
     if constexpr (kProjected) {
@@ -199,7 +203,7 @@ struct Forward16 : Tile16<S, Padded> {
 #pragma unroll
     for (int e = 0; e < 2 * Halves; ++e) {
       const int i = e >> 1;
-      const float u = logistic2(sign * c[1][e]);
+      const float u = logistic2(update * c[1][e]);
       const float n = S::tanh(Before ? c[2][e] : fmaf(r[e], c[2][e], x_n[e]));
       const float next = next_state(h[e], u, n, alpha[i], beta[i]);
       h[e] = t < length[i] ? next : h[e];
@@ -217,20 +221,22 @@ struct Forward16 : Tile16<S, Padded> {
   template <bool Before, bool Scale, int Halves, class From>
   __device__ __forceinline__ void loop(From& input) {
     const float b_hn[2] = {shared.bias[3][unit], shared.bias[3][unit + 1]};
-    const float sign = in.cell.keep_side ? kLog2E : -kLog2E;
 #pragma unroll
     for (int d = 0; d < kDepth<From>; ++d) fetch<Halves, std::is_same_v<From, Nothing>>(ahead[d], d);
 #pragma unroll 1
     for (int t = 0; t < longest; t += 2) {
-      step<Before, Scale, Halves>(t, 0, ahead[0], input, b_hn, sign);
-      if (t + 1 < longest) step<Before, Scale, Halves>(t + 1, 1, ahead[kDepth<From> - 1], input, b_hn, sign);
+      step<Before, Scale, Halves>(t, 0, ahead[0], input, b_hn);
+      if (t + 1 < longest) step<Before, Scale, Halves>(t + 1, 1, ahead[kDepth<From> - 1], input, b_hn);
     }
   }
 
   template <bool Before, bool Scale>
   __device__ __forceinline__ void run() {
     Nothing nothing;
-    Tile::rows == 8 ? loop<Before, Scale, 1>(nothing) : loop<Before, Scale, 2>(nothing);
+    if constexpr (kEights) {
+      if (Tile::rows == 8) return loop<Before, Scale, 1>(nothing);
+    }
+    loop<Before, Scale, 2>(nothing);
   }
 
   __device__ __forceinline__ void run_fused(const Forward& p) {
@@ -240,10 +246,15 @@ struct Forward16 : Tile16<S, Padded> {
   }
 
   __device__ __forceinline__ void store_last(const Forward& p) const {
-    Part part{Tile::first, Tile::rows};
-    if constexpr (kFuses) part = shared.part;
-    if constexpr (Tile::kStreamed) part = part_of(p);  // no shared memory is left either
-    const Tile tile(in, part.first, part.rows);
+    Part part;
+    if constexpr (kFuses) {
+      part = shared.part;
+    } else {
+      part = part_of<kEights>(p);
+    }
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // what depends on it is computed here, and takes no registers in the loop
+    const Tile tile(in, part.first, part.rows, thread);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (tile.exists(e)) static_cast<Element*>(p.h_n)[tile.state_at(e)] = S::round(h[e]);
@@ -256,7 +267,7 @@ __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, Forward16<S, Padd
     forward16(const Forward p) {
   using Kernel = Forward16<S, Padded>;
   __shared__ typename Kernel::Shared shared;
-  const Part part = part_of(p);
+  const Part part = part_of<Kernel::kEights>(p);
   if (part.rows == 0) return;
   Kernel kernel(p, part, shared);
   if constexpr (Kernel::kFuses) {

@@ -5,6 +5,8 @@
 
 namespace dien::cuda {
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 enum class Store : int32_t { f32, bf16, f16 };
 
 // Where a row's steps lie (docs/design.md, "One layout"). Indices are clamped to what exists.
@@ -52,7 +54,10 @@ struct Forward {
   // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
   const void* streamed;
   int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
+  float update;      // update_factor: of the exponent in u
 };
+
+constexpr float update_factor(bool keep_side) { return keep_side ? kLog2E : -kLog2E; }
 
 // Gate gradients and states are left for products over all steps; steps that do not exist are not written.
 struct Backward {

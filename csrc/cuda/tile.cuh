@@ -16,8 +16,6 @@ namespace dien::cuda {
 #include "../cell.h"
 #undef DIEN_INLINE
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 __device__ __forceinline__ uint32_t bits_of(float v) { return __float_as_uint(v); }
 
 // 1 / (1 + 2^x): 2^x may be inf, whose reciprocal is 0, and NaN passes. No division.

@@ -36,15 +36,22 @@ struct Tile16 {
     }
   };
 
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
-  const int unit = warp * 8 + 2 * place;  // and the next one
+  const int lane, warp, group, place;
+  const int unit;  // and the next one
   const Inputs& in;
-  const int64_t first;  // of its rows, in the kernel's order
-  const int rows;       // 16, or 8: then the other eight do not exist
+  int64_t first;   // of its rows, in the kernel's order
+  const int rows;  // 16, or 8: then the other eight do not exist
 
   __device__ __forceinline__ explicit Tile16(const Inputs& inputs) : Tile16(inputs, int64_t(blockIdx.x) * 16, 16) {}
-  __device__ __forceinline__ Tile16(const Inputs& inputs, int64_t first_row, int count)
-      : in(inputs), first(first_row), rows(count) {}
+  __device__ __forceinline__ Tile16(const Inputs& inputs, int64_t first_row, int count, int thread = threadIdx.x)
+      : lane(thread & 31),
+        warp(thread >> 5),
+        group(lane >> 2),
+        place(lane & 3),
+        unit(warp * 8 + 2 * place),
+        in(inputs),
+        first(first_row),
+        rows(count) {}
 
   __device__ __forceinline__ Row row(int i) const { return row_at(in.rows, i < rows ? first + i : in.rows.batch); }
 

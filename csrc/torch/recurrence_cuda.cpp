@@ -96,7 +96,8 @@ void forward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_s
       w_ih ? int32_t(w_ih->size(1)) : 0,
       int32_t(eights),
       read(streamed),
-      0};
+      0,
+      dien::cuda::update_factor(keep_side)};
   const torch::stable::accelerator::DeviceGuard guard(h_n.get_device());
   const dien::cuda::Stream stream = current_stream(h_n.get_device());
   const auto launch = h_n.scalar_type() == ScalarType::BFloat16 ? dien::cuda::forward_bf16

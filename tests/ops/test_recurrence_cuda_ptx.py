@@ -69,13 +69,9 @@ MODES = {
 
 
 def modes_of(dtype: torch.dtype, padded: int) -> list[str]:
-    narrow = dtype != torch.float32
-    return [
-        name
-        for name, mode in MODES.items()
-        if narrow or (mode.tiles.rows == 16 and not mode.fused)
-        if padded <= cuda_launch.FUSED or not mode.fused
-    ]
+    if dtype == torch.float32:
+        return ["sixteens", "mixed"]
+    return ["sixteens", "eights"] if padded > cuda_launch.LARGE else list(MODES)
 
 
 def fused_cases(dtype: torch.dtype, hidden: int) -> list[Case]:
@@ -197,12 +193,16 @@ def test_nan_where_no_step_is(kind: str) -> None:
     ],
 )
 def test_no_bank_conflicts_in_16_bits(kernel: str, padded: int) -> None:
-    """Float32's, and all at 64, are in ``benchmarks/results/gpu_cuda_memory.csv``."""
+    """Float32's, and all at 64, are in ``benchmarks/results/gpu_cuda_memory.csv``.
+
+    But for copies of x, whose rows are spaced for what reads them: at 40 they may take twice the passes.
+    """
     assert missing() is None, missing()
-    case = Case("gru", torch.bfloat16, B=16, T=6, I=8, H=padded, ragged="full")
+    case = Case("gru", torch.bfloat16, B=16, T=6, I=padded, H=padded, ragged="full")
     counts = counters(kernel, case)
-    for access in ("read", "write"):
-        assert counts["shared", access, "taken"] == counts["shared", access, "least"] > 0
+    assert counts["shared", "read", "taken"] == counts["shared", "read", "least"] > 0
+    most = 2 if (kernel, padded) == ("forward16, fused", 40) else 1
+    assert 0 < counts["shared", "write", "taken"] <= most * counts["shared", "write", "least"]
 
 
 def activations_of(lengths: list[int], eights: int) -> float:
@@ -358,9 +358,13 @@ def test_every_size_has_an_instance(dtype: torch.dtype) -> None:
 
 
 def test_tiles() -> None:
-    tiles = cuda_launch.tiles_of
-    assert tiles(1056, narrow=True, fused=False, ragged=True, multiprocessors=132) == (8, 0)
-    assert tiles(1056, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 132)
-    assert tiles(8, narrow=False, fused=False, ragged=False, multiprocessors=132) == (16, 132)
-    assert tiles(1057, narrow=True, fused=False, ragged=True, multiprocessors=132) == (16, 132)
-    assert tiles(1057, narrow=True, fused=True, ragged=False, multiprocessors=132) == (16, 0)
+    def tiles(batch: int, narrow: bool = True, size: int = 64, fused: bool = False, ragged: bool = True) -> Tiles:
+        return cuda_launch.tiles_of(batch, narrow, size, fused, ragged, multiprocessors=132)
+
+    assert tiles(1056) == (8, 0)
+    assert tiles(1056, fused=True, ragged=False) == (16, 132)
+    assert tiles(8, narrow=False, ragged=False) == (16, 132)
+    assert tiles(1057) == (16, 132)
+    assert tiles(1057, fused=True, ragged=False) == (16, 0)
+    assert tiles(1057, size=128) == (16, 0)
+    assert tiles(1057, size=128, narrow=False) == (16, 132)

@@ -156,15 +156,17 @@ class Tiles(NamedTuple):
     eights: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
 
 
-def tiles_of(batch: int, narrow: bool, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
+def tiles_of(batch: int, narrow: bool, size: int, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
     """While every eight rows can have a multiprocessor of their own, a step's latency is all that counts: 8 rows each.
 
-    Above that the kernel looks at the lengths (csrc/cuda/forward16.cuh); rows that are all as long are sixteens.
+    Above that the kernel looks at the lengths (csrc/cuda/forward16.cuh); rows that are all as long are sixteens, and so
+    are those of 16-bit sizes whose weights leave no registers for both kinds of tile.
     """
     few = batch <= 8 * multiprocessors
     if few and narrow and not fused:
         return Tiles(8, 0)
-    return Tiles(16, multiprocessors if few or ragged else 0)
+    both = not narrow or size <= LARGE
+    return Tiles(16, multiprocessors if both and (few or ragged) else 0)
 
 
 def multiprocessors_of(x: Tensor) -> int:
@@ -239,7 +241,7 @@ def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
     size = padded_size(max(hidden, job.input) if fused else hidden, x.dtype, backward=False)
     narrow = x.dtype != torch.float32
     h_n = x.new_empty(job.batch, hidden)
-    tiles = tiles_of(job.batch, narrow, fused, job.row_lengths is not None, multiprocessors_of(x))
+    tiles = tiles_of(job.batch, narrow, size, fused, job.row_lengths is not None, multiprocessors_of(x))
     projection = x.contiguous() if fused else _projection(job, size)
     streamed = _fragments(job, size)  # with the transpose's behind them, which are the backward's
     inputs = _inputs(job, order, projection, size)
