@@ -13,6 +13,7 @@ import argparse
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from tests.cuda_launches import STORE, Simulator, missing, module_of, simulating
 RESULTS = Path(__file__).parent / "results" / "gpu_cuda_memory.csv"
 KEY = ("kernel", "dtype", "padded", "kind", "reset", "space", "access")
 FORMS = (("authors", "after"), ("aigru", "before"))
+FIGURES = ("requests", "taken", "least")
 STEPS = (4, 8)
 TILES = {name: Tiles(8 if name == "forward8" else 16, 0) for name in ("forward16", "forward16, fused", "forward8")}
 
@@ -63,15 +65,14 @@ def rows_of(kernel: str, dtype: str, padded: int) -> Iterator[dict[str, object]]
         for space, access in sorted({name[:2] for name in long}):
             figures = {
                 what: (long[space, access, what] - short[space, access, what]) / (STEPS[1] - STEPS[0])
-                for what in ("requests", "taken", "least")
+                for what in FIGURES
             }
             yield dict(zip(KEY, (kernel, dtype, padded, kind, reset, space, access), strict=True)) | figures
 
 
 def kernels() -> Iterator[tuple[str, str]]:
-    for dtype in ("bf16", "f32"):
-        yield from ((kernel, dtype) for kernel in ("forward16", "backward16"))
-    yield from ((kernel, "bf16") for kernel in ("forward16, fused", "forward8"))
+    yield from ((kernel, "bf16") for kernel in (*TILES, "backward16"))
+    yield from ((kernel, "f32") for kernel in ("backward16", "forward16"))
 
 
 def main() -> None:
@@ -81,12 +82,17 @@ def main() -> None:
     reason = missing()
     if reason is not None:
         raise SystemExit(f"benchmarks.gpu_memory_cuda: {reason}")
-    rows = [row for padded in chosen.padded for kernel, dtype in kernels() for row in rows_of(kernel, dtype, padded)]
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: [str(row[name]) for name in KEY]))
+    rows: dict[tuple[str, ...], dict[str, object]] = {}
+    if RESULTS.exists():
+        with RESULTS.open(newline="") as file:
+            rows = {tuple(row[name] for name in KEY): dict(row) for row in csv.DictReader(file)}
+    for padded, (kernel, dtype) in product(chosen.padded, kernels()):
+        for row in rows_of(kernel, dtype, padded):
+            rows[tuple(str(row[name]) for name in KEY)] = row
+        with RESULTS.open("w", newline="") as file:  # after each, so that an interrupted run keeps what it has
+            writer = csv.DictWriter(file, (*KEY, *FIGURES), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[key] for key in sorted(rows))
 
 
 if __name__ == "__main__":
