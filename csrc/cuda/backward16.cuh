@@ -39,8 +39,7 @@ struct Backward16 : Tile16<S, Padded> {
   const Backward& p;
   Shared& shared;
   BackwardWeights<S, Padded> weights;
-  float dh[4] = {0, 0, 0, 0};
-  float h0[4];  // where there are registers for it
+  float dh[4] = {0, 0, 0, 0}, h0[4];
   float d_bias[4][2] = {};  // r, u, n, gh_n
   // Flat rows are counted in 32 bits: of as many as those cannot count no device has the memory. A row's step `t` is
   // start + t * stride; one without steps has last = -1, and starts where that gives 0.
@@ -454,8 +453,9 @@ struct Backward16 : Tile16<S, Padded> {
   }
 };
 
+// One block on a multiprocessor is enough: for small ones ptxas would otherwise spill to make room for many.
 template <class S, int Padded>
-__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads) backward16(const Backward p) {
+__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, 1) backward16(const Backward p) {
   using Kernel = Backward16<S, Padded>;
   Kernel kernel(p);
   if (kernel.longest > 0) run_form(kernel, p.in.cell);
