@@ -64,20 +64,22 @@ test-ptx: $(READY)
 
 # On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
-test-gpu: $(READY)
+test-gpu: $(BUILT)
 	$(NEEDS_GPU)
 	$(PY) -m pytest tests -m gpu --no-skip
 
-bench-gpu: $(READY)
+bench-gpu: $(BUILT)
 	$(NEEDS_GPU)
 	$(PY) -m benchmarks.gpu
 	DIEN_KERNELS_FAST=1 $(PY) -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out benchmarks/results/gpu_fast.csv
 
-# What Triton's compiler and nvcc make of the kernels for each architecture; no GPU is needed (over half an hour).
+# What Triton's compiler and nvcc make of the kernels for each architecture, and what the CUDA ones ask of memory in the
+# simulator; no GPU is needed (over half an hour).
 gpu-report: $(READY)
 	$(PY) -m pip install -q '$(TRITON)'
 	$(PY) -m benchmarks.gpu_report
 	$(PY) -m benchmarks.gpu_report_cuda
+	PTXSIM='$(abspath $(PTXSIM))' $(PY) -m benchmarks.gpu_memory_cuda
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ MODE = os.environ.get("DIEN_KERNELS_BUILD") or "auto"
 JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
 CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
+CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(re.sub(r"\D", "", arch)))
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
@@ -106,9 +108,11 @@ def build_native(out, backends):
     if "cuda" in backends:
         linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
-        codes = [*((arch, "sm") for arch in CUDA_ARCHS), (CUDA_ARCHS[-1], "compute")]  # the last: PTX for newer ones
+        # One PTX for all: the kernels use nothing newer, so the front end need not run once for each. It stays inside,
+        # for devices newer than every architecture that machine code was made for.
+        codes = [*(f"sm_{arch}" for arch in CUDA_ARCHS), f"compute_{CUDA_PTX}"]
         nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-        nvcc += [f"-gencode=arch=compute_{arch},code={kind}_{arch}" for arch, kind in codes]
+        nvcc += [f"-gencode=arch=compute_{CUDA_PTX},code=[{','.join(codes)}]"]
         jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
     for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
         isa = source.stem.rpartition("_")[2]
@@ -122,7 +126,8 @@ def build_native(out, backends):
     run([*linker, *objects, *libraries, "-o", fresh], "linking _C.so")
     fresh.replace(out / "_C.so")
     facts = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS}
-    return facts | {"torch": torch_version, "cuda_archs": CUDA_ARCHS if "cuda" in backends else []}
+    facts |= {"cuda_archs": CUDA_ARCHS, "cuda_ptx": CUDA_PTX} if "cuda" in backends else {}
+    return facts | {"torch": torch_version}
 
 
 class BuildNative(build_ext):

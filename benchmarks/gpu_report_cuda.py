@@ -2,9 +2,12 @@
 
     python -m benchmarks.gpu_report_cuda                        # all, into results/gpu_cuda.csv
     python -m benchmarks.gpu_report_cuda --archs 80 90 --padded 64
+    python -m benchmarks.gpu_report_cuda --missing
 
 Rows of the same nvcc version and key are replaced. Instructions and barriers are those of one time step, for each warp,
-in the disassembled loop: the reset after or before the product, and with the input scaled by the attention (AIGRU).
+in the disassembled loop: the reset after or before the product, with the input scaled by the attention (AIGRU), with
+W_ih x in the loop ("fused"), and of tiles with eight rows ("eights").
+Shared memory is what a block has, that which the launch asks for included.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dien_kernels.ops.recurrence import cuda_launch
-from tests.cuda_code import Loop, compile_file, version
+from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, version
+from tests.cuda_launches import STORE
 
 RESULTS = Path(__file__).parent / "results" / "gpu_cuda.csv"
-ARCHS = (80, 86, 89, 90, 100, 120)
 KEY = ("nvcc", "arch", "kernel", "dtype", "padded")
 FILES = {
     "forward_bf16": cuda_launch.FORWARD_NARROW,
@@ -30,8 +33,30 @@ FILES = {
 }
 
 
-def rows_of(file: str, padded: int, arch: int) -> Iterator[dict[str, object]]:
-    for code in compile_file(file, padded, arch):
+DTYPES = {name: dtype for dtype, name in STORE.items()}
+
+
+def kernels_of(file: str) -> tuple[str, ...]:
+    if file.startswith("backward"):
+        return ("backward16",)
+    return ("forward16",) if file == "forward_f32" else ("forward16", "forward8")
+
+
+def keys_of(file: str, padded: int, arch: int) -> list[tuple[str, ...]]:
+    """What tells the rows apart that come from one file for one size, but for the version of nvcc."""
+    return [(f"sm_{arch}", kernel, file.partition("_")[2], str(padded)) for kernel in kernels_of(file)]
+
+
+def dynamic(code: Code, file: str, padded: int) -> int:
+    """Shared memory that the launch asks for: ptxas knows of none."""
+    dtype = DTYPES[file.partition("_")[2]]
+    return cuda_launch.backward_dynamic(dtype, padded) if code.kernel == "backward16" else 0
+
+
+def rows_of(compiled: Compiled, arch: int) -> Iterator[dict[str, object]]:
+    file, padded = compiled.file, compiled.padded
+    for code in compiled.codes(arch):
+        code = code._replace(shared=code.shared + dynamic(code, file, padded))
         figures: dict[str, object] = {
             "nvcc": version(),
             "arch": f"sm_{arch}",
@@ -40,11 +65,10 @@ def rows_of(file: str, padded: int, arch: int) -> Iterator[dict[str, object]]:
             "padded": padded,
             "threads": ((padded + 15) // 16 if code.kernel == "forward8" else padded // 8) * 32,
         }
-        for name, value in code._asdict().items():
-            if isinstance(value, Loop):
-                figures |= {f"{name}_{what}": number for what, number in value._asdict().items()}
-            elif name != "kernel":
-                figures[name] = value
+        figures |= {name: value for name, value in code._asdict().items() if name not in ("kernel", "loops")}
+        for name in LOOPS:
+            loop = code.loops.get(name)
+            figures |= {f"{name}_{what}": "" if loop is None else getattr(loop, what) for what in Loop._fields}
         yield figures
 
 
@@ -67,12 +91,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=list(ARCHS), choices=ARCHS)
     parser.add_argument("--padded", type=int, nargs="+", default=list(cuda_launch.FORWARD_NARROW))
+    parser.add_argument("--files", nargs="+", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--missing", action="store_true", help="leave out what has a row for this version of nvcc")
     chosen = parser.parse_args()
     rows = read()
-    for file, sizes in FILES.items():
-        for padded in (size for size in sizes if size in chosen.padded):
-            for arch in chosen.archs:
-                for row in rows_of(file, padded, arch):
+    for file in chosen.files:
+        for padded in (size for size in FILES[file] if size in chosen.padded):
+            archs = [
+                arch
+                for arch in chosen.archs
+                if not (chosen.missing and all((version(), *key) in rows for key in keys_of(file, padded, arch)))
+            ]
+            compiled = Compiled(file, padded) if archs else None
+            for arch in archs if compiled else ():
+                for row in rows_of(compiled, arch):
                     rows[tuple(str(row[name]) for name in KEY)] = row
                     print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
             write(rows)  # after each size, so that an interrupted run keeps what it has

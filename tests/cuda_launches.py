@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dien_kernels.ops import _dispatch
 from dien_kernels.ops.recurrence import cuda_launch
+from dien_kernels.ops.recurrence.cuda_launch import Tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
@@ -63,9 +65,13 @@ def _pointers(tensors: list[Tensor | None]) -> bytes:
 class Simulator:
     """Runs every launch. Tensors end at an unmapped page; results start as NaN where kernels must write them all."""
 
-    def __init__(self, seed: int = 0, race: bool = True, rows: int | None = None, prof: bool = False) -> None:
-        self.seed, self.race, self.rows, self.prof = seed, race, rows, prof
+    def __init__(
+        self, seed: int = 0, race: bool = True, tiles: Tiles | None = None, fused: bool = True, prof: bool = False
+    ) -> None:
+        """``tiles`` in place of the host's choice; ``fused`` False: the input projection is always made before."""
+        self.seed, self.race, self.tiles, self.fused, self.prof = seed, race, tiles, fused, prof
         self.launches: list[tuple[str, int, int]] = []  # kernel, padded size, rows of a tile
+        self.fusions = 0  # launches that made the input projection themselves
 
     def __call__(self, name: str, *arguments: Any) -> None:
         getattr(self, name)(*arguments)
@@ -85,33 +91,45 @@ class Simulator:
     def _guard(self, tensors: list[Tensor | None]) -> list[Tensor | None]:
         return [None if t is None else ptxsim().guard(t) for t in tensors]
 
-    def _run(self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any) -> None:
+    def _run(
+        self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any,
+        dynamic: int = 0,
+    ) -> None:  # fmt: skip
         run = module_of(file, padded, self.race, self.prof).kernel(kernel)
-        # Backward16::kDynamic: the transposed weights of float32's largest.
-        dynamic = 3 * 4 * padded // 32 * threads * 8 if file == "backward_f32" and padded > 40 else 0
         reachable = [t for t in tensors if t is not None]
         run(grid, threads, [params], smem=dynamic, seed=self.seed, reachable=reachable)
 
     def forward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, y, h_n, rows = arguments[-4:]
-        rows = self.rows or rows
+        padded, w_ih, streamed, y, h_n, *tiles = arguments[-7:]
+        rows, eights = tiles
         inputs = self._guard(inputs)
+        w_ih, streamed = self._guard([w_ih, streamed])
         # All of y is written only where no row can end early; elsewhere it comes as zeros, which must stay.
-        everything = inputs[1] is None and inputs[2] is None
+        everything = y is not None and inputs[1] is None and inputs[2] is None
         results = self._guard([y.fill_(float("nan")) if everything else y, h_n.fill_(float("nan"))])
         self.launches.append(("forward", padded, rows))
+        self.fusions += w_ih is not None
         threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
+        # Forward::resident: a device may have room for all three gates or for one.
+        resident = 0 if streamed is None else 2 - self.seed % 2
+        batch = arguments[11]
+        params = packed(inputs) + _pointers([*results, w_ih])
+        params += struct.pack("<2i", 0 if w_ih is None else w_ih.shape[1], eights)
+        keep_side = arguments[11 + 5 + 2 + 4 + 1]
+        params += _pointers([streamed]) + struct.pack("<if", resident, (1 if keep_side else -1) / math.log(2))
         self._run(
-            f"forward_{STORE[y.dtype]}", f"forward{rows}", padded, -(-arguments[11] // rows), threads,
-            packed(inputs) + _pointers(results), (*inputs, *results),
+            f"forward_{STORE[h_n.dtype]}", f"forward{rows}", padded,
+            -(-batch // rows) + min(-(-eights // 2), -(-batch // 16)), threads, params,
+            (*inputs, *results, w_ih, streamed), resident * 4 * padded * padded,
         )  # fmt: skip
-        y.copy_(results[0])
+        if y is not None:
+            y.copy_(results[0])
         h_n.copy_(results[1])
 
     def backward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, *given = arguments[-9:-5]
+        padded, *given = arguments[-10:-5]
         outputs = arguments[-5:]
         inputs, given = self._guard(inputs), self._guard(given)
         gates, states, d_attention, d_bias, dh0 = outputs
@@ -123,9 +141,10 @@ class Simulator:
             t.fill_(float("nan"))
         results = self._guard(list(outputs))
         self.launches.append(("backward", padded, 16))
+        dynamic = cuda_launch.backward_dynamic(gates.dtype, padded)
         self._run(
             f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-arguments[11] // 16), padded // 8 * 32,
-            packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results),
+            packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results), dynamic,
         )  # fmt: skip
         for t, result in zip(outputs, results, strict=True):
             if t is not None:
@@ -146,8 +165,11 @@ class Simulator:
 @contextmanager
 def simulating(simulator: Simulator) -> Iterator[None]:
     """Tensors on the CPU are taken by the backend ``cuda``."""
+    fuses, tiles_of = cuda_launch.fuses, cuda_launch.tiles_of
     with (
         mock.patch.dict(_dispatch._refusals["recurrence"], cuda=lambda call: None),
         mock.patch.object(cuda_launch, "_launch", simulator),
+        mock.patch.object(cuda_launch, "fuses", lambda job: simulator.fused and fuses(job)),
+        mock.patch.object(cuda_launch, "tiles_of", lambda *facts: simulator.tiles or tiles_of(*facts)),
     ):
         yield

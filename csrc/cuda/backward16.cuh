@@ -1,12 +1,12 @@
 // The backward on tiles of 16 rows: steps from the last to the first, with the gates computed once more from the states.
 // Equation numbers are those of docs/math.md.
 //
-// Both W_hh and its transpose stay in registers. A step's gates depend on no gradient, so what runs from step to step is
-// short: elementwise, to shared memory, a barrier, the product with W_hh^T. With the reset before the product there are
-// two barriers, and the next step's r and q are computed between them. What is left to products over all steps (dx, dW)
-// is written as it comes: see `Backward` in params.h.
+// A step's gates depend on no gradient, so what runs from step to step is short: elementwise, to shared memory, a barrier,
+// the product with W_hh^T. With the reset before the product there are two barriers, and the next step's r and q are
+// computed between them. What is left to products over all steps (dx, dW) is written as it comes: see `Backward` in
+// params.h.
 #pragma once
-#include "tile16.cuh"
+#include "backward_weights.cuh"
 
 namespace dien::cuda {
 
@@ -15,126 +15,147 @@ struct Backward16 : Tile16<S, Padded> {
   using Tile = Tile16<S, Padded>;
   using Tile::group, Tile::lane, Tile::warp, Tile::place, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair, typename Tile::Operand;
+  static constexpr bool kLarge = Padded > 64;  // a thread has 128 registers: no weights, one step's inputs ahead
   // Of what the reset after the product exchanges: with two, a step has one barrier. Float32's are too large for two.
-  static constexpr int kBuffers = S::kParts == 1 ? 2 : 1;
+  static constexpr int kBuffers = S::kParts == 1 && !kLarge ? 2 : 1;
+  static constexpr int kDepth = kLarge ? 1 : 2;  // steps whose inputs are on their way
   static constexpr int kWarps = Padded / 8;
-  // Where registers do not hold both, W_hh^T is in dynamic shared memory, each thread's own fragments: 8 bytes at a time.
-  static constexpr bool kShared = S::kParts == 2 && Padded > 40;
-  static constexpr int kDynamic = kShared ? 3 * Tile::kSteps * Tile::kThreads * 8 : 0;
 
   struct Shared {
     alignas(16) Operand h[kBuffers];     // the state before the step
     alignas(16) Operand q;               // r h, where the reset comes before the product
     alignas(16) Operand d[kBuffers][3];  // da_r, da_u, dgh_n
     alignas(16) float bias[4][Padded];
-    float d_attention[2][16][kWarps + 1];
+    float d_attention[kBuffers][16][kWarps + 1];
   };
 
   // A thread's part of a step's inputs.
   struct Ahead {
     float2 gate[2][3];
-    Pair h[2], dy[2];
+    Pair h[2], dy[2];  // h before the step before it: shared memory has it early
     float attention[2];
   };
 
   const Backward& p;
   Shared& shared;
-  typename Tile::Raw w[3], transposed[kShared ? 1 : 3];
-  float dh[4] = {0, 0, 0, 0}, h0[4] = {0, 0, 0, 0};
+  BackwardWeights<S, Padded> weights;
+  float dh[4] = {0, 0, 0, 0}, h0[4];
   float d_bias[4][2] = {};  // r, u, n, gh_n
-  int length[2], longest = 0;
-  const float* projection[2];
-  const float* attention[2];
-  float* d_attention[2];
-  const Element *h[2], *dy[2];
-  Element *gates[2], *states[2];
-  int64_t projection_step, attention_step, h_step, dy_step, y_step;
-  Ahead ahead[2];
+  // Flat rows are counted in 32 bits: of as many as those cannot count no device has the memory. A row's step `t` is
+  // start + t * stride; one without steps has last = -1, and starts where that gives 0.
+  int last[2], longest = 0;
+  int x_start[2], y_start[2], attention_start[2];
+  int x_stride, y_stride, attention_stride;
+  // The thread's two units in row 0, and from row to row in bytes; what is not there is `kNothing`, for every row.
+  const unsigned char *projection, *attention, *y, *dy;
+  unsigned char *gates, *states;
+  int y_width, dy_width;
+  Pair h[2];  // before the step
+  Ahead ahead[kDepth];
 
-  __device__ __forceinline__ Backward16(const Backward& params, Shared& memory)
-      : Tile(params.in), p(params), shared(memory) {
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-      Tile::template load_weights<false>(w[gate], gate);
-      Tile::template load_weights<true>(transposed[kShared ? 0 : gate], gate);
-      if constexpr (kShared) {
-#pragma unroll
-        for (int k = 0; k < Tile::kSteps; ++k)
-          *fragment(gate, k) = make_uint2(transposed[0][k][0], transposed[0][k][1]);
-      }
+  // Beside the static shared memory of the small sizes.
+  static constexpr int kDynamic = BackwardWeights<S, Padded>::kBytes + (kLarge ? int(sizeof(Shared)) : 0);
+  __device__ __forceinline__ static Shared& memory() {
+    if constexpr (kLarge) {
+      return *reinterpret_cast<Shared*>(dynamic_memory + BackwardWeights<S, Padded>::kBytes);
+    } else {
+      __shared__ Shared shared;
+      return shared;
     }
+  }
+
+  __device__ __forceinline__ explicit Backward16(const Backward& params)
+      : Tile(params.in), p(params), shared(memory()), weights(*this, params.fragments) {
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     Tile::share_biases(shared.bias);
     const Strides strides = strides_of(in.rows);
-    const int hidden = in.cell.hidden;
-    const bool inside = unit < hidden;
-    constexpr int64_t kWidth = 3 * Padded;
-    projection_step = strides.x * kWidth;
-    attention_step = in.attention ? strides.attention : 0;
-    y_step = strides.y;
-    h_step = inside ? strides.y * hidden : 0;
-    dy_step = p.dy ? h_step : 0;
-    const int gate_width = Padded * (in.cell.scale_input ? 6 : in.cell.reset_before ? 3 : 4);
-    const int state_width = Padded * (in.cell.reset_before ? 2 : 1);
-    const Element* nothing = reinterpret_cast<const Element*>(kNothing);
+    const bool inside = unit < in.cell.hidden;
+    projection = bytes(in.projection, true) + unit * 4;
+    attention = bytes(in.attention, in.attention);
+    y = bytes(p.y, inside) + (inside ? unit * Tile::kSize : 0);
+    dy = bytes(p.dy, inside && p.dy) + (inside && p.dy ? unit * Tile::kSize : 0);
+    gates = static_cast<unsigned char*>(p.gates) + unit * Tile::kSize;
+    states = static_cast<unsigned char*>(p.states) + unit * Tile::kSize;
+    y_width = inside ? in.cell.hidden * Tile::kSize : 0;
+    dy_width = p.dy ? y_width : 0;
+    x_stride = int(strides.x), y_stride = int(strides.y);
+    attention_stride = in.attention ? int(strides.attention) : 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Row row = row_at(in.rows, Tile::place_of(2 * i));
-      length[i] = row.length;
+      const bool any = row.length > 0;
       longest = max(longest, row.length);
-      const bool any = row.length > 0;  // a row without steps may start past the end
-      const int64_t last = max(row.length - 1, 0);
-      const int64_t y = row.y + last * strides.y;
-      projection[i] = static_cast<const float*>(in.projection) + (any ? row.x + last * strides.x : 0) * kWidth + unit;
-      const int64_t at = row.attention + last * strides.attention;
-      attention[i] = in.attention && any ? in.attention + at : kNothing;
-      d_attention[i] = p.d_attention + at;
-      // The state before the last step; of the first step it is h0.
-      const int64_t before = y - (row.length > 1 ? strides.y : 0);
-      h[i] = any && inside ? static_cast<const Element*>(p.y) + before * hidden + unit : nothing;
-      dy[i] = any && inside && p.dy ? static_cast<const Element*>(p.dy) + y * hidden + unit : nothing;
-      gates[i] = static_cast<Element*>(p.gates) + y * gate_width + unit;
-      states[i] = static_cast<Element*>(p.states) + y * state_width + unit;
+      last[i] = row.length - 1;
+      x_start[i] = any ? int(row.x) : x_stride;
+      y_start[i] = any ? int(row.y) : y_stride;
+      attention_start[i] = any && in.attention ? int(row.attention) : attention_stride;
     }
 #pragma unroll
     for (int lanes = 4; lanes < 32; lanes *= 2) longest = max(longest, __shfl_xor_sync(~0u, longest, lanes));
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (in.h0 && Tile::exists(e)) h0[e] = in.h0[Tile::state_at(e)];
+      h0[e] = first_state(e);
       if (p.dh_n && Tile::exists(e)) dh[e] = S::widen(static_cast<const Element*>(p.dh_n)[Tile::state_at(e)]);
     }
   }
 
-  // Step `t`, from the last to the first. The pointers of a row stay on its last step until `t` is there, and on its
-  // first one afterwards; what they bring then is not used.
-  __device__ __forceinline__ void fetch(Ahead& to, int t) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int gate = 0; gate < 3; ++gate)
-        to.gate[i][gate] = *reinterpret_cast<const float2*>(projection[i] + gate * Padded);
-      to.attention[i] = *attention[i];
-      to.h[i] = *reinterpret_cast<const Pair*>(h[i]);
-      to.dy[i] = *reinterpret_cast<const Pair*>(dy[i]);
-      if (t < length[i] && t > 0) {
-        projection[i] -= projection_step;
-        attention[i] -= attention_step;
-        dy[i] -= dy_step;
-        if (t > 1) h[i] -= h_step;
-      }
-    }
+  __device__ __forceinline__ static const unsigned char* bytes(const void* rows, bool exist) {
+    return static_cast<const unsigned char*>(exist ? rows : kNothing);
   }
 
-  __device__ __forceinline__ void state_before(float (&v)[4], const Ahead& now, int t) const {
+  // In one instruction; the compiler would take the sum apart.
+  template <class T>
+  __device__ __forceinline__ static T* at(T* rows, int row, int width) {
+    T* result;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(row), "r"(width), "l"(rows));
+    __builtin_assume(__isGlobal(result));
+    return result;
+  }
+
+  // The state before step `t`, but for the first one's, which is h0.
+  __device__ __forceinline__ void fetch_state(Pair (&to)[2], int t) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      to[i] = *reinterpret_cast<const Pair*>(at(y, y_start[i] + min(max(t - 1, 0), last[i]) * y_stride, y_width));
+  }
+
+  // Step `t`, from the last to the first. A row's is its last step until `t` is there, and its first one afterwards;
+  // what that brings is not used.
+  __device__ __forceinline__ void fetch(Ahead& to, int t) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 pair = S::widen_pair(now.h[i]);
+      const int step = min(max(t, 0), last[i]);
+      const unsigned char* from = at(projection, x_start[i] + step * x_stride, 3 * Padded * 4);
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate)
+        to.gate[i][gate] = *reinterpret_cast<const float2*>(from + gate * Padded * 4);
+      const int place = attention_start[i] + step * attention_stride;
+      to.attention[i] = *reinterpret_cast<const float*>(at(attention, place, 4));
+      to.dy[i] = *reinterpret_cast<const Pair*>(at(dy, y_start[i] + step * y_stride, dy_width));
+    }
+    fetch_state(to.h, t - 1);
+  }
+
+  __device__ __forceinline__ float first_state(int e) const {
+    return in.h0 && Tile::exists(e) ? in.h0[Tile::state_at(e)] : 0.f;
+  }
+
+  __device__ __forceinline__ void state_before(float (&v)[4], const Pair (&state)[2], int t) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = S::widen_pair(state[i]);
       v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
     }
     if (t == 0) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[e] = h0[e];
     }
+  }
+
+  // This step's inputs are used: those of the step `kDepth` before it, and the state before the next one.
+  __device__ __forceinline__ void advance(Ahead& now, int t) {
+    h[0] = now.h[0], h[1] = now.h[1];
+    fetch(now, t - kDepth);
   }
 
   // The unscaled projection, and what stands before the products with W_hh, for `Count` gates from `First` on.
@@ -155,26 +176,15 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  __device__ __forceinline__ static uint2* fragment(int gate, int k) {
-    extern __shared__ uint2 fragments[];
-    return fragments + (gate * Tile::kSteps + k) * Tile::kThreads + threadIdx.x;
-  }
-
   // c += tile W_gate^T
   __device__ __forceinline__ void multiply_transposed(float (&c)[4], const Operand& tile, int gate) const {
     const uint32_t from = Tile::fragments(tile);
     float small[4] = {};
-#pragma unroll
+#pragma unroll(Tile::kUnroll)
     for (int k = 0; k < Tile::kSteps; ++k) {
       uint32_t a[S::kParts][4], b[S::kParts][2];
       Tile::load_fragment(a, from, k);
-      if constexpr (kShared) {
-        const uint2 words = *fragment(gate, k);
-        const typename Tile::Raw one = {{words.x, words.y}};
-        Tile::parts_of(b, one, 0);
-      } else {
-        Tile::parts_of(b, transposed[gate], k);
-      }
+      Tile::parts_of(b, weights.transposed[gate], k);
       Tile::multiply_step(c, small, a, b);
     }
     if constexpr (S::kParts == 2) {
@@ -183,8 +193,10 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  __device__ __forceinline__ void store(Element* at, int column, const float (&v)[4], int i, float scale = 1.f) const {
-    *reinterpret_cast<Pair*>(at + column * Padded) = S::round_pair(scale * v[2 * i], scale * v[2 * i + 1]);
+  __device__ __forceinline__ static void store(unsigned char* row, int column, const float (&v)[4], int i,
+                                               float scale = 1.f) {
+    const Pair pair = S::round_pair(scale * v[2 * i], scale * v[2 * i + 1]);
+    *reinterpret_cast<Pair*>(row + column * Padded * Tile::kSize) = pair;
   }
 
   __device__ __forceinline__ void sum_bias(int gate, const float (&v)[4]) {
@@ -204,17 +216,14 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  __device__ __forceinline__ void store_attention(const float (&part)[16][kWarps + 1], int t) {
+  __device__ __forceinline__ void store_attention(const float (&part)[16][kWarps + 1], int t) const {
     if (!p.d_attention || warp != 0 || place != 0) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = 0;
 #pragma unroll
       for (int other = 0; other < kWarps; ++other) sum += part[group + 8 * i][other];
-      if (t < length[i]) {
-        *d_attention[i] = sum;
-        d_attention[i] -= attention_step;
-      }
+      if (t <= last[i]) p.d_attention[attention_start[i] + t * attention_stride] = sum;
     }
   }
 
@@ -228,7 +237,7 @@ struct Backward16 : Tile16<S, Padded> {
     const float alpha = fmaf(in.cell.alpha1, now.attention[i], in.cell.alpha0);
     const float beta = fmaf(in.cell.beta1, now.attention[i], in.cell.beta0);
     const auto d = step_gradient(dh[e] + (e & 1 ? pair.y : pair.x), before, u, n, alpha, beta);
-    const bool valid = t < length[i];
+    const bool valid = t <= last[i];
     const float au = in.cell.keep_side ? -d.au : d.au;
     const float d_a = fmaf(in.cell.beta1, u, in.cell.alpha1) * d.dg;
     return {valid ? d.an : 0.f, valid ? au : 0.f, valid ? d.dh : dh[e], valid ? d_a : 0.f};
@@ -236,27 +245,27 @@ struct Backward16 : Tile16<S, Padded> {
 
   // The reset after the product.
   template <bool Scale>
-  __device__ __forceinline__ void step_after(int t, int buffer, Ahead& now, const Ahead& next, float sign) {
+  __device__ __forceinline__ void step_after(int t, int buffer, Ahead& now, float sign) {
     constexpr bool kTwo = kBuffers == 2;
     auto& exchanged = shared.d[kTwo ? buffer : 0];
     float c[3][4], x[3][4], before[4], x_n[4], ar[4], au[4], an[4], ghn[4], stay[4], d_a[2] = {0, 0};
-    state_before(before, now, t);
+    state_before(before, h, t);
     start<Scale, 0, 3>(c, x, now);
     const float2 b_hn = *reinterpret_cast<const float2*>(&shared.bias[3][unit]);
 #pragma unroll
     for (int e = 0; e < 4; ++e) x_n[e] = c[2][e], c[2][e] = e & 1 ? b_hn.y : b_hn.x;
-    Tile::template multiply<0, 3>(c, shared.h[kTwo ? buffer : 0], w);
+    Tile::template multiply<0, 3>(c, shared.h[kTwo ? buffer : 0], weights.w);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float r = logistic2(-kLog2E * c[0][e]), u = logistic2(sign * c[1][e]);
       const float n = S::tanh(fmaf(r, c[2][e], x_n[e]));
       const Gradient d = gradient(e, t, before[e], u, n, now);
       an[e] = d.an, au[e] = d.au, stay[e] = d.stay;
-      ghn[e] = t < length[e >> 1] ? d.an * r : 0.f;  // r may be NaN where no step is
-      ar[e] = t < length[e >> 1] ? reset_gradient(d.an * c[2][e], r) : 0.f;
+      ghn[e] = t <= last[e >> 1] ? d.an * r : 0.f;  // r may be NaN where no step is
+      ar[e] = t <= last[e >> 1] ? reset_gradient(d.an * c[2][e], r) : 0.f;
       d_a[e >> 1] += d.d_a;
       const float scaled = ar[e] * x[0][e] + au[e] * x[1][e] + an[e] * x[2][e];
-      if (Scale) d_a[e >> 1] += t < length[e >> 1] ? scaled : 0.f;
+      if (Scale) d_a[e >> 1] += t <= last[e >> 1] ? scaled : 0.f;
     }
     Tile::share(exchanged[0], ar);
     Tile::share(exchanged[1], au);
@@ -264,28 +273,28 @@ struct Backward16 : Tile16<S, Padded> {
     share_attention(shared.d_attention[buffer], d_a);
     sum_bias(0, ar), sum_bias(1, au), sum_bias(2, an), sum_bias(3, ghn);
     if (kTwo && t > 0) {
-      state_before(x_n, next, t - 1);
+      state_before(x_n, now.h, t - 1);
       Tile::share(shared.h[buffer ^ 1], x_n);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (t < length[i]) {
-        store(states[i], 0, before, i);
-        store(gates[i], Scale ? 2 : 0, ghn, i);
-        store(gates[i], Scale ? 0 : 1, ar, i);
-        store(gates[i], Scale ? 1 : 2, au, i);
+      if (t <= last[i]) {
+        const int row = y_start[i] + t * y_stride;
+        unsigned char* to = at(gates, row, (Scale ? 6 : 4) * Padded * Tile::kSize);
+        store(at(states, row, Padded * Tile::kSize), 0, before, i);
+        store(to, Scale ? 2 : 0, ghn, i);
+        store(to, Scale ? 0 : 1, ar, i);
+        store(to, Scale ? 1 : 2, au, i);
         if (Scale) {
-          store(gates[i], 3, ar, i, now.attention[i]);
-          store(gates[i], 4, au, i, now.attention[i]);
-          store(gates[i], 5, an, i, now.attention[i]);
+          store(to, 3, ar, i, now.attention[i]);
+          store(to, 4, au, i, now.attention[i]);
+          store(to, 5, an, i, now.attention[i]);
         } else {
-          store(gates[i], 3, an, i);
+          store(to, 3, an, i);
         }
-        states[i] -= y_step * Padded;
-        gates[i] -= y_step * Padded * (Scale ? 6 : 4);
       }
     }
-    fetch(now, t - 2);
+    advance(now, t);
     __syncthreads();
     float part[2][4] = {};
     multiply_transposed(stay, exchanged[0], 0);
@@ -296,7 +305,7 @@ struct Backward16 : Tile16<S, Padded> {
     for (int e = 0; e < 4; ++e) dh[e] = stay[e] + (part[0][e] + part[1][e]);
     if constexpr (!kTwo) {
       if (t > 0) {
-        state_before(x_n, next, t - 1);
+        state_before(x_n, h, t - 1);
         Tile::share(shared.h[0], x_n);
       }
       __syncthreads();
@@ -309,8 +318,8 @@ struct Backward16 : Tile16<S, Padded> {
                                            float sign) {
     float c[3][4], before[4], q[4];
     start<Scale, 0, 2>(c, x, now);
-    Tile::template multiply<0, 2>(c, shared.h[0], w);
-    state_before(before, now, t);
+    Tile::template multiply<0, 2>(c, shared.h[0], weights.w);
+    state_before(before, h, t);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       r[e] = logistic2(-kLog2E * c[0][e]), u[e] = logistic2(sign * c[1][e]);
@@ -325,9 +334,9 @@ struct Backward16 : Tile16<S, Padded> {
                                               float sign) {
     auto& exchanged = shared.d[0];
     float c[3][4], x[3][4], before[4], q[4], ar[4], au[4], an[4], stay[4], d_a[2] = {0, 0};
-    state_before(before, now, t);
+    state_before(before, h, t);
     start<Scale, 0, 3>(c, x, now);
-    Tile::template multiply<2, 1>(c, shared.q, w);
+    Tile::template multiply<2, 1>(c, shared.q, weights.w);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const Gradient d = gradient(e, t, before[e], u[e], S::tanh(c[2][e]), now);
@@ -339,16 +348,18 @@ struct Backward16 : Tile16<S, Padded> {
     Tile::share(exchanged[2], an);
     if (t > 0) {
       float earlier[4];
-      state_before(earlier, next, t - 1);
+      state_before(earlier, now.h, t - 1);
       Tile::share(shared.h[0], earlier);
     }
+    const float scale[2] = {now.attention[0], now.attention[1]};
+    advance(now, t);
     __syncthreads();
     float dq[4] = {};
     multiply_transposed(dq, exchanged[2], 2);
     multiply_transposed(stay, exchanged[1], 1);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const bool valid = t < length[e >> 1];
+      const bool valid = t <= last[e >> 1];
       ar[e] = valid ? reset_gradient(dq[e] * before[e], r[e]) : 0.f;  // (14b), (15)
       stay[e] += valid ? dq[e] * r[e] : 0.f;
       const float scaled = ar[e] * x[0][e] + au[e] * x[1][e] + an[e] * x[2][e];
@@ -359,22 +370,22 @@ struct Backward16 : Tile16<S, Padded> {
     sum_bias(0, ar), sum_bias(1, au), sum_bias(2, an);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (t < length[i]) {
-        store(states[i], 0, before, i);
-        store(states[i], 1, q, i);
-        store(gates[i], 0, ar, i);
-        store(gates[i], 1, au, i);
-        store(gates[i], 2, an, i);
+      if (t <= last[i]) {
+        const int row = y_start[i] + t * y_stride;
+        unsigned char* to = at(gates, row, (Scale ? 6 : 3) * Padded * Tile::kSize);
+        unsigned char* state = at(states, row, 2 * Padded * Tile::kSize);
+        store(state, 0, before, i);
+        store(state, 1, q, i);
+        store(to, 0, ar, i);
+        store(to, 1, au, i);
+        store(to, 2, an, i);
         if (Scale) {
-          store(gates[i], 3, ar, i, now.attention[i]);
-          store(gates[i], 4, au, i, now.attention[i]);
-          store(gates[i], 5, an, i, now.attention[i]);
+          store(to, 3, ar, i, scale[i]);
+          store(to, 4, au, i, scale[i]);
+          store(to, 5, an, i, scale[i]);
         }
-        states[i] -= y_step * Padded * 2;
-        gates[i] -= y_step * Padded * (Scale ? 6 : 3);
       }
     }
-    fetch(now, t - 2);
     if (t > 0) reset_of<Scale>(r, u, x, next, t - 1, sign);
     __syncthreads();
     multiply_transposed(stay, exchanged[0], 0);
@@ -386,10 +397,11 @@ struct Backward16 : Tile16<S, Padded> {
   template <bool Before, bool Scale>
   __device__ __forceinline__ void run() {
     const float sign = in.cell.keep_side ? kLog2E : -kLog2E;
-    fetch(ahead[0], longest - 1);
-    fetch(ahead[1], longest - 2);
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) fetch(ahead[d], longest - 1 - d);
     float first[4], r[4], u[4];
-    state_before(first, ahead[0], longest - 1);
+    fetch_state(h, longest - 1);
+    state_before(first, h, longest - 1);
     Tile::share(shared.h[0], first);
     __syncthreads();
     if constexpr (Before) {
@@ -397,27 +409,27 @@ struct Backward16 : Tile16<S, Padded> {
       reset_of<Scale>(r, u, x, ahead[0], longest - 1, sign);
       __syncthreads();
     }
-    if constexpr (S::kParts == 2) {  // one step at a time: two in one loop would not fit registers
+    const auto step = [&](int t, int buffer, Ahead& now, const Ahead& next) {
+      if constexpr (Before) {
+        step_before<Scale>(t, r, u, now, next, sign);
+      } else {
+        step_after<Scale>(t, buffer, now, sign);
+      }
+    };
+    if constexpr (kLarge || S::kParts == 2) {  // one step at a time: two in one loop would not fit registers
 #pragma unroll 1
       for (int t = longest - 1; t >= 0; --t) {
-        if constexpr (Before) {
-          step_before<Scale>(t, r, u, ahead[0], ahead[1], sign);
-        } else {
-          step_after<Scale>(t, 0, ahead[0], ahead[1], sign);
+        step(t, 0, ahead[0], ahead[kDepth - 1]);
+        if constexpr (kDepth == 2) {
+          const Ahead later = ahead[0];
+          ahead[0] = ahead[1], ahead[1] = later;
         }
-        const Ahead later = ahead[0];
-        ahead[0] = ahead[1], ahead[1] = later;
       }
     } else {
 #pragma unroll 1
       for (int t = longest - 1; t >= 0; t -= 2) {
-        if constexpr (Before) {
-          step_before<Scale>(t, r, u, ahead[0], ahead[1], sign);
-          if (t > 0) step_before<Scale>(t - 1, r, u, ahead[1], ahead[0], sign);
-        } else {
-          step_after<Scale>(t, 0, ahead[0], ahead[1], sign);
-          if (t > 0) step_after<Scale>(t - 1, 1, ahead[1], ahead[0], sign);
-        }
+        step(t, 0, ahead[0], ahead[1]);
+        if (t > 0) step(t - 1, 1, ahead[1], ahead[0]);
       }
     }
   }
@@ -441,19 +453,12 @@ struct Backward16 : Tile16<S, Padded> {
   }
 };
 
+// One block on a multiprocessor is enough: for small ones ptxas would otherwise spill to make room for many.
 template <class S, int Padded>
-__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads) backward16(const Backward p) {
+__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, 1) backward16(const Backward p) {
   using Kernel = Backward16<S, Padded>;
-  __shared__ typename Kernel::Shared shared;
-  Kernel kernel(p, shared);
-  const Cell& cell = p.in.cell;
-  if (kernel.longest > 0) {
-    if (cell.reset_before) {
-      cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
-    } else {
-      cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
-    }
-  }
+  Kernel kernel(p);
+  if (kernel.longest > 0) run_form(kernel, p.in.cell);
   kernel.store_sums();
 }
 

@@ -2,22 +2,61 @@
 //
 // The state is float32 in registers; what the product reads is its rounded copy in shared memory, written for the next
 // step while slower warps still read this one's (two buffers).
+//
+// A tile may have 8 rows: the products are then as long, but a warp's activations, the longer part of a step, are half.
 #pragma once
-#include "tile16.cuh"
+#include "input16.cuh"
 
 namespace dien::cuda {
+
+// The rows of a block: 16, 8 or none.
+struct Part {
+  int64_t first;
+  int rows;
+};
+
+// Rows come longest first, and the longest decide when a batch ends: those of more than two thirds of its steps, about the
+// ratio of a step of 8 rows to one of 16, run by eights. Not where there are more of them than `eights` tiles: each
+// multiprocessor then has so many long rows that its throughput counts. A batch that `eights` tiles hold runs by eights.
+template <bool Eights>
+__device__ __forceinline__ Part part_of(const Forward& p) {
+  const int64_t batch = p.in.rows.batch, most = Eights ? int64_t(p.eights) * 8 : 0;
+  int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before it run by eights
+  if (most > 0 && batch > most) {
+    const int64_t every = (most / (16 * int(blockDim.x)) + 1) * 16, at = threadIdx.x * every;
+    const int longest = row_at(p.in.rows, 0).length;
+    split = __syncthreads_count(3 * int64_t(row_at(p.in.rows, at).length) > 2 * int64_t(longest)) * every;
+    if (split > most) split = 0;
+  }
+  Part part{split + (int64_t(blockIdx.x) - split / 8) * 16, 16};
+  if (Eights && int64_t(blockIdx.x) * 8 < split) part = {int64_t(blockIdx.x) * 8, 8};
+  if (part.first >= batch) part.rows = 0;
+  return part;
+}
 
 template <class S, int Padded>
 struct Forward16 : Tile16<S, Padded> {
   using Tile = Tile16<S, Padded>;
+  using Input = Input16<S, Padded>;
   using Tile::group, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair;
+  static constexpr bool kFuses = S::kParts == 1 && Padded <= 64;
+  // Not where W_hh in 16 bits leaves no registers for it; there is forward8.
+  static constexpr bool kEights = Padded <= 64 || Tile::kStreamed;
+  struct Nothing {};
+  // Blocks on a multiprocessor at least: with a fused loop the compiler would take registers for one.
+  static constexpr int kResident = kFuses ? 512 / Tile::kThreads : 1;
   // Steps whose inputs are on their way. Short steps do not outlast the memory's latency; long ones need the registers.
-  static constexpr int kDepth = S::kParts == 1 && Padded <= 64 ? 2 : 1;
+  // Of a fused loop that is the attention alone, neighbours in memory.
+  template <class From>
+  static constexpr int kDepth = kFuses && std::is_same_v<From, Nothing> ? 2 : 1;
 
-  struct Shared {
-    alignas(16) typename Tile::Operand h[2];
-    alignas(16) typename Tile::Operand q;  // r h, where the reset comes before the product
+  struct Ring {
+    alignas(16) typename Input::Slots slots;
+    Part part;  // for the end: registers are scarce
+  };
+  struct Shared : std::conditional_t<kFuses, Ring, Nothing> {
+    alignas(16) typename Tile::Operand h[2];  // with the reset before the product, h is in one and r h in the other
     alignas(16) float bias[4][Padded];
   };
 
@@ -28,7 +67,8 @@ struct Forward16 : Tile16<S, Padded> {
   };
 
   Shared& shared;
-  typename Tile::Weights w[3];
+  const float& update;  // Forward::update, a kernel's constant: it takes no register
+  std::conditional_t<Tile::kStreamed, typename Tile::Streamed, typename Tile::Weights> w[3];
   float h[4] = {0, 0, 0, 0};
   const unsigned char* projection[2];
   const float* attention[2];
@@ -36,30 +76,26 @@ struct Forward16 : Tile16<S, Padded> {
   int length[2];  // 0 in threads of padded units, which have nothing to load, change or store
   int longest = 0;
   int64_t projection_step, attention_step, y_step;
-  Ahead ahead[kDepth];
+  Ahead ahead[2];
 
-  __device__ __forceinline__ Forward16(const Forward& p, Shared& memory) : Tile(p.in), shared(memory) {
-#pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-      typename Tile::Raw raw;
-      Tile::template load_weights<false>(raw, gate);
-      Tile::split(w[gate], raw);
-    }
+  __device__ __forceinline__ Forward16(const Forward& p, const Part& part, Shared& memory)
+      : Tile(p.in, part.first, part.rows), shared(memory), update(p.update) {
+    load_weights(p);
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     const Strides strides = strides_of(in.rows);
     constexpr int64_t kWidth = 3 * Padded * Tile::kSize;
     projection_step = strides.x * kWidth;
     attention_step = in.attention ? strides.attention : 0;
-    y_step = strides.y * in.cell.hidden;
+    y_step = p.y ? strides.y * in.cell.hidden : 0;  // without outputs each step's state goes where the last one will be
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Row row = row_at(in.rows, Tile::place_of(2 * i));
+      const Row row = Tile::row(group + 8 * i);
       longest = max(longest, row.length);
       length[i] = unit < in.cell.hidden ? row.length : 0;
       const int64_t x = row.length > 0 ? row.x : 0;  // a row without steps may start past the end
       projection[i] = static_cast<const unsigned char*>(in.projection) + x * kWidth + unit * Tile::kSize;
       attention[i] = in.attention && row.length > 0 ? in.attention + row.attention : kNothing;
-      y[i] = static_cast<Element*>(p.y) + row.y * in.cell.hidden + unit;
+      y[i] = static_cast<Element*>(p.y ? p.y : p.h_n) + (p.y ? row.y : row.index) * in.cell.hidden + unit;
     }
 #pragma unroll
     for (int lanes = 4; lanes < 32; lanes *= 2) longest = max(longest, __shfl_xor_sync(~0u, longest, lanes));
@@ -69,29 +105,52 @@ struct Forward16 : Tile16<S, Padded> {
     }
     Tile::share(shared.h[0], h);
     Tile::share_biases(shared.bias);
+    if constexpr (kFuses) {
+      if (threadIdx.x == 0) shared.part = part;
+    }
     __syncthreads();
   }
 
-  // Step `t` of both rows; past a row's end the pointers stay on its last step, and what they bring is not used.
-  __device__ __forceinline__ void fetch(Ahead& to, int t) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
+  __device__ __forceinline__ void load_weights(const Forward& p) {
+    if constexpr (Tile::kStreamed) {
+      extern __shared__ uint2 resident[];
+      const auto* streamed = static_cast<const uint2*>(p.streamed) + threadIdx.x;
+      for (int i = 0; i < p.resident * Tile::kGateFragments; i += Tile::kThreads)
+        resident[threadIdx.x + i] = streamed[i];  // read by the same thread
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate)
+        w[gate].at = (gate < p.resident ? resident + threadIdx.x : streamed) + gate * Tile::kGateFragments;
+    } else {
+#pragma unroll
+      for (int gate = 0; gate < 3; ++gate) {
+        typename Tile::Raw raw;
+        Tile::template load_weights<false>(raw, gate);
+        Tile::split(w[gate], raw);
+      }
+    }
+  }
+
+  // Step `t` of the rows; past a row's end the pointers stay on its last step, and what they bring is not used.
+  template <int Halves, bool Projected>
+  __device__ __forceinline__ void fetch(Ahead& to, int t) {
+#pragma unroll
+    for (int i = 0; i < Halves; ++i) {
+#pragma unroll
+      for (int gate = 0; gate < 3 * Projected; ++gate)
         to.gate[i][gate] = *reinterpret_cast<const Pair*>(projection[i] + gate * Padded * Tile::kSize);
       to.attention[i] = *attention[i];
       if (t + 1 < length[i]) {
-        projection[i] += projection_step;
+        if (Projected) projection[i] += projection_step;
         attention[i] += attention_step;
       }
     }
   }
 
-  template <bool Before, bool Scale>
-  __device__ __forceinline__ void step(int t, int buffer, Ahead& now, const float (&b_hn)[2], float sign) {
-    float c[3][4], x_n[4];
+  // What stands before the products with W_hh, and the input's side of n where they are apart.
+  template <bool Before, bool Scale, int Halves>
+  __device__ __forceinline__ void start(float (&c)[3][4], float (&x_n)[4], const Ahead& now, const float (&b_hn)[2]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < Halves; ++i) {
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate) {
         const float2 pair = S::widen_pair(now.gate[i][gate]);
@@ -105,75 +164,118 @@ struct Forward16 : Tile16<S, Padded> {
         }
       }
     }
+  }
+
+  // `input`: Nothing where the projection was made before.
+  template <bool Before, bool Scale, int Halves, class From>
+  __device__ __forceinline__ void step(int t, int buffer, Ahead& now, From& input, const float (&b_hn)[2]) {
+    constexpr bool kProjected = std::is_same_v<From, Nothing>;
+    float c[3][4] = {}, x_n[4];
+    if constexpr (kProjected) {
+      start<Before, Scale, Halves>(c, x_n, now, b_hn);
+    } else {
+      const float2 b = *reinterpret_cast<const float2*>(&shared.bias[3][unit]);
+#pragma unroll
+      for (int e = 0; e < 2 * Halves; ++e)
+        c[0][e] = input.next[0][e], c[1][e] = input.next[1][e], c[2][e] = e & 1 ? b.y : b.x, x_n[e] = input.next[2][e];
+    }
     float alpha[2], beta[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < Halves; ++i) {
       alpha[i] = fmaf(in.cell.alpha1, now.attention[i], in.cell.alpha0);
       beta[i] = fmaf(in.cell.beta1, now.attention[i], in.cell.beta0);
     }
-    fetch(now, t + kDepth);
+    fetch<Halves, kProjected>(now, t + kDepth<From>);
+    if constexpr (!kProjected) input.copy(t + Input::kSlots);
     float r[4];
-    Tile::template multiply<0, Before ? 2 : 3>(c, shared.h[buffer], w);
+    Tile::template multiply<0, Before ? 2 : 3>(c, shared.h[Before ? 0 : buffer], w);
+    if constexpr (!kProjected) input.prepare(t + 1);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) r[e] = logistic2(-kLog2E * c[0][e]);
+    for (int e = 0; e < 2 * Halves; ++e) r[e] = logistic2(-kLog2E * c[0][e]);
     if constexpr (Before) {
       float q[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) q[e] = r[e] * h[e];
-      Tile::share(shared.q, q);
+      for (int e = 0; e < 2 * Halves; ++e) q[e] = r[e] * h[e];
+      Tile::template share<Halves>(shared.h[1], q);
       __syncthreads();
-      Tile::template multiply<2, 1>(c, shared.q, w);
+      Tile::template multiply<2, 1>(c, shared.h[1], w);
     }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
+    for (int e = 0; e < 2 * Halves; ++e) {
       const int i = e >> 1;
-      const float u = logistic2(sign * c[1][e]);
+      const float u = logistic2(update * c[1][e]);
       const float n = S::tanh(Before ? c[2][e] : fmaf(r[e], c[2][e], x_n[e]));
       const float next = next_state(h[e], u, n, alpha[i], beta[i]);
       h[e] = t < length[i] ? next : h[e];
     }
-    Tile::share(shared.h[buffer ^ 1], h);
+    Tile::template share<Halves>(shared.h[Before ? 0 : buffer ^ 1], h);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < Halves; ++i) {
       if (t < length[i]) *reinterpret_cast<Pair*>(y[i]) = S::round_pair(h[2 * i], h[2 * i + 1]);
       y[i] += y_step;
     }
+    if constexpr (!kProjected) Input::wait();
     __syncthreads();
+  }
+
+  template <bool Before, bool Scale, int Halves, class From>
+  __device__ __forceinline__ void loop(From& input) {
+    const float b_hn[2] = {shared.bias[3][unit], shared.bias[3][unit + 1]};
+#pragma unroll
+    for (int d = 0; d < kDepth<From>; ++d) fetch<Halves, std::is_same_v<From, Nothing>>(ahead[d], d);
+#pragma unroll 1
+    for (int t = 0; t < longest; t += 2) {
+      step<Before, Scale, Halves>(t, 0, ahead[0], input, b_hn);
+      if (t + 1 < longest) step<Before, Scale, Halves>(t + 1, 1, ahead[kDepth<From> - 1], input, b_hn);
+    }
   }
 
   template <bool Before, bool Scale>
   __device__ __forceinline__ void run() {
-    const float b_hn[2] = {shared.bias[3][unit], shared.bias[3][unit + 1]};
-    const float sign = in.cell.keep_side ? kLog2E : -kLog2E;
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) fetch(ahead[d], d);
-#pragma unroll 1
-    for (int t = 0; t < longest; t += 2) {
-      step<Before, Scale>(t, 0, ahead[0], b_hn, sign);
-      if (t + 1 < longest) step<Before, Scale>(t + 1, 1, ahead[kDepth - 1], b_hn, sign);
+    Nothing nothing;
+    if constexpr (kEights) {
+      if (Tile::rows == 8) return loop<Before, Scale, 1>(nothing);
     }
+    loop<Before, Scale, 2>(nothing);
   }
 
-  __device__ __forceinline__ void store_last(void* h_n) const {
+  __device__ __forceinline__ void run_fused(const Forward& p) {
+    Input input(p, *this, shared.slots, shared.bias);
+    Tile::rows == 8 ? loop<false, false, 1>(input) : loop<false, false, 2>(input);
+    Input::finish();
+  }
+
+  __device__ __forceinline__ void store_last(const Forward& p) const {
+    Part part;
+    if constexpr (kFuses) {
+      part = shared.part;
+    } else {
+      part = part_of<kEights>(p);
+    }
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));  // what depends on it is computed here, and takes no registers in the loop
+    const Tile tile(in, part.first, part.rows, thread);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (Tile::exists(e)) static_cast<Element*>(h_n)[Tile::state_at(e)] = S::round(h[e]);
+      if (tile.exists(e)) static_cast<Element*>(p.h_n)[tile.state_at(e)] = S::round(h[e]);
     }
   }
 };
 
 template <class S, int Padded>
-__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads) forward16(const Forward p) {
+__global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, Forward16<S, Padded>::kResident)
+    forward16(const Forward p) {
   using Kernel = Forward16<S, Padded>;
   __shared__ typename Kernel::Shared shared;
-  Kernel kernel(p, shared);
-  const Cell& cell = p.in.cell;
-  if (cell.reset_before) {
-    cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
+  const Part part = part_of<Kernel::kEights>(p);
+  if (part.rows == 0) return;
+  Kernel kernel(p, part, shared);
+  if constexpr (Kernel::kFuses) {
+    p.w_ih ? kernel.run_fused(p) : run_form(kernel, p.in.cell);
   } else {
-    cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
+    run_form(kernel, p.in.cell);
   }
-  kernel.store_last(p.h_n);
+  kernel.store_last(p);
 }
 
 }  // namespace dien::cuda

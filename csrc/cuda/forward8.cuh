@@ -75,7 +75,7 @@ struct Forward8 {
     y = static_cast<typename S::Element*>(p.y) + stored.y * in.cell.hidden + first + 2 * place;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      store_length[half] = first + half * 8 + 2 * place < in.cell.hidden ? stored.length : 0;
+      store_length[half] = p.y && first + half * 8 + 2 * place < in.cell.hidden ? stored.length : 0;
 #pragma unroll
     for (int n = 0; n < kCopies; ++n) {
       const int chunk = threadIdx.x + n * kThreads, i = chunk / (kWidth / 16), column = chunk % (kWidth / 16) * 16;
@@ -127,10 +127,7 @@ struct Forward8 {
       for (int e = 0; e < 4; ++e) {
         const int64_t at = int64_t(blockIdx.x) * 8 + 2 * place + (e & 1);
         const int unit = first + group + (e >> 1) * 8;
-        if (at < in.rows.batch && unit < in.cell.hidden) {
-          const int64_t index = in.rows.order ? in.rows.order[at] : at;
-          h[e] = in.h0[index * in.cell.hidden + unit];
-        }
+        if (at < in.rows.batch && unit < in.cell.hidden) h[e] = in.h0[state_at(in, at, unit)];
       }
     }
     __syncthreads();
@@ -290,10 +287,7 @@ struct Forward8 {
     for (int e = 0; e < 4; ++e) {
       const int64_t at = int64_t(blockIdx.x) * 8 + 2 * place + (e & 1);
       const int unit = first + group + (e >> 1) * 8;
-      if (at < in.rows.batch && unit < in.cell.hidden) {
-        const int64_t index = in.rows.order ? in.rows.order[at] : at;
-        last[index * in.cell.hidden + unit] = S::round(h[e]);
-      }
+      if (at < in.rows.batch && unit < in.cell.hidden) last[state_at(in, at, unit)] = S::round(h[e]);
     }
   }
 };
@@ -305,12 +299,7 @@ __global__ void __launch_bounds__(Forward8<S, Padded>::kThreads) forward8(const 
   Kernel kernel(p, shared);
   kernel.load_weights();
   kernel.load_state();
-  const Cell& cell = p.in.cell;
-  if (cell.reset_before) {
-    cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
-  } else {
-    cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
-  }
+  run_form(kernel, p.in.cell);
   kernel.store_last(p.h_n);
 }
 

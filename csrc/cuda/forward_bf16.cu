@@ -1,9 +1,8 @@
 // The forward's instances for one storage dtype.
-#include "forward16.cuh"
 #include "forward8.cuh"
 #include "instances.h"
 #include "launch.h"
-#include "run.h"
+#include "run_forward.h"
 
 namespace dien::cuda {
 
@@ -11,7 +10,7 @@ int forward_bf16(const Forward& p, int padded, int rows, Stream stream) {
 #define DIEN_CASE(P)                                                                                 \
   case P:                                                                                            \
     if (rows == 8) return run(forward8<BFloat16, P>, Forward8<BFloat16, P>::kThreads, p, 8, stream); \
-    return run(forward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream);
+    return run_forward16<BFloat16, P>(p, stream);
   switch (padded) { DIEN_FORWARD_NARROW(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;

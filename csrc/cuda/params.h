@@ -5,6 +5,8 @@
 
 namespace dien::cuda {
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 enum class Store : int32_t { f32, bf16, f16 };
 
 // Where a row's steps lie (docs/design.md, "One layout"). Indices are clamped to what exists.
@@ -41,9 +43,21 @@ struct Inputs {
 
 struct Forward {
   Inputs in;
-  void* y;    // [y_rows, H], storage dtype; only steps that exist are written
-  void* h_n;  // [batch, H], storage dtype
+  void* y;    // [y_rows, H], storage dtype; only steps that exist are written. Null: the last states alone are wanted
+  void* h_n;  // [batch, H], storage dtype; never null
+  // [3H, I], storage dtype, with I at most P and a multiple of 4: `in.projection` is x itself, [x_rows, I], whose rows are
+  // at multiples of 8 bytes, and the loop makes the product. 16-bit storage, P <= 64, the reset after the product and an
+  // unscaled input; null otherwise.
+  const void* w_ih;
+  int32_t input;   // I
+  int32_t eights;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `part_of`
+  // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
+  const void* streamed;
+  int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
+  float update;      // update_factor: of the exponent in u
 };
+
+constexpr float update_factor(bool keep_side) { return keep_side ? kLog2E : -kLog2E; }
 
 // Gate gradients and states are left for products over all steps; steps that do not exist are not written.
 struct Backward {
@@ -51,6 +65,9 @@ struct Backward {
   const void* y;     // [y_rows, H], storage dtype
   const void* dy;    // like y; null: zero
   const void* dh_n;  // [batch, H], storage dtype; null: zero
+  // Where weights are streamed (float32, P > 64): the words of W_hh and of its transpose in the order in which threads take
+  // them, [2, 3, step of the product, P / 8 warps, 32 lanes, 2]; else null.
+  const void* fragments;
   void* gates;   // [y_rows, G, P], storage dtype: dgh_n, da_r, da_u, da_n (G = 4); with the input scaled da_r, da_u,
                  // dgh_n and then gamma times da_r, da_u, da_n (6); with the reset before da_r, da_u, da_n (3)
   void* states;  // [y_rows, P], storage dtype: h before the step; with the reset before [y_rows, 2, P]: h and r h

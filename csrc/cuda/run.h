@@ -1,16 +1,17 @@
-// One launch of a kernel on tiles of `rows` rows, with `dynamic` bytes of shared memory beside its own.
+// One launch of a kernel on tiles of `rows` rows, with `dynamic` bytes of shared memory beside its own and `more` tiles.
 #pragma once
 #include "launch.h"
 
 namespace dien::cuda {
 
 template <class Params>
-int run(void (*kernel)(Params), int threads, const Params& p, int rows, Stream stream, int dynamic = 0) {
+int run(void (*kernel)(Params), int threads, const Params& p, int rows, Stream stream, int dynamic = 0,
+        int64_t more = 0) {
   if (dynamic > 0) {  // past 48 KB in all a kernel must ask
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
     if (error != cudaSuccess) return error;
   }
-  const unsigned tiles = unsigned((p.in.rows.batch + rows - 1) / rows);
+  const unsigned tiles = unsigned((p.in.rows.batch + rows - 1) / rows + more);
   kernel<<<tiles, threads, dynamic, stream>>>(p);
   return cudaGetLastError();
 }

@@ -16,8 +16,6 @@ namespace dien::cuda {
 #include "../cell.h"
 #undef DIEN_INLINE
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 __device__ __forceinline__ uint32_t bits_of(float v) { return __float_as_uint(v); }
 
 // 1 / (1 + 2^x): 2^x may be inf, whose reciprocal is 0, and NaN passes. No division.
@@ -53,7 +51,8 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], uint
                : "memory");
 }
 
-__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[4], uint32_t address) {
+template <size_t N>
+__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[N], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)
@@ -186,6 +185,21 @@ struct Strides {
 __device__ __forceinline__ Strides strides_of(const Rows& r) {
   const int64_t sign = r.reverse ? -1 : 1;
   return {r.time_major ? sign * r.histories : sign, r.time_major ? sign * r.batch : sign, sign};
+}
+
+// A row of the kernel's order in [batch, H]: where its state is among those of the batch.
+__device__ __forceinline__ int64_t state_at(const Inputs& in, int64_t place, int unit) {
+  return (in.rows.order ? in.rows.order[place] : place) * in.cell.hidden + unit;
+}
+
+// The kernel's loop for the form of the cell that is asked for.
+template <class Kernel>
+__device__ __forceinline__ void run_form(Kernel& kernel, const Cell& cell) {
+  if (cell.reset_before) {
+    cell.scale_input ? kernel.template run<true, true>() : kernel.template run<true, false>();
+  } else {
+    cell.scale_input ? kernel.template run<false, true>() : kernel.template run<false, false>();
+  }
 }
 
 // What stands for an input that is absent: a zero for each of a pair's values.

@@ -3,6 +3,8 @@
 // A warp owns 8 units for all three gates, so that r, u and n of a unit meet in one thread: that of rows g and g + 8,
 // units 2q and 2q + 1 of the warp's eight. An array of four values is rows g, g, g + 8, g + 8 and units 2q, 2q + 1, ...
 #pragma once
+#include <type_traits>
+
 #include "tile.cuh"
 
 namespace dien::cuda {
@@ -14,29 +16,56 @@ struct Tile16 {
   static constexpr int kSize = int(sizeof(Element));
   static constexpr int kParts = S::kParts;
   static constexpr int kThreads = Padded / 8 * 32;
-  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;  // of a row's operand
-  static constexpr int kSteps = kBytes / 32;                      // of the product
+  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;           // of a row's operand
+  static constexpr int kSteps = kBytes / 32;                               // of the product
+  static constexpr int kUnroll = kParts == 2 && Padded > 64 ? 1 : kSteps;  // weights read ahead take registers
   static constexpr int kStride = kBytes + 16;  // an odd number of 16 bytes: ldmatrix meets no bank conflict
 
   using Operand = unsigned char[kParts][16 * kStride];  // in shared memory; past P it stays zero
   using Weights = uint32_t[kSteps][kParts][2];          // of one gate
   using Raw = uint32_t[kSteps][2];                      // the same, not yet split into parts
 
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
-  const int unit = warp * 8 + 2 * place;  // and the next one
-  const Inputs& in;
+  // Where registers do not hold the weights each step reads them, from shared memory or, where that is too small, from
+  // the cache. A warp's read is 256 bytes in a row: the host has put the weights in the order of threads.
+  static constexpr bool kStreamed = kParts == 2 && Padded > 64;
+  static constexpr int kGateFragments = kSteps * kThreads;
+  struct Streamed {  // of one gate
+    const uint2* at;
+    __device__ __forceinline__ void load(uint32_t (&parts)[kParts][2], int k) const {
+      parts_of(parts, at[k * kThreads]);
+    }
+  };
 
-  __device__ __forceinline__ explicit Tile16(const Inputs& inputs) : in(inputs) {}
+  const int lane, warp, group, place;
+  const int unit;  // and the next one
+  const Inputs& in;
+  int64_t first;   // of its rows, in the kernel's order
+  const int rows;  // 16, or 8: then the other eight do not exist
+
+  __device__ __forceinline__ explicit Tile16(const Inputs& inputs) : Tile16(inputs, int64_t(blockIdx.x) * 16, 16) {}
+  __device__ __forceinline__ Tile16(const Inputs& inputs, int64_t first_row, int count, int thread = threadIdx.x)
+      : lane(thread & 31),
+        warp(thread >> 5),
+        group(lane >> 2),
+        place(lane & 3),
+        unit(warp * 8 + 2 * place),
+        in(inputs),
+        first(first_row),
+        rows(count) {}
+
+  __device__ __forceinline__ Row row(int i) const { return row_at(in.rows, i < rows ? first + i : in.rows.batch); }
 
   // Whether the row and unit of a thread's `e`-th value exist; and where they are in a [batch, H] tensor. Looked up
   // where it is needed, before and after the steps: it would cost registers in between.
   __device__ __forceinline__ bool exists(int e) const {
-    return place_of(e) < in.rows.batch && unit + (e & 1) < in.cell.hidden;
+    return 8 * (e >> 1) < rows && place_of(e) < in.rows.batch && unit + (e & 1) < in.cell.hidden;
   }
-  __device__ __forceinline__ int64_t place_of(int e) const { return int64_t(blockIdx.x) * 16 + group + 8 * (e >> 1); }
-  __device__ __forceinline__ int64_t state_at(int e) const {
-    const int64_t row = in.rows.order ? in.rows.order[place_of(e)] : place_of(e);
-    return row * in.cell.hidden + unit + (e & 1);
+  __device__ __forceinline__ int64_t place_of(int e) const { return first + group + 8 * (e >> 1); }
+  __device__ __forceinline__ int64_t state_at(int e) const { return cuda::state_at(in, place_of(e), unit + (e & 1)); }
+
+  // A gate that nothing reads (AGRU's update) has no weights and no bias: NaN in them is no one's.
+  __device__ __forceinline__ bool used(int gate) const {
+    return gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
   }
 
   __device__ __forceinline__ float bias(const float* b, int gate, int j) const {
@@ -50,20 +79,35 @@ struct Tile16 {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
-      for (int gate = 0; gate < 3; ++gate)
-        biases[gate][unit + j] = bias(in.b_ih, gate, j) + (gate < 2 || before ? bias(in.b_hh, gate, j) : 0.f);
+      for (int gate = 0; gate < 3; ++gate) {
+        const float b = bias(in.b_ih, gate, j) + (gate < 2 || before ? bias(in.b_hh, gate, j) : 0.f);
+        biases[gate][unit + j] = used(gate) ? b : 0.f;
+      }
       biases[3][unit + j] = before ? 0.f : bias(in.b_hh, 2, j);
     }
+  }
+
+  // An element of a [3H, columns], zero where there is none.
+  __device__ __forceinline__ Element weight(int gate, int row, int column, const void* from, int columns) const {
+    const bool inside = used(gate) && row < in.cell.hidden && column < columns;
+    return inside ? static_cast<const Element*>(from)[(int64_t(gate) * in.cell.hidden + row) * columns + column]
+                  : S::round(0.f);
+  }
+  __device__ __forceinline__ Element weight(int gate, int row, int column) const {  // of W_hh
+    return weight(gate, row, column, in.w_hh, in.cell.hidden);
   }
 
   // The right factor of one gate: columns are the warp's units. Transposed, W_hh^T.
   template <bool Transposed>
   __device__ __forceinline__ void load_weights(Raw& w, int gate) const {
-    const int hidden = in.cell.hidden, own = warp * 8 + group;
+    load_factor<Transposed>(w, gate, in.w_hh, in.cell.hidden);
+  }
+
+  // ... of any [3H, columns].
+  template <bool Transposed>
+  __device__ __forceinline__ void load_factor(Raw& w, int gate, const void* from, int columns) const {
+    const int own = warp * 8 + group;
     constexpr int kPerWord = 4 / kSize;
-    const auto* weights = static_cast<const Element*>(in.w_hh) + int64_t(gate) * hidden * hidden;
-    // A gate that nothing reads (AGRU's update) has no weights: NaN in them is no one's.
-    const bool used = gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -72,8 +116,7 @@ struct Tile16 {
 #pragma unroll
         for (int j = 0; j < kPerWord; ++j) {
           const int other = (k * 8 + half * 4 + place) * kPerWord + j;
-          const bool inside = used && own < hidden && other < hidden;
-          value[j] = inside ? weights[Transposed ? other * hidden + own : own * hidden + other] : S::round(0.f);
+          value[j] = Transposed ? weight(gate, other, own, from, columns) : weight(gate, own, other, from, columns);
         }
         memcpy(&w[k][half], value, 4);
       }
@@ -95,9 +138,10 @@ struct Tile16 {
 
   // Four values of the thread, rounded to storage. In float32 two threads meet in each bank: rows are spaced for
   // ldmatrix, which is more frequent.
+  template <int Halves = 2>
   __device__ __forceinline__ void share(Operand& tile, const float (&v)[4]) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < Halves; ++i) {
       const int at = (group + 8 * i) * kStride + unit * kSize;
       if constexpr (kParts == 1) {
         *reinterpret_cast<uint32_t*>(tile[0] + at) = S::round_pair(v[2 * i], v[2 * i + 1]);
@@ -135,15 +179,23 @@ struct Tile16 {
   __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Weights& w, int k) {
     memcpy(parts, w[k], sizeof(parts));
   }
-  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], uint2 raw) {
+    const uint32_t words[2] = {raw.x, raw.y};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint32_t word = w[k][half], split[kParts];
+      uint32_t word = words[half], split[kParts];
       if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
       S::split(split, word);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];
     }
+  }
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Raw& w, int k) {
+    parts_of(parts, make_uint2(w[k][0], w[k][1]));
+  }
+  template <class Factor>
+  __device__ __forceinline__ static void parts_of(uint32_t (&parts)[kParts][2], const Factor& w, int k) {
+    w.load(parts, k);
   }
 
   // c[gate] += tile w[gate], for `Count` gates from `First` on.
@@ -151,7 +203,7 @@ struct Tile16 {
   __device__ __forceinline__ void multiply(float (&c)[3][4], const Operand& tile, const Factor (&w)[3]) const {
     const uint32_t from = fragments(tile);
     float small[3][4] = {};
-#pragma unroll
+#pragma unroll(std::is_same_v<Factor, Streamed> ? 2 : kUnroll)
     for (int k = 0; k < kSteps; ++k) {
       uint32_t a[kParts][4];
       load_fragment(a, from, k);

@@ -83,20 +83,26 @@ dien::cuda::Cell cell_of(double alpha0, double alpha1, double beta0, double beta
 void forward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_start, Tensor projection,
              Maybe attention, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0, int64_t batch, int64_t histories,
              int64_t steps, int64_t x_rows, int64_t y_rows, bool reverse, bool time_major, double alpha0, double alpha1,
-             double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, int64_t padded, Tensor y,
-             Tensor h_n, int64_t rows) {
+             double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, int64_t padded,
+             Maybe w_ih, Maybe streamed, Maybe y, Tensor h_n, int64_t rows, int64_t eights) {
   const Sizes sizes{batch, histories, steps, x_rows, y_rows, reverse, time_major};
   const dien::cuda::Forward p{
       {rows_of(order, lengths, offsets, history, y_start, sizes),
        cell_of(alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, w_hh), read(projection),
        read<float>(attention), read(w_hh), read<float>(b_ih), read<float>(b_hh), read<float>(h0)},
-      write(y),
-      write(h_n)};
-  const torch::stable::accelerator::DeviceGuard guard(y.get_device());
-  const dien::cuda::Stream stream = current_stream(y.get_device());
-  const auto launch = y.scalar_type() == ScalarType::BFloat16 ? dien::cuda::forward_bf16
-                      : y.scalar_type() == ScalarType::Half   ? dien::cuda::forward_f16
-                                                              : dien::cuda::forward_f32;
+      y ? write(*y) : nullptr,
+      write(h_n),
+      read(w_ih),
+      w_ih ? int32_t(w_ih->size(1)) : 0,
+      int32_t(eights),
+      read(streamed),
+      0,
+      dien::cuda::update_factor(keep_side)};
+  const torch::stable::accelerator::DeviceGuard guard(h_n.get_device());
+  const dien::cuda::Stream stream = current_stream(h_n.get_device());
+  const auto launch = h_n.scalar_type() == ScalarType::BFloat16 ? dien::cuda::forward_bf16
+                      : h_n.scalar_type() == ScalarType::Half   ? dien::cuda::forward_f16
+                                                                : dien::cuda::forward_f32;
   check(launch(p, int(padded), int(rows), stream), "the recurrence's forward");
 }
 
@@ -104,8 +110,8 @@ void backward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_
               Maybe attention, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0, int64_t batch, int64_t histories,
               int64_t steps, int64_t x_rows, int64_t y_rows, bool reverse, bool time_major, double alpha0,
               double alpha1, double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before,
-              int64_t padded, Tensor y, Maybe dy, Maybe dh_n, Tensor gates, Tensor states, Maybe d_attention,
-              Tensor d_bias, Tensor dh0) {
+              int64_t padded, Tensor y, Maybe dy, Maybe dh_n, Maybe fragments, Tensor gates, Tensor states,
+              Maybe d_attention, Tensor d_bias, Tensor dh0) {
   const Sizes sizes{batch, histories, steps, x_rows, y_rows, reverse, time_major};
   const dien::cuda::Backward p{
       {rows_of(order, lengths, offsets, history, y_start, sizes),
@@ -114,6 +120,7 @@ void backward(Maybe order, Maybe lengths, Maybe offsets, Maybe history, Maybe y_
       read(y),
       read(dy),
       read(dh_n),
+      read(fragments),
       write(gates),
       write(states),
       d_attention ? write<float>(*d_attention) : nullptr,

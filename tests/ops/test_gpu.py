@@ -5,6 +5,7 @@ Cases are made on the CPU, where the exact results are computed, and sent to the
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -81,6 +82,12 @@ CASES = [
     ),
     *(Case(kind, torch.float16, reset=reset) for kind, reset in product(KINDS, ("after", "before"))),
 ]  # fmt: skip
+
+
+def test_cuda_is_among_the_backends() -> None:
+    """Where nvcc is there to build it: refused, its cells would be missing from the grid without a word."""
+    if shutil.which("nvcc") is not None:
+        assert refusal(Call("recurrence", "cuda", torch.float32, 64, 64, backward=True), "cuda") is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` o
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from dien_kernels.ops.recurrence import loop_job
 from dien_kernels.ops.recurrence.loop_job import Job
 
 # Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
-FORWARD_NARROW, FORWARD_WIDE = (8, 16, 32, 40, 64, 112, 128), (8, 16, 32, 40, 64)
-BACKWARD = (8, 16, 32, 40, 64)
+FORWARD_NARROW = FORWARD_WIDE = BACKWARD = (8, 16, 32, 40, 64, 112, 128)
+FUSED = 64  # the largest I and H whose input projection the forward's loop makes; 16-bit storage
+# Above, weights do not fit registers: float32's are streamed, the backward's in 16 bits are in shared memory.
+LARGE = 64
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
@@ -29,9 +32,11 @@ _INPUTS = (
     "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
     "int padded"
 )
-FORWARD_SCHEMA = f"({_INPUTS}, Tensor(a!) y, Tensor(b!) h_n, int rows) -> ()"
+FORWARD_SCHEMA = (
+    f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n, int rows, int eights) -> ()"
+)
 BACKWARD_SCHEMA = (
-    f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor(a!) gates, Tensor(b!) states, "
+    f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor? fragments, Tensor(a!) gates, Tensor(b!) states, "
     "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
 )
 SUM_READERS_SCHEMA = (
@@ -57,6 +62,29 @@ def look_at_driver() -> None:
         )
 
 
+class Device(NamedTuple):
+    name: str
+    capability: int  # 90: sm_90
+    shared_memory: int  # bytes that one block may have
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def visible_devices() -> tuple[Device, ...]:
+    """Asked for calls on CUDA tensors alone: looking starts the driver. To Dynamo, a fact of the process."""
+    return _look_at_devices()
+
+
+@lru_cache
+def _look_at_devices() -> tuple[Device, ...]:
+    if not torch.cuda.is_available():
+        return ()
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return tuple(
+        Device(d.name, 10 * d.major + d.minor, getattr(d, "shared_memory_per_block_optin", d.shared_memory_per_block))
+        for d in found
+    )
+
+
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
@@ -77,7 +105,23 @@ def refuses(call: Call) -> str | None:
         largest = sizes_of(call.dtype, backward)[-1]
         if call.hidden_size > largest:
             what = f"{str(call.dtype).removeprefix('torch.')} {'backward' if backward else 'forward'}"
-            return f"hidden={call.hidden_size} is above the {largest} whose weights the {what} keeps in registers"
+            return f"hidden={call.hidden_size} is above the {largest} that the {what} is compiled for"
+    return _device_refuses(call, min(int("".join(filter(str.isdigit, arch))) for arch in archs))
+
+
+def _device_refuses(call: Call, lowest: int) -> str | None:
+    """What is wrong with any device that is visible: a call's facts do not say which one it is on."""
+    needed = backward_dynamic(call.dtype, padded_size(call.hidden_size, call.dtype, True)) if call.backward else 0
+    for device in visible_devices():
+        if device.capability < lowest:
+            return (
+                f"{device.name} is sm_{device.capability}, and the native library was built for sm_{lowest} and newer"
+            )
+        if device.shared_memory < needed:
+            return (
+                f"the backward of hidden={call.hidden_size} takes {needed} bytes of shared memory for a block, and "
+                f"{device.name} has {device.shared_memory}"
+            )
     return None
 
 
@@ -87,13 +131,42 @@ def sizes_of(dtype: torch.dtype, backward: bool) -> tuple[int, ...]:
     return FORWARD_WIDE if dtype == torch.float32 else FORWARD_NARROW
 
 
+def backward_dynamic(dtype: torch.dtype, size: int) -> int:
+    """Bytes of ``Backward16::kDynamic`` (csrc/cuda): above ``LARGE`` all that a block has."""
+    itemsize, warps = dtype.itemsize, size // 8
+    steps = -(-size * itemsize // 32)
+    if size <= LARGE:  # what float32's largest keep of W_hh^T in shared memory
+        return 3 * steps * 32 * warps * 8 if dtype == torch.float32 and size > 40 else 0
+    operand = (itemsize // 2) * 16 * (32 * steps + 16)  # float32 in two parts
+    shared = 5 * operand + 4 * 4 * size + 4 * 16 * (warps + 1)
+    if dtype == torch.float32:
+        return shared
+    gap = 1 if size % 64 == 0 else 4  # rows between which 16 bytes are left free
+    return 3 * (2 * size * size + size // gap * 16) + shared
+
+
 def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:
     return next(size for size in sizes_of(dtype, backward) if size >= hidden)
 
 
-def tile_rows(batch: int, dtype: torch.dtype, multiprocessors: int) -> int:
-    """Tiles of 8 rows while each has a multiprocessor of its own: then a step's latency is all that counts."""
-    return 8 if dtype != torch.float32 and batch <= 8 * multiprocessors else 16
+class Tiles(NamedTuple):
+    """How a forward's rows are cut into blocks."""
+
+    rows: int  # of a block: 16, where W_ih x is made in the loop or the batch is large, or 8
+    eights: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
+
+
+def tiles_of(batch: int, narrow: bool, size: int, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
+    """While every eight rows can have a multiprocessor of their own, a step's latency is all that counts: 8 rows each.
+
+    Above that the kernel looks at the lengths (csrc/cuda/forward16.cuh); rows that are all as long are sixteens, and so
+    are those of 16-bit sizes whose weights leave no registers for both kinds of tile.
+    """
+    few = batch <= 8 * multiprocessors
+    if few and narrow and not fused:
+        return Tiles(8, 0)
+    both = not narrow or size <= LARGE
+    return Tiles(16, multiprocessors if both and (few or ragged) else 0)
 
 
 def multiprocessors_of(x: Tensor) -> int:
@@ -135,6 +208,18 @@ def _inputs(job: Job, order: Tensor, projection: Tensor, size: int) -> tuple[Any
     )  # fmt: skip
 
 
+def _fragments(job: Job, size: int) -> Tensor | None:
+    """What threads stream: of W_hh and of its transpose the words of a gate, a step of the product and a thread."""
+    if job.w_hh.dtype != torch.float32 or size <= LARGE:
+        return None
+    w = pad(loop_job.padded(_used_rows(job, job.w_hh), job.hidden, size), (0, size - job.hidden)).unflatten(
+        0, (3, size)
+    )
+    both = torch.stack((w, w.transpose(1, 2)))
+    # Columns of the product: warp, group; what is summed: step, half, place (csrc/cuda/tile16.cuh).
+    return both.view(2, 3, size // 8, 8, size // 8, 2, 4).permute(0, 1, 4, 2, 3, 6, 5).contiguous()
+
+
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
     hidden = w_hh.shape[1]
     if hidden % 2:  # pairs of units travel together: one more, that stays zero
@@ -147,11 +232,32 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
     order = job.order()
     if job.nothing:
         return *loop_job.forward_of_nothing(job, y), order
-    h_n = x.new_empty(job.batch, job.hidden)
-    size = padded_size(hidden, x.dtype, backward=False)
-    inputs = _inputs(job, order, _projection(job, size), size)
-    _launch("forward", *inputs, y, h_n, tile_rows(job.batch, x.dtype, multiprocessors_of(x)))
-    return y, h_n, order
+    return y, run_forward(job, order, y), order
+
+
+def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
+    """The states after each row's last step; those after every step go to ``y``, unless it is None."""
+    x, hidden, fused = job.x, job.hidden, fuses(job)
+    size = padded_size(max(hidden, job.input) if fused else hidden, x.dtype, backward=False)
+    narrow = x.dtype != torch.float32
+    h_n = x.new_empty(job.batch, hidden)
+    tiles = tiles_of(job.batch, narrow, size, fused, job.row_lengths is not None, multiprocessors_of(x))
+    projection = x.contiguous() if fused else _projection(job, size)
+    streamed = _fragments(job, size)  # with the transpose's behind them, which are the backward's
+    inputs = _inputs(job, order, projection, size)
+    _launch("forward", *inputs, job.w_ih.contiguous() if fused else None, streamed, y, h_n, *tiles)
+    return h_n
+
+
+def fuses(job: Job) -> bool:
+    """Whether the forward's loop makes W_ih x: ``Forward.w_ih`` of csrc/cuda/params.h. Histories' is made but once."""
+    return (
+        job.x.dtype != torch.float32
+        and max(job.input, job.hidden) <= FUSED
+        and job.input % 4 == 0
+        and job.x.data_ptr() % 8 == 0
+        and not (job.shared or job.reset_before or job.scale_input)
+    )
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
@@ -169,11 +275,13 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
     job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
     if job.nothing:
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
+    if max(job.x_rows, job.y_rows) >= 2**31:
+        raise ValueError(f"the CUDA backward counts steps in 32 bits, and there are {max(job.x_rows, job.y_rows)}")
     size = padded_size(hidden, x.dtype, backward=True)
     left = loop_job.left(job, -(-job.batch // 16), size)
     projection = loop_job.projection(job, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
     _launch(
-        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n),
+        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(job, size),
         left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
     )  # fmt: skip
     return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
