@@ -228,7 +228,7 @@ SIMULATED = [
     Case("paper", torch.bfloat16, B=5, T=3, I=8, H=100),
     Case("prediction_flow", torch.float16, B=5, T=4, I=8, H=20, ragged="jagged", history=True),
     Case("aigru", torch.float32, B=3, T=3, I=8, H=200, reset="before"),
-    Case("authors", torch.bfloat16, B=3, T=3, I=8, H=136),
+    Case("authors", torch.bfloat16, B=12, T=3, I=8, H=136),  # of fewer, plain torch is too exact by luck
     Case("aigru", torch.float16, B=3, T=3, I=8, H=136, reset="before"),
     Case("gru", torch.float16, B=5, T=3, I=8, H=20),
 ]

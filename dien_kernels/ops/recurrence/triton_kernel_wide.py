@@ -46,6 +46,14 @@ def _product(
     return result
 
 
+@triton.jit
+def _sum_rows(x, mask):
+    """A choice stands between products and their sum, so that they are not fused: several lanes hold a copy of the sum,
+    and fused each would leave another of its terms unrounded, and chance would say which copy is stored.
+    """
+    return tl.sum(tl.where(mask, x, 0.0), 0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def recurrence_backward_wide(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, DY, DH_N,
@@ -119,15 +127,15 @@ def recurrence_backward_wide(
             store_gradients(
                 gates_at + j, dgh_u, dgh_n, da_u, da_n, a, mask, H, SCALE_INPUT, RESET_BEFORE, DGX, DGH_U, DGH_N
             )  # fmt: skip
-            _add(bias_at + H + unit, tl.sum(da_u, 0), inside)
-            _add(bias_at + 2 * H + unit, tl.sum(da_n, 0), inside)
+            _add(bias_at + H + unit, _sum_rows(da_u, mask), inside)
+            _add(bias_at + 2 * H + unit, _sum_rows(da_n, mask), inside)
             if SCALE_INPUT:
                 d_a_tile += da_u * p_u + da_n * p_n  # (22)
             if not RESET_BEFORE:
                 da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
                 store_row(gates_at + (DGH_R + j), to(da_r, DTYPE), mask)
-                _add(bias_at + unit, tl.sum(da_r, 0), inside)
-                _add(bias_at + 3 * H + unit, tl.sum(da_n * r, 0), inside)
+                _add(bias_at + unit, _sum_rows(da_r, mask), inside)
+                _add(bias_at + 3 * H + unit, _sum_rows(da_n * r, mask), inside)
                 if SCALE_INPUT:
                     store_row(gates_at + (DGX + j), to(a[:, None] * da_r, DTYPE), mask)
                     d_a_tile += da_r * p_r
@@ -149,7 +157,7 @@ def recurrence_backward_wide(
                 dh_at = (DH0 + row * H)[:, None] + unit[None, :]
                 tl.store(dh_at, tl.load(dh_at, mask=mask, other=0.0) + dq * r, mask=mask)
                 store_row(gates_at + (DGH_R + j), to(da_r, DTYPE), mask)
-                _add(bias_at + unit, tl.sum(da_r, 0), inside)
+                _add(bias_at + unit, _sum_rows(da_r, mask), inside)
                 if SCALE_INPUT:
                     store_row(gates_at + (DGX + j), to(a[:, None] * da_r, DTYPE), mask)
                     d_a += tl.sum(da_r * p_r, 1)
