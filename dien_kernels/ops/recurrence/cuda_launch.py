@@ -68,10 +68,13 @@ class Device(NamedTuple):
     shared_memory: int  # bytes that one block may have
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def visible_devices() -> tuple[Device, ...]:
     """Asked for calls on CUDA tensors alone: looking starts the driver. To Dynamo, a fact of the process."""
     return _look_at_devices()
+
+
+# What torch.compiler.assume_constant_result does; calling it would import Dynamo, and Triton, with the package.
+visible_devices._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache
