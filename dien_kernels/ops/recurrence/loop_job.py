@@ -84,7 +84,8 @@ class Job:
         if length is None or self.history is None or self.histories == 0:
             return length, None
         length = length[self.history.clamp(0, self.histories - 1)]
-        return length, length.cumsum(0) - length if self.jagged else None
+        # Offsets that fall, which nobody has read, would let rows start before y.
+        return length, (length.cumsum(0) - length).clamp(0, self.y_rows) if self.jagged else None
 
     @property
     def nothing(self) -> bool:
