@@ -94,7 +94,7 @@ class Job:
 
     def order(self) -> Tensor:
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
-        if self.row_lengths is None or self.nothing:
+        if self.row_lengths is None:
             return self.w_hh.new_empty((0,), dtype=torch.int64)
         return self.row_lengths.argsort(descending=True, stable=True)
 
