@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dien_kernels.ops.recurrence import cuda_launch
-from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, version
+from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, missing, version
 from tests.cuda_launches import STORE
 
 RESULTS = Path(__file__).parent / "results" / "gpu_cuda.csv"
@@ -94,6 +94,9 @@ def main() -> None:
     parser.add_argument("--files", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--missing", action="store_true", help="leave out what has a row for this version of nvcc")
     chosen = parser.parse_args()
+    reason = missing()
+    if reason is not None:
+        raise SystemExit(f"benchmarks.gpu_report_cuda: {reason}")
     rows = read()
     for file in chosen.files:
         for padded in (size for size in FILES[file] if size in chosen.padded):

@@ -69,7 +69,9 @@ def test_reproduced_names_what_moved() -> None:
 
 
 def test_a_wrong_gradient_is_named_beside_its_ratio() -> None:
-    wrong = row("onednn", suite="peers", op="gru", note=f"{WRONG_GRADIENT}: x is off", machine="m", date="2018", **ratio(2.5))
+    wrong = row(
+        "onednn", suite="peers", op="gru", note=f"{WRONG_GRADIENT}: x is off", machine="m", date="2018", **ratio(2.5)
+    )
     assert "wrong gradient" in report.one_line(wrong)
     assert "2.50× (2.40–2.60) wrong gradient, met" in report.markdown([wrong])
 

@@ -65,6 +65,11 @@ def check_ragged(
         lengths = mask.sum(1)
     if history is not None:
         history = check_index("history", history, (None,), "[B]", data, data_name)
+        histories = data.shape[0] if offsets is None else offsets.shape[0] - 1
+        if histories == 0 and history.shape[0] > 0:  # a matter of shapes: where values are not read, too
+            raise ValueError(
+                f"history must be empty where {data_name} has no history (U = 0), got {history.shape[0]} rows"
+            )
     return Ragged(lengths, offsets, history), index
 
 

@@ -53,6 +53,17 @@ def test_refuses(other: dict[str, object], words: str) -> None:
     assert words in str(triton_launch.refuses(facts(**other)))
 
 
+def test_starts_that_nobody_checked_stay_inside_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets that fall are not read on a GPU: a row's start is a sum of lengths, and must not lie before the first."""
+    monkeypatch.setattr(triton_launch, "check_values", lambda *_: None)
+    offsets, history = torch.tensor([6, 0, 8]), torch.tensor([0, 1])
+    job = triton_launch._Job(
+        torch.zeros(2, 4), torch.zeros(8, 4), [], [], [], None, offsets, None, history, (2, True, "none", 1.0, False)
+    )
+    assert job.y_start is not None
+    assert job.y_start.tolist() == [0, 0]
+
+
 @compiled
 def test_takes() -> None:
     pytest.importorskip("triton")

@@ -124,6 +124,16 @@ SHAPES = {
         ),
         r"history must be empty where x has no history",
     ),
+    "history of no history, padded": (
+        ValueError,
+        arguments(x=torch.randn(0, T, I), attention=torch.rand(2, T), h0=..., history=index(0, 0)),
+        r"history must be empty where x has no history \(U = 0\), got 2 rows",
+    ),
+    "history of no history, jagged": (
+        ValueError,
+        jagged(attention=torch.rand(0), h0=..., offsets=index(0), history=index(0, 0)),
+        r"history must be empty where x has no history \(U = 0\), got 2 rows",
+    ),
     "option of another type": (ValueError, arguments(padded=[1]), r"padded must be one of"),
     "attention with a feature": (
         ValueError,

@@ -10,6 +10,7 @@ import torch
 
 from dien_kernels import use_gates
 from dien_kernels.ops._layout import Ragged, rows_of
+from dien_kernels.ops.recurrence import loop_job
 from tests.cases import Case, actual, assert_matches, call, exact, make, result_of, running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -325,3 +326,15 @@ def test_values_that_nobody_checked_stay_inside_the_buffers(layout: str, reverse
             if length:
                 assert 0 <= first < size
                 assert 0 <= first + (length - 1) * stride < size
+
+
+def test_starts_that_nobody_checked_stay_inside_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for what the GPU backends' kernels are told: rows' starts in y are sums of unread lengths."""
+    monkeypatch.setattr(loop_job, "check_values", lambda *_: None)
+    x, attention = torch.zeros(10, 2), torch.zeros(11)
+    job = loop_job.Job(
+        x, attention, torch.zeros(9, 2), torch.zeros(9, 3), None, None, None, Ragged(None, WILD, WILD.flip(0)),
+        (0.0, 1.0, 1.0, -1.0, False, True, False, False, False, False),
+    )  # fmt: skip
+    assert job.y_start is not None
+    assert ((job.y_start >= 0) & (job.y_start <= len(attention))).all()

@@ -222,6 +222,18 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
         torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
+@in_the_interpreter
+@pytest.mark.parametrize("target", ["triton"])
+@pytest.mark.parametrize("rows, ragged", [((3, 0), "lengths"), ((0, 2), "lengths"), ((0,), "offsets")], ids=str)
+def test_raw_forward_without_a_step_passes_opcheck(rows: tuple[int, ...], ragged: str, target: str) -> None:
+    """A compiled graph relies on the shapes that the fake promises, that of the rows' order too."""
+    lengths = torch.zeros(rows[0], dtype=torch.int64) if ragged == "lengths" else None
+    offsets = torch.zeros(4, dtype=torch.int64) if ragged == "offsets" else None
+    tensors = (torch.zeros(*rows, 2), None, torch.zeros(9, 2), torch.zeros(9, 3), *[None] * 3, lengths, offsets, None)
+    options = (*form_of("gru")[:5], True, False, False, False, True)
+    torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=("test_schema", "test_faketensor"))
+
+
 SIMULATED = [
     Case("authors", torch.float32, B=17, T=6, I=8, H=16, history=True, ragged="jagged"),
     Case("aigru", torch.bfloat16, B=18, T=5, I=8, H=36, reset="before"),

@@ -129,7 +129,8 @@ class _Job:
         if length is None or self.history is None:
             return length, None
         length = length[self.history.clamp(0, self.histories - 1)]
-        return length, length.cumsum(0) - length if self.offsets is not None else None
+        # Offsets that fall, which nobody has read, would let rows start before the scores.
+        return length, (length.cumsum(0) - length).clamp(0, self.y_rows) if self.offsets is not None else None
 
     @property
     def nothing(self) -> bool:

@@ -84,7 +84,8 @@ class Job:
         if length is None or self.history is None or self.histories == 0:
             return length, None
         length = length[self.history.clamp(0, self.histories - 1)]
-        return length, length.cumsum(0) - length if self.jagged else None
+        # Offsets that fall, which nobody has read, would let rows start before y.
+        return length, (length.cumsum(0) - length).clamp(0, self.y_rows) if self.jagged else None
 
     @property
     def nothing(self) -> bool:
@@ -93,7 +94,7 @@ class Job:
 
     def order(self) -> Tensor:
         """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
-        if self.row_lengths is None or self.nothing:
+        if self.row_lengths is None:
             return self.w_hh.new_empty((0,), dtype=torch.int64)
         return self.row_lengths.argsort(descending=True, stable=True)
 

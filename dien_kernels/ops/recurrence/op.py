@@ -283,8 +283,6 @@ def _run(
         h0 = check_scalar_like("h0", h0, (batch, w_hh.shape[1]), "[B, H]", x, "x")
 
     row_index = index
-    if index is not None and ragged.history is not None and x.shape[0] == 0 and batch > 0:
-        raise ValueError(f"history must be empty where x has no history (U = 0), got {batch} rows")
     if index is not None:
         x = compact(x, index)
         if ragged.history is not None:  # the clamp only keeps this gather inside; the op reports the value
