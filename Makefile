@@ -13,8 +13,9 @@ ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
 endif
 export DIEN_KERNELS_BUILD
-# The tests' tensors are small: with many threads they would wait for one another.
-TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+# The tests' tensors are small: with many threads they would wait for one another, so files go to processes instead.
+TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILT := dien_kernels/_build.json
@@ -28,7 +29,7 @@ ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 .PHONY: demo test test-asan test-ptx test-gpu bench bench-peers bench-gpu gpu-report lint cuda build info wheel-test clean
 
 test: $(BUILT)
-	$(TEST_ENV) $(PY) -m pytest tests
+	$(TEST_ENV) $(PY) -m pytest tests $(PARALLEL)
 
 # DATA=path: your own logs (Parquet or CSV with the usual column names) instead of synthetic ones.
 demo: $(BUILT)

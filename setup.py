@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ MODE = os.environ.get("DIEN_KERNELS_BUILD") or "auto"
 JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
 CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
-CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(re.sub(r"\D", "", arch)))
+CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(arch.rstrip("af")))
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
@@ -35,8 +34,7 @@ ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable A
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]  # wide lanes never cross a call
 CXXFLAGS += [] if X86 else ["-DDIEN_NO_X86"]
-if SANITIZE:
-    CXXFLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"]
+CXXFLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else []
 ISA_FLAGS = {  # by the suffix of a file's name; any other file is compiled for the baseline
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [*(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl")), "-mfma", "-mprefer-vector-width=512"],
@@ -108,11 +106,10 @@ def build_native(out, backends):
     if "cuda" in backends:
         linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
-        # One PTX for all: the kernels use nothing newer, so the front end need not run once for each. It stays inside,
-        # for devices newer than every architecture that machine code was made for.
-        codes = [*(f"sm_{arch}" for arch in CUDA_ARCHS), f"compute_{CUDA_PTX}"]
-        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-        nvcc += [f"-gencode=arch=compute_{CUDA_PTX},code=[{','.join(codes)}]"]
+        # One PTX for all: the kernels use nothing newer. It is made once, and stays inside for devices newer than all.
+        codes = ",".join([*(f"sm_{arch}" for arch in CUDA_ARCHS), f"compute_{CUDA_PTX}"])
+        gencode = f"-gencode=arch=compute_{CUDA_PTX},code=[{codes}]"
+        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", gencode]
         jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
     for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
         isa = source.stem.rpartition("_")[2]
@@ -125,9 +122,8 @@ def build_native(out, backends):
     fresh = out / f"_C.{os.getpid()}.so"  # moved into place, as a process may be running the old one
     run([*linker, *objects, *libraries, "-o", fresh], "linking _C.so")
     fresh.replace(out / "_C.so")
-    facts = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS}
-    facts |= {"cuda_archs": CUDA_ARCHS, "cuda_ptx": CUDA_PTX} if "cuda" in backends else {}
-    return facts | {"torch": torch_version}
+    facts = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS, "torch": torch_version}
+    return facts | ({"cuda_archs": CUDA_ARCHS, "cuda_ptx": CUDA_PTX} if "cuda" in backends else {})
 
 
 class BuildNative(build_ext):
@@ -151,5 +147,4 @@ class PlatformWheel(bdist_wheel):
         return ("py3", "none", super().get_tag()[2] if plan()[0] else "any")
 
 
-commands = {"build_ext": BuildNative, "bdist_wheel": PlatformWheel}
-setup(ext_modules=[Extension("dien_kernels._C", sources=[])], cmdclass=commands)
+setup(ext_modules=[Extension("dien_kernels._C", [])], cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel})

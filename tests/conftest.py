@@ -14,6 +14,7 @@ from tests.triton_launches import INTERPRETED, hurry_the_interpreter, loaded_ptx
 
 Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
 CELL = pytest.StashKey[Cell]()
+PROPERTY = "cell of the grid"  # of a report: it travels from a worker process to the one that counts
 _outcomes: dict[Cell, Counter[str]] = {}
 _reasons: dict[Cell, set[str]] = {}
 
@@ -84,6 +85,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"with --no-skip: {reason}"
     cell = item.stash.get(CELL, None)
+    if cell is not None and report.when == "call":
+        report.user_properties.append((PROPERTY, cell))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    cell = next((tuple(value) for name, value in report.user_properties if name == PROPERTY), None)
     if cell is None or report.when != "call":
         return
     _outcomes.setdefault(cell, Counter())[report.outcome] += 1

@@ -99,9 +99,9 @@ class Compiled:
         products = [(loop, body) for loop in ranges for body in [Counter(words[i] for i in loop)] if body["HMMA"]]
         time = [(loop, body) for loop, body in products if body["BAR"]]
         found = {}
-        for rows in (16, 8):  # eight of sixteen rows have half of the activations
-            most = max(body["MUFU"] for _, body in time)
-            some = [(loop, body) for loop, body in time if (body["MUFU"] == most) == (rows == 16)]
+        most = max(body["MUFU"] for _, body in time)
+        for rows in (16, 8):  # eight of sixteen rows have half of the activations, padding less than that
+            some = [(loop, body) for loop, body in time if (body["MUFU"] > 0.75 * most) == (rows == 16)]
             fused = [(loop, body) for loop, body in some if kernel == "forward16" and body["LDGSTS"]]
             forms = [(loop, body) for loop, body in some if (loop, body) not in fused]
             # What the reset reads twice makes more matrix loads, scaling more multiplications.
