@@ -61,13 +61,14 @@ PTXSIM ?= ../shared/ptxsim
 test-ptx: $(READY)
 	@test -f '$(PTXSIM)/__init__.py' || { echo "make test-ptx: no ptxsim in $(PTXSIM); set PTXSIM to its folder" >&2; exit 1; }
 	$(PY) -m pip install -q '$(TRITON)'
-	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip
+	PTXSIM='$(abspath $(PTXSIM))' $(TEST_ENV) $(PY) -m pytest tests -m ptx --no-skip -n auto --maxprocesses 8
 
-# On a machine with a GPU, each under eight minutes: the grid on the device, and timings into results/gpu.csv.
+# On a machine with a GPU: the grid on the device, most of which is compiling (in eight processes, meant to be under eight
+# minutes), and timings into results/gpu.csv.
 NEEDS_GPU = @$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make $@: this needs a GPU, and torch sees none")'
 test-gpu: $(BUILT)
 	$(NEEDS_GPU)
-	$(PY) -m pytest tests -m gpu --no-skip
+	$(PY) -m pytest tests -m gpu --no-skip -n auto --maxprocesses 8
 
 bench-gpu: $(BUILT)
 	$(NEEDS_GPU)

@@ -8,8 +8,8 @@ template <class Params>
 int run(void (*kernel)(Params), int threads, const Params& p, int rows, Stream stream, int dynamic = 0,
         int64_t more = 0) {
   if (dynamic > 0) {  // past 48 KB in all a kernel must ask
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
-    if (error != cudaSuccess) return error;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
+    if (const cudaError_t error = cudaGetLastError()) return error;  // asking also forgets it
   }
   const unsigned tiles = unsigned((p.in.rows.batch + rows - 1) / rows + more);
   kernel<<<tiles, threads, dynamic, stream>>>(p);

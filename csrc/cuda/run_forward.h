@@ -10,8 +10,9 @@ namespace dien::cuda {
 // The most shared memory that a block of the current device may ask for.
 inline int shared_memory_of_block(int& bytes) {
   int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return cudaGetLastError();  // asking also forgets it
 }
 
 template <class S, int Padded>

@@ -174,6 +174,18 @@ def rows_of(
     return Rows(x_start, x_stride, y_start, y_stride, length, y_rows, steps)
 
 
+class Readers(NamedTuple):
+    """The rows of each history in row order: ``rows[first[u] : first[u + 1]]``."""
+
+    rows: Tensor
+    first: Tensor
+
+
+def readers_of(history: Tensor, histories: int) -> Readers:
+    by_history, rows = history.sort(stable=True)
+    return Readers(rows, torch.searchsorted(by_history, torch.arange(histories + 1, device=history.device)))
+
+
 def check_values(ragged: Ragged, steps: int | None, rows: int | None, y_rows: int | None) -> None:
     """Values of index tensors, read where that costs no synchronisation: on the CPU. Native code repeats this.
 

@@ -1,7 +1,7 @@
 """The host side that the Triton backends of all ops share: common refusals, facts of a device, launches.
 
 Room card. Lives here: what ``triton_launch.py`` of any op needs and no op owns. May import: torch, ``_dispatch``,
-``_environment``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
+``_environment``, ``_layout``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._environment import choice
+from dien_kernels.ops._layout import readers_of
 
 # Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
 ABSENT = importlib.util.find_spec("triton") is None
@@ -73,15 +74,6 @@ def compiler_options(warps: int, registers: int | None = None) -> dict[str, Any]
     return options
 
 
-def float32_product(a: Tensor, w: Tensor) -> Tensor:
-    """a w^T with the sums of 16-bit operands kept in float32."""
-    if a.dtype == torch.float32:
-        return torch.mm(a, w.t())
-    if a.is_cuda:
-        return torch.mm(a, w.t(), out_dtype=torch.float32)
-    return torch.mm(a.float(), w.float().t())
-
-
 def sum_readers(
     by_row: Tensor,
     total: Tensor,
@@ -100,11 +92,9 @@ def sum_readers(
     """  # fmt: skip
     from dien_kernels.ops import triton_kernel
 
-    by_history, readers = history.sort(stable=True)
-    first = torch.searchsorted(by_history, torch.arange(histories + 1, device=history.device))
     launch(
         triton_kernel.sum_readers, (histories, parts), total,
-        by_row, total, readers, first, *ragged, *sizes,
+        by_row, total, *readers_of(history, histories), *ragged, *sizes,
         TIME_MAJOR=time_major, H=hidden, PADDED=padded_size(hidden), ROW_WIDTH=by_row.stride(0),
         TOTAL_WIDTH=parts * hidden, STEPS=16, **compiler_options(4),
     )  # fmt: skip

@@ -14,10 +14,10 @@ from torch.nn.functional import linear, pad
 
 from dien_kernels import _native
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops._layout import Ragged, readers_of
 from dien_kernels.ops._register import raw
 from dien_kernels.ops.recurrence import loop_job
-from dien_kernels.ops.recurrence.loop_job import Job
+from dien_kernels.ops.recurrence.loop_job import Job, float32_product
 
 # Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
 FORWARD_NARROW = FORWARD_WIDE = BACKWARD = (8, 16, 32, 40, 64, 112, 128)
@@ -282,7 +282,7 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         raise ValueError(f"the CUDA backward counts steps in 32 bits, and there are {max(job.x_rows, job.y_rows)}")
     size = padded_size(hidden, x.dtype, backward=True)
     left = loop_job.left(job, -(-job.batch // 16), size)
-    projection = loop_job.projection(job, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
+    projection = float32_product(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
     _launch(
         "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(job, size),
         left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
@@ -300,7 +300,8 @@ def _aligned(t: Tensor | None) -> Tensor | None:
 
 def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
     dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
-    readers = loop_job.readers_of(job)
+    assert job.history is not None
+    readers = readers_of(job.history, job.histories)
     _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
     return dgx
 

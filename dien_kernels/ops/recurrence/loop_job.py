@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dien_kernels.ops._layout import Ragged, check_values
 
@@ -124,13 +123,13 @@ class Job:
         return torch.where(valid.reshape(-1, 1), self.x, 0)
 
 
-def projection(job: Job, w_ih: Tensor) -> Tensor:
-    """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
-    if job.x.dtype == torch.float32:
-        return linear(job.x, w_ih)
-    if job.x.is_cuda:
-        return torch.mm(job.x, w_ih.t(), out_dtype=torch.float32)
-    return linear(job.x.float(), w_ih.float())
+def float32_product(a: Tensor, w: Tensor) -> Tensor:
+    """a w^T with the sums of 16-bit operands kept in float32."""
+    if a.dtype == torch.float32:
+        return torch.mm(a, w.t())
+    if a.is_cuda:
+        return torch.mm(a, w.t(), out_dtype=torch.float32)
+    return torch.mm(a.float(), w.float().t())
 
 
 def padded(rows: Tensor, hidden: int, size: int) -> Tensor:
@@ -222,16 +221,3 @@ def _dw_hh(job: Job, left: Left) -> Tensor:
         dru = dgh[: 2 * size] @ states[:, :size]
         return torch.cat((dru, dgh[2 * size :] @ states[:, size:]))
     return (dgh @ states).roll(-size if left.columns.dgh_n == 0 else 0, 0)
-
-
-class Readers(NamedTuple):
-    """The rows of each history in row order: ``rows[first[u] : first[u + 1]]``."""
-
-    rows: Tensor
-    first: Tensor
-
-
-def readers_of(job: Job) -> Readers:
-    assert job.history is not None
-    by_history, rows = job.history.sort(stable=True)
-    return Readers(rows, torch.searchsorted(by_history, torch.arange(job.histories + 1, device=by_history.device)))

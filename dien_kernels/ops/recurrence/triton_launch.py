@@ -116,7 +116,7 @@ class _Job(loop_job.Job):
 
     def projection(self) -> Tensor:
         """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
-        return _triton.float32_product(self.x, self.w_ih)
+        return loop_job.float32_product(self.x, self.w_ih)
 
 
 def _compiled(launch: Launch) -> dict[str, Any]:
@@ -218,8 +218,8 @@ def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tenso
 
     fill(None)
     if not job.reset_before:
-        made = _triton.float32_product(states, job.w_hh)
+        made = loop_job.float32_product(states, job.w_hh)
         return made, made
-    made_ru = _triton.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
+    made_ru = loop_job.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
     fill(made_ru)
-    return made_ru, _triton.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])
+    return made_ru, loop_job.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])
