@@ -105,13 +105,13 @@ def check(case: Case, simulator: Simulator, backward: bool = True) -> Result:
     return result
 
 
-def check_instance(dtype: torch.dtype, padded: int, name: str) -> None:
+def check_instance(dtype: torch.dtype, padded: int, name: str, hidden: int | None = None) -> None:
     """Every case in every order of threads; the bits do not depend on the order.
 
     The backward reads what any forward has written in the same place: it runs with the simplest of them.
     """
     mode = MODES[name]
-    for case in (fused_cases if mode.fused else cases)(dtype, HIDDEN[padded]):
+    for case in (fused_cases if mode.fused else cases)(dtype, hidden or HIDDEN[padded]):
         results = []
         for seed in SEEDS:
             simulator = Simulator(seed, tiles=mode.tiles, fused=mode.fused)
@@ -159,6 +159,15 @@ def test_every_instance(dtype: torch.dtype, padded: int, mode: str, record_cell:
     record_cell("recurrence", "cuda-ptxsim", "all", dtype)
     assert missing() is None, missing()
     check_instance(dtype, padded, mode)
+
+
+@pytest.mark.ptx
+@pytest.mark.parametrize("hidden", [size for size, other in HIDDEN.items() if size != other and size <= 32])
+@pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
+def test_sizes_without_padding(dtype: torch.dtype, hidden: int, record_cell: Callable[..., None]) -> None:
+    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+    assert missing() is None, missing()
+    check_instance(dtype, hidden, "sixteens", hidden)
 
 
 @pytest.mark.usefixtures("simulator")
