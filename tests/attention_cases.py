@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from dien_kernels.ops.attention import attention_scores
 from tests.tolerances import assert_close_to
+from tests.unit_cases import raggedness
 
 ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
 Shape = tuple[dict, str, Tensor, Tensor | None]  # what ``compare`` takes before a dtype
@@ -112,19 +113,6 @@ def call(case: dict, **layout) -> Tensor:
         return value.to(device) if isinstance(value, Tensor) else value
 
     return attention_scores(**{name: send(value) for name, value in values.items()}).cpu()
-
-
-def raggedness(layout: str, u: int, steps: int) -> Tensor:
-    """valid [U, T] with lengths 0, 1 and T among others, or holes."""
-    if layout == "full":
-        return torch.ones(u, steps, dtype=torch.bool)
-    if layout == "mask":
-        valid = torch.rand(u, steps) < 0.5
-        valid[:1] = False
-        return valid
-    lengths = torch.randint(0, steps + 1, (u,))
-    lengths[: min(3, u)] = torch.tensor([0, 1, steps])[: min(3, u)].clamp(max=steps)
-    return torch.arange(steps) < lengths.unsqueeze(1)
 
 
 def run(case: dict, layout: str, valid: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dien_kernels.ops import _dispatch, _triton
-from tests.triton_launches import INTERPRETED, hurry_the_interpreter, loaded_ptxsim, ptxsim_folder
+from tests import ptx_simulator
+from tests.triton_launches import INTERPRETED, hurry_the_interpreter
 
 Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
 CELL = pytest.StashKey[Cell]()
@@ -60,10 +61,10 @@ def one_thread() -> Iterator[None]:
 def ptxsim() -> ModuleType:
     """The PTX simulator beside the repository, or where the environment variable PTXSIM says."""
     pytest.importorskip("triton")
-    folder = ptxsim_folder()
-    if not (folder / "__init__.py").exists():
-        pytest.skip("ptxsim is not there: set PTXSIM to its folder")
-    return loaded_ptxsim()
+    reason = ptx_simulator.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return ptx_simulator.loaded()
 
 
 @pytest.fixture

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -21,6 +18,7 @@ from torch import Tensor
 from dien_kernels.ops import _dispatch
 from dien_kernels.ops.recurrence import cuda_launch
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
+from tests import ptx_simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
@@ -31,23 +29,7 @@ def missing() -> str | None:
     """Why nothing can be simulated here, or None."""
     if shutil.which("nvcc") is None:
         return "nvcc is not on PATH"
-    if not (_folder() / "__init__.py").exists():
-        return "ptxsim is not there: set PTXSIM to its folder"
-    return None
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("PTXSIM", ROOT.parent / "shared" / "ptxsim"))
-
-
-@lru_cache
-def ptxsim() -> ModuleType:
-    folder = _folder()
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return __import__(folder.name)
-    finally:
-        sys.path.remove(str(folder.parent))
+    return ptx_simulator.missing()
 
 
 @lru_cache(maxsize=8)
@@ -55,7 +37,9 @@ def module_of(name: str, padded: int, race: bool, prof: bool = False) -> Any:
     """One file of kernels for one size, translated for the simulator."""
     flags = [f"-DDIEN_ONLY={padded}", "-std=c++20"]
     source = ROOT / "csrc" / "cuda" / f"{name}.cu"
-    return ptxsim().load(source, arch="sm_80", flags=flags, race=race, prof=prof, optimise="-O0")  # it compiles longer
+    return ptx_simulator.loaded().load(
+        source, arch="sm_80", flags=flags, race=race, prof=prof, optimise="-O0"
+    )  # it compiles longer
 
 
 def _pointers(tensors: list[Tensor | None]) -> bytes:
@@ -89,7 +73,7 @@ class Simulator:
         return tensors, packed
 
     def _guard(self, tensors: list[Tensor | None]) -> list[Tensor | None]:
-        return [None if t is None else ptxsim().guard(t) for t in tensors]
+        return [None if t is None else ptx_simulator.loaded().guard(t) for t in tensors]
 
     def _run(
         self, file: str, kernel: str, padded: int, grid: Any, threads: int, params: bytes, tensors: Any,

@@ -110,19 +110,6 @@ def launching(launch: Any, architecture: int) -> Iterator[None]:
         yield
 
 
-def ptxsim_folder() -> Path:
-    return Path(os.environ.get("PTXSIM", ROOT.parent / "shared" / "ptxsim"))
-
-
-def loaded_ptxsim() -> ModuleType:
-    folder = ptxsim_folder()
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return __import__(folder.name)
-    finally:
-        sys.path.remove(str(folder.parent))
-
-
 def simulator(ptxsim: ModuleType) -> Callable[[Launched], None]:
     """Runs a launch as PTX for sm_80, with races on shared memory looked for."""
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from dien_kernels.ops.attention import attention_scores
 from dien_kernels.ops.attention import reference as cell
-from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, leaves, make, mlp, raggedness, run, shapes
+from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, leaves, make, mlp, run, shapes
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
+from tests.unit_cases import raggedness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

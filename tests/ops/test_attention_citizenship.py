@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dien_kernels.ops.attention import attention_scores, op
 from dien_kernels.ops.attention import reference as cell  # noqa: F401  the fixture "target" asks the module for it
-from tests.attention_cases import call, cast, layouts, leaves, make, raggedness
+from tests.attention_cases import call, cast, layouts, leaves, make
 from tests.cases import running_on
+from tests.unit_cases import assert_compiles, raggedness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,17 +116,7 @@ def test_compile_without_a_break() -> None:
         case = make(kind)
         for layout in layouts(case):
             values = {**case, **layout}
-            inputs = leaves(values)
-
-            def f(values: dict) -> Tensor:
-                return attention_scores(**values).sin().sum()
-
-            torch._dynamo.reset()
-            compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
-            want = [f(values), *torch.autograd.grad(f(values), inputs)]
-            got = [compiled(values), *torch.autograd.grad(compiled(values), inputs)]
-            for a, b in zip(got, want, strict=True):
-                torch.testing.assert_close(a, b)
+            assert_compiles(lambda values: attention_scores(**values).sin().sum(), values, leaves(values))
 
 
 def test_export_with_dynamic_sizes() -> None:

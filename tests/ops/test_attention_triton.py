@@ -18,7 +18,7 @@ from dien_kernels import attention_scores
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.attention import triton_launch
-from tests.attention_cases import Shape, compare, make, raggedness, shapes
+from tests.attention_cases import Shape, compare, make, shapes
 from tests.triton_launches import (
     compiled,
     in_the_interpreter,
@@ -26,6 +26,7 @@ from tests.triton_launches import (
     passed_in_the_interpreter,
     simulator,
 )
+from tests.unit_cases import raggedness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STORED = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,6 +6,7 @@ import doctest
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from dien_kernels.ops.auxiliary_loss import reference as cell
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.tolerances import assert_close_to
+from tests.unit_cases import assert_compiles
+from tests.unit_cases import raggedness as any_raggedness
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NORMALIZERS = ("joint", "separate", "padded", "row")
@@ -136,16 +139,7 @@ def call(case: dict, **layout) -> Tensor:
     return auxiliary_loss(**{**case, **layout})
 
 
-def raggedness(layout: str, batch: int, steps: int) -> Tensor:
-    if layout == "full":
-        return torch.ones(batch, steps, dtype=torch.bool)
-    if layout == "mask":
-        valid = torch.rand(batch, steps) < 0.6
-        valid[:1] = False
-        return valid
-    lengths = torch.randint(0, steps + 1, (batch,))
-    lengths[: min(3, batch)] = torch.tensor([0, 1, steps])[: min(3, batch)].clamp(max=steps)
-    return torch.arange(steps) < lengths.unsqueeze(1)
+raggedness = partial(any_raggedness, kept=0.6)
 
 
 def run(case: dict, layout: str, valid: Tensor) -> Tensor:
@@ -549,17 +543,7 @@ def test_compile_without_a_break() -> None:
         case = make(kind, affine=kind == "mlp", outputs=2)
         for layout in _layouts(case):
             values = {**case, **layout}
-            inputs = leaves(values)
-
-            def f(values: dict) -> Tensor:
-                return auxiliary_loss(**values)
-
-            torch._dynamo.reset()
-            compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
-            want = [f(values), *torch.autograd.grad(f(values), inputs)]
-            got = [compiled(values), *torch.autograd.grad(compiled(values), inputs)]
-            for a, b in zip(got, want, strict=True):
-                torch.testing.assert_close(a, b)
+            assert_compiles(lambda values: auxiliary_loss(**values), values, leaves(values))
 
 
 def test_export_with_dynamic_sizes() -> None:

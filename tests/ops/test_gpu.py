@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dien_kernels import gru
 from dien_kernels.ops._dispatch import Call, refusal
-from tests.attention_cases import compare, raggedness
+from tests.attention_cases import compare
 from tests.attention_cases import make as make_attention
 from tests.cases import KINDS, Case, Inputs, assert_matches, call, make, result_of
+from tests.unit_cases import raggedness
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16)

@@ -274,9 +274,10 @@ def test_simulated_approximations_are_near(ptxsim: ModuleType) -> None:
     """DIEN_KERNELS_FAST is read once, so in a process of its own: its results are near the reference, and others."""
     code = """
 from tests.cases import Case, actual, exact
-from tests.triton_launches import launching, loaded_ptxsim, simulator
+from tests import ptx_simulator
+from tests.triton_launches import launching, simulator
 case = Case("authors", B=5, T=4, I=8, H=16)
-with launching(simulator(loaded_ptxsim()), 80):
+with launching(simulator(ptx_simulator.loaded()), 80):
     found = actual(case, "triton")
 print(max(float((t.double() - e).abs().max() / e.abs().max()) for (_, t), (_, e) in zip(found, exact(case))))
 """
