@@ -250,6 +250,13 @@ struct Backward {
       for (int v = 0; v < 3; ++v) acc[m][v] = c.scalars[i + m].gamma * acc[m][v] + bias[v];
   }
 
+  // Asks for what the step before will read of a row: rows stand so far apart that the processor does not foresee it.
+  DIEN_INLINE void prefetch_step(const Row& row, int64_t step) const {
+    if (step < 0) return;
+    if (job.gates) prefetch(kept_gates<T>(job, s.Hk, row, step), sizeof(T), 4 * s.Hk);
+    if (job.dy.data) prefetch(job.dy.data, size_of(job.dy.store), s.H, row.dy + step * job.dy_step);
+  }
+
   DIEN_INLINE void read_dy(const Row& row, int64_t step, const Scratch& c) const {
     if (job.dy.data) gather_padded<L>(job.dy, row.dy + step * job.dy_step, job.dy.s2, s.H, s.Hp, c.line);
   }
@@ -267,6 +274,7 @@ struct Backward {
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
       const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
+      prefetch_step(block.rows[i], step - 1);
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
@@ -296,6 +304,7 @@ struct Backward {
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp, *q = c.q + (base + i) * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
       const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
+      prefetch_step(block.rows[i], step - 1);
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
