@@ -1,4 +1,4 @@
-"""What is measured: the cases, the suites they belong to, and the targets they are held to."""
+"""What is measured: the cases and the suites they belong to. ``targets.py`` has what they are held to."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ OWN = (
     *("step_mlp", "step_inner"),
     *("history_repeated", "no_projection"),
 )
+OTHER_WORK = ("no_projection", "rechub_dien", "fuxictr_dien")  # what they compute is less than the case
 LAWS = ("full", "ragged")
 THREADS = (1, 2)  # what the targets speak of
 
@@ -37,7 +38,7 @@ CALLABLE_STEPS = (1, 7)  # where every peer that Python can call takes part
 SHORT_WIDTHS = (36, 64)
 CALL_WIDTHS = (36, 64, 128)
 SERVE_STEPS, SERVE_WIDTHS = 100, (36, 64)  # one row of a whole history
-UNIT_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64))
+UNIT_SIZES = SPEED_SIZES[:2]
 
 STEP_BATCHES = (128, 1024)
 MODEL_SIZE = (100, 36, 36)  # T, I, H

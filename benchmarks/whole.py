@@ -120,8 +120,13 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
             return loss.click if variant == "no_auxiliary" else loss.total
 
     note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, fused Adam"
-    call = torch.compile(forward) if compiled else forward
-    return Program(call, leaves, note + ", torch.compile" * compiled, optimise=optimizer.step)
+    note += ", torch.compile" * compiled
+    return Program(_compile(forward) if compiled else forward, leaves, note, optimise=optimizer.step)
+
+
+def _compile(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    torch._dynamo.reset()  # what other cases left counts against the limit of graphs; beyond it all is eager
+    return torch.compile(forward)
 
 
 def _requests(model: DIEN, batch: Batch, backend: str, compiled: bool) -> Program:
@@ -132,7 +137,7 @@ def _requests(model: DIEN, batch: Batch, backend: str, compiled: bool) -> Progra
             return model.score(batch.history, batch.target, users=user)
 
     if compiled:
-        return Program(torch.compile(forward), {}, "torch.compile")
+        return Program(_compile(forward), {}, "torch.compile")
     return Program(forward, {}, parts(model, forward) if backend == "auto" else "")
 
 

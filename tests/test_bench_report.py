@@ -112,3 +112,26 @@ def test_work_counts_steps_that_exist() -> None:
     assert least is not None
     assert least.flops == 3 * steps * 6 * 3 * (5 + 3)
     assert work(full._replace(suite="latency"), draw(full)) is None
+
+
+def test_work_counts_no_product_twice() -> None:
+    """What many rows, steps or pairs share is made once: a history's projection, a target's matrix, a state's product."""
+    batch, steps, size = 4, 6, 3
+    case = Case("shared", "augru_shared", "fwd", batch, steps, size, size, "full", "float32", ())
+    least = work(case, draw(case))
+    assert least is not None
+    assert least.flops == 2 * 3 * size * size * (steps + batch * steps)
+    case = case._replace(suite="units", op="attention_din")
+    least = work(case, draw(case))
+    first, rest = size * 80, 80 * 40 + 40
+    assert least is not None
+    assert least.flops == 2 * (batch * steps * (first + rest) + batch * first)
+    case = case._replace(op="auxiliary_mlp")
+    least = work(case, draw(case))
+    state, behaviour, rest = size * 100, size * 100, 100 * 50 + 50
+    assert least is not None
+    assert least.flops == 2 * batch * (steps - 1) * (state + 2 * behaviour + 2 * rest)
+    case = case._replace(op="auxiliary_inner")
+    least = work(case, draw(case))
+    assert least is not None
+    assert least.flops == 2 * batch * (steps - 1) * 2 * size

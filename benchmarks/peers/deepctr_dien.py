@@ -40,14 +40,14 @@ def model_of(case: Case) -> Any:
     size = widths(case)
     columns = [inputs.SparseFeat(n, rows, size[n]) for n, rows in (USER_FIELDS | ITEM_FIELDS).items()]
     for name, rows in ITEM_FIELDS.items():
-        for prefix in ("hist_", "neg_hist_"):
+        for prefix in ("hist_", "neg_hist_") if case.trains else ("hist_",):
             one = inputs.SparseFeat(prefix + name, rows, size[name], embedding_name=name)
             columns.append(inputs.VarLenSparseFeat(one, case.steps, length_name="length"))
     return models.DIEN(
         columns,
         list(ITEM_FIELDS),
         gru_type="AUGRU",
-        use_negsampling=True,
+        use_negsampling=case.trains,  # with it, its forward makes the auxiliary loss when it scores too
         dnn_hidden_units=MLP_WIDTHS,
         att_hidden_units=DIN_WIDTHS,
         att_activation="sigmoid",
@@ -68,9 +68,9 @@ def leaves_of(model: Any) -> dict[str, Tensor]:
         for i in range(len(DIN_WIDTHS)):
             names[f"attention.scores.linears.{i}.{kind}"] = f"{unit}dnn.linears.{i}.{kind}"
         names[f"attention.scores.linears.{len(DIN_WIDTHS)}.{kind}"] = f"{unit}dense.{kind}"
-        names |= {
-            f"auxiliary.linears.{i}.{kind}": f"{auxiliary}linears.{i}.{kind}" for i in range(len(AUXILIARY_WIDTHS) + 1)
-        }
+        if model.use_negsampling:
+            for i in range(len(AUXILIARY_WIDTHS) + 1):
+                names[f"auxiliary.linears.{i}.{kind}"] = f"{auxiliary}linears.{i}.{kind}"
         names |= {f"mlp.linears.{i}.{kind}": f"dnn.linears.{i}.{kind}" for i in range(len(MLP_WIDTHS))}
     names |= {"mlp.last.weight": "linear.weight", "mlp.last.bias": "out.bias"}
     assert set(own) - {cell + "bias_hh"} == set(names.values()), "every parameter has a name of ours"
@@ -78,7 +78,7 @@ def leaves_of(model: Any) -> dict[str, Tensor]:
 
 
 def matrix(case: Case, batch: Batch, model: Any) -> Tensor:
-    """The batch as its float matrix."""
+    """The batch as its float matrix; a model that only scores asks for no negatives."""
     history, negatives, lengths = padded_ids(case, batch)
     columns = {**{n: i.unsqueeze(1) for n, i in (batch.users | batch.target).items()}}
     columns |= {f"hist_{name}": ids for name, ids in history.items()}

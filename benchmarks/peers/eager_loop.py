@@ -1,7 +1,8 @@
 """A GRU or AUGRU in plain torch, as well as a loop over time can be written.
 
 One product for the whole input, ``unbind`` instead of indexing (whose gradient would be a full-size tensor a
-step), one sigmoid for two gates, ``addcmul`` and ``lerp``; ended rows keep their state through ``where``.
+step), one sigmoid for two gates, ``addcmul`` and ``lerp``. Ragged rows are computed to the end, without
+a mask: padding comes last, so valid steps never see it, and results are compared there.
 """
 
 from __future__ import annotations
@@ -20,15 +21,12 @@ def absent() -> str | None:
     return None
 
 
-def step(
-    gx: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor, scores: Tensor | None, still: Tensor | None, widths: list[int]
-) -> Tensor:
+def step(gx: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor, scores: Tensor | None, widths: list[int]) -> Tensor:
     x_ru, x_n = torch.split(gx, widths, 1)
     h_ru, h_n = torch.split(linear(h, w_hh, b_hh), widths, 1)
     r, u = torch.sigmoid(x_ru + h_ru).chunk(2, 1)
     n = torch.tanh(torch.addcmul(x_n, r, h_n))
-    new = torch.lerp(n, h, u) if scores is None else torch.lerp(h, n, scores * u)
-    return new if still is None else torch.where(still, new, h)
+    return torch.lerp(n, h, u) if scores is None else torch.lerp(h, n, scores * u)
 
 
 def chunk(
@@ -37,14 +35,12 @@ def chunk(
     w_hh: Tensor,
     b_hh: Tensor,
     scores: Sequence[Tensor] | None,
-    still: Sequence[Tensor] | None,
     widths: list[int],
 ) -> list[Tensor]:
     """The states after some steps in a row, from ``h`` on."""
     states = []
     for t, gates in enumerate(gx):
-        a, s = None if scores is None else scores[t], None if still is None else still[t]
-        h = step(gates, h, w_hh, b_hh, a, s, widths)
+        h = step(gates, h, w_hh, b_hh, None if scores is None else scores[t], widths)
         states.append(h)
     return states
 
@@ -54,23 +50,17 @@ def build(case: Case, inputs: Inputs, compiled: int = 0) -> Program:
     leaves, hidden = inputs.leaves, case.hidden
     run = torch.compile(chunk, fullgraph=True) if compiled else chunk
     x, w_ih, w_hh, b_ih, b_hh = (leaves[name] for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"))
-    attention, lengths = leaves.get("attention"), inputs.lengths
+    attention = leaves.get("attention")
     widths, many = [2 * hidden, hidden], compiled or case.steps
 
     def forward() -> Tensor:
         steps = linear(x, w_ih, b_ih).unbind(1)
         scores = None if attention is None else attention.unsqueeze(2).unbind(1)
-        valid = None
-        if lengths is not None:
-            valid = (torch.arange(len(steps), device=x.device) < lengths[:, None]).unsqueeze(2)
-        still = None if valid is None else valid.unbind(1)
         h, states = x.new_zeros(x.shape[0], hidden), []
         for start in range(0, len(steps), many):
             now = slice(start, start + many)
-            a, s = None if scores is None else scores[now], None if still is None else still[now]
-            states += run(steps[now], h, w_hh, b_hh, a, s, widths)
+            states += run(steps[now], h, w_hh, b_hh, None if scores is None else scores[now], widths)
             h = states[-1]
-        y = torch.stack(states, 1)
-        return y if valid is None else torch.where(valid, y, 0)
+        return torch.stack(states, 1)
 
-    return Program(forward, leaves)
+    return Program(forward, leaves, "" if inputs.lengths is None else "computes the padding; compared on valid steps")

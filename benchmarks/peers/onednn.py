@@ -75,12 +75,17 @@ def _done(failed: int) -> None:
         raise RuntimeError("oneDNN refused the call; the reason is on stderr")
 
 
+def set_threads(count: int) -> None:
+    """Those of TBB, for whatever uses it in this process: the next to be built sets them anew."""
+    _done(_library().rnn_set_threads(count))
+
+
 class _Rnn:
     """One primitive (in training a pair) for one size."""
 
     def __init__(self, case: Case) -> None:
         self.library = _library()
-        _done(self.library.rnn_set_threads(torch.get_num_threads()))
+        set_threads(torch.get_num_threads())
         sizes = [ctypes.c_long(n) for n in (case.steps, case.batch, case.inputs, case.hidden)]
         handle = self.library.rnn_create(case.op == "augru", case.trains, *sizes)
         if handle is None:
@@ -105,6 +110,7 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         found = [None if t is None else torch.empty_like(t) for t in ctx.tensors[:-1]]
         ctx.rnn("rnn_backward", dy, *found)
+        ctx.rnn = ctx.tensors = None  # the result names this node, which names the result: nobody else would free them
         return None, *found
 
 

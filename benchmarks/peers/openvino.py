@@ -110,6 +110,8 @@ def build(case: Case, inputs: Inputs) -> Program:
     if case.trains:
         raise LookupError("inference only")
     openvino, weights = _package(), _weights(case, inputs)
+    if onednn.absent() is None:
+        onednn.set_threads(torch.get_num_threads())  # both have one TBB
     core = openvino.Core()
     core.add_extension(str(Path(openvino.__file__).parent / "libs" / "libopenvino_intel_cpu_plugin.so"))
     blob = b"".join(value.tobytes() for value in weights.values())
