@@ -1,9 +1,10 @@
-"""``python -m benchmarks run | report``: measure into a CSV, and turn the CSV into tables."""
+"""``python -m benchmarks run | report | reproduce``: measure into a CSV, turn it into tables, compare two of them."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,26 @@ Made by `python -m benchmarks report --write`; how it was measured: [benchmarks/
 
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments or ["run"])
-    options.action(options)
+    try:
+        options.action(options)
+    except ValueError as reason:  # a file that cannot be read
+        sys.exit(str(reason))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text!r}")
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--suite", nargs="+", choices=(*registry.SUITES, "all"), default=["all"])
     run.add_argument("--op", nargs="+", choices=registry.NAMES, help="only these")
     run.add_argument("--mode", nargs="+", choices=registry.MODES, help="only these")
-    run.add_argument("--threads", nargs="+", type=int, default=list(registry.THREADS))
-    run.add_argument("--budget", type=float, default=6.0, metavar="S", help="seconds of timing a case (6)")
+    run.add_argument("--threads", nargs="+", type=_count, default=list(registry.THREADS))
+    run.add_argument("--budget", type=_seconds, default=6.0, metavar="S", help="seconds of timing a case (6)")
     run.add_argument("--out", type=Path, default=store.DEFAULT)
     run.add_argument("--resume", action="store_true", help="skip what the file has from this very commit")
     run.add_argument("--allocator", choices=("keep", "default"), default="keep")
@@ -56,13 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.facts import facts, set_allocator
 
+    before = store.read(options.out)
     if options.tiny and options.out == store.DEFAULT:
         sys.exit("--tiny needs --out: its rows do not belong among the results")
     set_allocator(options.allocator)  # before anything large is allocated
     from benchmarks.timing import measure
 
     common = facts(options.allocator)
-    done = {store.key(row) for row in store.read(options.out) if row["git_sha"] == common["git_sha"]}
+    done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"]}
     work = [
         case
         for name in registry.SUITES
@@ -70,6 +91,8 @@ def _run(options: argparse.Namespace) -> None:
         for case in registry.cases(name)
         if (options.op is None or case.op in options.op) and (options.mode is None or case.mode in options.mode)
     ]
+    if not work:
+        sys.exit("no case has all of the --suite, --op and --mode given")
     for number, case in enumerate(registry.tiny(case) if options.tiny else case for case in work):
         for threads in options.threads:
             shared = _columns(case, threads) | common
@@ -94,11 +117,14 @@ def _columns(case: registry.Case, threads: int) -> dict[str, str]:
 
 
 def _report(options: argparse.Namespace) -> None:
-    rows = store.newest(store.read(options.results))
+    if options.write and options.results != store.DEFAULT:
+        sys.exit("--write makes the repository's pages of its own results: leave --results out")
+    rows = store.newest(_rows("--results", options.results))
     rows = [row for row in rows if row["allocator"].startswith(options.allocator)]
     if not rows:
-        sys.exit(f"{options.results} has no rows measured with --allocator {options.allocator}")
-    rows = [row for row in rows if row["machine"] == rows[-1]["machine"]]  # one machine a report: the last used
+        sys.exit(f"--results: {options.results} has no rows measured with --allocator {options.allocator}")
+    last = max(rows, key=lambda row: row["date"])  # one machine, set one way, a report: as it was last used
+    rows = [row for row in rows if all(row[name] == last[name] for name in ("machine", "allocator"))]
     if options.write:
         _write(rows)
     else:
@@ -106,17 +132,24 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    for path in (options.first, options.second):
-        if not path.exists():
-            sys.exit(f"there is no file {path}")
-    print(report.reproduced(store.newest(store.read(options.first)), store.newest(store.read(options.second))))
+    first, second = (store.newest(_rows(*given)) for given in (("--first", options.first), ("second", options.second)))
+    text = report.reproduced(first, second)
+    if not text:
+        sys.exit(f"{options.second} has no ratio of a case, machine and allocator that {options.first} has")
+    print(text)
+
+
+def _rows(argument: str, path: Path) -> list[store.Row]:
+    if not path.exists():
+        sys.exit(f"{argument}: there is no file {path}")
+    return store.read(path)
 
 
 def _write(rows: list[store.Row]) -> None:
     from benchmarks import plot, summary
 
+    plot.draw(rows, PICTURE)  # first, as it needs a package that may be missing
     PAGE.write_text(f"{TITLE}\n\n{report.markdown(rows, '../')}\n")
-    plot.draw(rows, PICTURE)
     summary.write_between_marks(README, summary.text(rows, "docs/benchmarks.md", "docs/speed.svg"))
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.facts import facts
-from benchmarks.inputs import Inputs, Program, draw, draw_lengths
+from benchmarks.inputs import Inputs, Program, draw, draw_lengths, largest_error
 from benchmarks.ours import build as build_ours
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
 from benchmarks.registry import DIN_WIDTHS, Case
@@ -97,11 +97,7 @@ def error(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dic
     for name, (actual, wanted) in pairs.items():
         if actual is None:
             return f"no {name}"
-        difference = actual.double() - wanted.double()
-        if name == "result" and inputs.valid is not None:
-            difference = torch.where(inputs.valid, difference, 0)
-        size = float(wanted.abs().max())
-        worst = float(difference.abs().max()) / (size if size > 1e-12 else 1.0)
+        worst = largest_error(actual, wanted, inputs.valid if name == "result" else None)
         if not worst <= WRONG[case.dtype]:
             return f"{name} is off by {worst:.1e} of its largest value"
     return None

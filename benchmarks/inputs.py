@@ -65,6 +65,14 @@ class Program(NamedTuple):
         return train
 
 
+def largest_error(actual: Tensor, wanted: Tensor, valid: Tensor | None = None) -> float:
+    """Relative to the largest value wanted; where that vanishes by mathematics (a bias before a softmax), absolute."""
+    difference = actual.double() - wanted.double()
+    difference = difference if valid is None else torch.where(valid, difference, 0)
+    size = float(wanted.abs().max())
+    return float(difference.abs().max()) / (size if size > 1e-12 else 1.0)
+
+
 def draw_lengths(batch: int, steps: int, generator: torch.Generator) -> Tensor:
     """Geometric-like: exponential with mean T/4, rounded up, cut at T; one row has all T steps."""
     lengths = torch.empty(batch).exponential_(4 / steps, generator=generator).ceil().long().clamp(1, steps)

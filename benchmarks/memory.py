@@ -23,7 +23,7 @@ _RESET = Path("/proc/self/clear_refs")
 
 
 def peak_mb(case: Case, provider: str, threads: int) -> str:
-    """Megabytes (1e6 bytes) as text; empty where the system cannot tell."""
+    """Megabytes (1e6 bytes) as text; empty where the system cannot tell. ``RuntimeError`` if the process fails."""
     if not _RESET.exists():
         return ""
     # A fixed threshold: every larger block is mapped for itself and given back when it is freed.
@@ -31,7 +31,9 @@ def peak_mb(case: Case, provider: str, threads: int) -> str:
     words = [case.op, case.mode, *map(str, case.size), case.law, case.dtype, provider, str(threads)]
     command = [sys.executable, "-m", "benchmarks.memory", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    return done.stdout.strip()
 
 
 def _status_kb(field: str) -> int:

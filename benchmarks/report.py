@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from benchmarks.registry import WRONG_GRADIENT
@@ -68,7 +69,7 @@ def markdown(rows: list[Row], root: str = "") -> str:
         if chosen:
             is_open = " open" if suite == "speed" else ""
             parts.append(f"<details{is_open}><summary>{title}</summary>")
-            parts.append(_table(chosen))
+            parts += [_table(chosen), *_notes(chosen)]
             parts.append("</details>")
     return "\n\n".join(parts)
 
@@ -123,6 +124,20 @@ def _table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _notes(rows: list[Row]) -> list[str]:
+    """What the rows say of themselves beside their numbers, a line for each provider."""
+    said: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if not row["p50_us"] or row["note"].startswith(("absent", "wrong:", "failed")):
+            continue
+        at = f"B = {row['B']}, {row['threads']} threads: " if row["suite"] == "score" and is_base(row) else ""
+        for words in re.sub(r"[;,] compiled in \d+ s", "", row["note"]).split("; "):
+            if words and not words.startswith(WRONG_GRADIENT):
+                said.setdefault(row["provider"], {})[at + words] = None
+    lines = [f"- `{provider}`: {'; '.join(words)}" for provider, words in said.items()]
+    return ["\n".join(lines)] if lines else []
+
+
 def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
     def cell(of: Row | None, show: Callable[[Row], str]) -> str:
         if of is None:
@@ -139,9 +154,11 @@ def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
 
 
 def reproduced(first: list[Row], second: list[Row]) -> str:
-    """Which ratios of the second run lie within the spread (20th to 80th percentile) of the first's."""
+    """Which ratios of the second run lie within the spread (20th to 80th percentile) of the first's; "" without any."""
     then = {key(row): row for row in first if row["ratio"] and not is_base(row)}
     pairs = [(then[key(row)], row) for row in second if row["ratio"] and key(row) in then]
+    if not pairs:
+        return ""
     outside = [(a, b) for a, b in pairs if not float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"])]
     lines = [
         f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"

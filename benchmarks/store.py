@@ -45,6 +45,7 @@ COLUMNS = (
     ),
     *("isa", "machine", "cores", "python", "torch", "mkl", "dien_kernels", "git_sha", "date", "allocator"),
 )
+NUMBERS = ("B", "T", "I", "H", "threads", *COLUMNS[COLUMNS.index("p20_us") : COLUMNS.index("note")])
 Row = dict[str, str]
 
 
@@ -54,9 +55,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
     is_new = not path.exists() or path.stat().st_size == 0
     if not is_new:
         with path.open(newline="") as file:
-            header = next(csv.reader(file))
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"{path} has other columns than this version writes; choose another --out")
+            _check_header(path, next(csv.reader(file)))
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         if is_new:
@@ -64,11 +63,33 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
+def _check_header(path: Path, header: list[str]) -> None:
+    if tuple(header) != COLUMNS:
+        raise ValueError(f"{path} has other columns than this version's: {', '.join(header)[:80]}")
+
+
 def read(path: Path) -> list[Row]:
-    if not path.exists():
+    """All rows; none if there is no such file. ``ValueError`` names the first line that is not a row of results."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file of results")
+    if not path.exists() or path.stat().st_size == 0:
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.reader(file)
+        _check_header(path, next(reader))
+        return [_row(path, reader.line_num, values) for values in reader]
+
+
+def _row(path: Path, line: int, values: list[str]) -> Row:
+    if len(values) != len(COLUMNS):
+        raise ValueError(f"{path}, line {line}: {len(values)} values for {len(COLUMNS)} columns")
+    row = dict(zip(COLUMNS, values, strict=True))
+    for name in NUMBERS:
+        try:
+            float(row[name] or "0")
+        except ValueError:
+            raise ValueError(f"{path}, line {line}: {name} must be a number, got {row[name]!r}") from None
+    return row
 
 
 def key(row: Row) -> tuple[str, ...]:

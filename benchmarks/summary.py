@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.registry import OWN
+from benchmarks.registry import OWN, PADS, WRONG_GRADIENT
 from benchmarks.report import about
 from benchmarks.store import Row
-from benchmarks.targets import count
+from benchmarks.targets import count, problem
 
+MARKS = {"ᵖ": PADS, "ʷ": WRONG_GRADIENT}
+LEGEND = (
+    "ᵖ computes the padding of ragged rows too, as it has no lengths. ʷ timed although its gradients are wrong. "
+    "(n of m): at so many of the sizes and threads; at the others it was not asked, or has a note instead of a number."
+)
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
 
@@ -23,6 +28,7 @@ def text(rows: list[Row], page: str, picture: str) -> str:
         _ranges(recurrences, "recurrence", lambda row: f"{row['op']} {row['mode']}, {row['law']}"),
         _ranges(steps, "a training step", lambda row: f"batch {row['B']}, {row['law']}"),
         _ranges(requests, "a scoring request", lambda row: f"{int(row['B']):,} candidate{'s' * (row['B'] != '1')}"),
+        LEGEND,
         f"{count(rows)} {about(rows)}",
     ))  # fmt: skip
 
@@ -35,17 +41,22 @@ def _ranges(rows: list[Row], title: str, column: Callable[[Row], str]) -> str:
     for provider in dict.fromkeys(row["provider"] for row in there):
         line = [f"`{provider}`"]
         for name in columns:
-            found = [float(row["ratio"]) for row in there if row["provider"] == provider and column(row) == name]
-            line.append(_range(found))
+            among = [row for row in there if column(row) == name]
+            line.append(_range([row for row in among if row["provider"] == provider], among))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _range(ratios: list[float]) -> str:
-    if not ratios:
+def _range(rows: list[Row], among: list[Row]) -> str:
+    """The ratios of ``rows``, marked; with their number where others of ``among`` have more cases."""
+    if not rows:
         return ""
+    ratios = [float(row["ratio"]) for row in rows]
     low, high = (f"{value:.3g}" for value in (min(ratios), max(ratios)))
-    return f"{low}×" if low == high else f"{low}–{high}×"
+    text = f"{low}×" if low == high else f"{low}–{high}×"
+    text += "".join(mark for mark, words in MARKS.items() if any(words in row["note"] for row in rows))
+    every = len({(problem(row)[1:], row["threads"]) for row in among})
+    return text if len(rows) == every else f"{text} ({len(rows)} of {every})"
 
 
 def write_between_marks(page: Path, words: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu
 from benchmarks.registry import MODELS, OURS, Case, as_computed, cases, tiny
 from benchmarks.timing import fault, inputs_of, measure, prepare
 
@@ -59,7 +58,7 @@ def test_tiny(case: Case, provider: str) -> None:
     if row["note"].startswith("absent"):
         pytest.skip(f"{provider} is {row['note']}")
     assert float(row["p50_us"]) > 0, row
-    assert ("p99_us" in row) == (case.mode == "request")
+    assert ("p99_us" in row) == (case.mode == "request" and provider == OURS)
     assert row["note"].startswith("wrong-gradient") == (
         (case.op, case.trains, provider) == ("augru", True, "onednn")
     ), row
@@ -103,18 +102,3 @@ def test_tiny_weights_come_back_from_deepctr() -> None:
     for name in names:
         torch.testing.assert_close(getattr(layer, name), inputs.leaves[f"evolution.{name}"])
     assert layer.bias_hh is layer.bias_ih
-
-
-@pytest.mark.parametrize("op", ["gru", "augru", "attention_din"])
-def test_gpu_rows_have_numbers_or_reasons(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``make bench-gpu`` without its GPU: what it needs of one is replaced, and the rest is seen to run."""
-    monkeypatch.setattr(gpu, "sent", lambda inputs: inputs)
-    monkeypatch.setattr(gpu, "call_us", lambda step: step() is None or 1.0)
-    monkeypatch.setattr(gpu, "BUDGET_S", 0.0)
-    for case in gpu.cases([64]):
-        if case.op == op and case.dtype == "float32" and case.law == "ragged":
-            rows = {row["provider"]: row for row in gpu.measure(tiny(case))}
-            for provider, row in rows.items():
-                assert set(row) <= set(gpu.COLUMNS)
-                assert ("p50_us" in row) != row["note"].startswith(("wrong", "failed")), row
-                assert "p50_us" in row or provider in ("triton", "cuda"), row

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import limits, memory, ours, peers
-from benchmarks.inputs import Inputs, Program, draw
+from benchmarks.inputs import Inputs, Program, draw, largest_error
 from benchmarks.registry import MODELS, OTHER_WORK, OWN, Case, as_computed
 
 VISIT_S = 5e-3
@@ -89,17 +89,17 @@ def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict
     return samples
 
 
-def prolong(own: Samples, step: Step) -> None:
-    """Visits by itself after the rounds, where these were too few for a 99th percentile."""
+def more_calls(step: Step, count: int) -> list[float]:
+    """Seconds of calls one after another, where the rounds were too few for a 99th percentile."""
     with torch.inference_mode():
-        while len(own.seconds) < P99_ROUNDS:
-            own.seconds.append(visit(step.call, own.calls))
+        return [visit(step.call, 1) for _ in range(count)]
 
 
 def _calls(step: Step) -> tuple[int, float]:
     """How many calls make a visit long enough, and the seconds of one. The first guess is corrected once."""
-    visit(step.call, 1)
     once = visit(step.call, 1)
+    if once <= SLOW_S:  # what is slower was warmed up enough when it was found right
+        once = visit(step.call, 1)
     calls = max(step.least, math.ceil(VISIT_S / once))
     if calls > 1:
         once = visit(step.call, calls)
@@ -190,11 +190,7 @@ def fault(program: Program, case: Case) -> str | None:
         if actual is None or actual.shape != wanted.shape:
             shape = None if actual is None else tuple(actual.shape)
             return f"{name} has shape {shape}, not {tuple(wanted.shape)}"
-        difference = actual.double() - wanted
-        difference = difference if valid is None else torch.where(valid, difference, 0)
-        size = float(wanted.abs().max())
-        # Some gradients vanish by mathematics, such as that of a bias under a softmax.
-        error = float(difference.abs().max()) / (size if size > 1e-12 else 1.0)
+        error = largest_error(actual, wanted, valid)
         summed = case.op in MODELS or name != "result"
         if not error <= WRONG[case.dtype] * (OF_A_SUM if summed else 1):
             return f"{name} is off by {error:.1e} of its largest value"
@@ -227,8 +223,6 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
     if steps and limits.work(case, inputs) is not None:
         steps |= {SGEMM: Step(limits.sgemm(), limits.CALLS, limits.CALLS), COPY: Step(limits.copy(), most=1)}
     samples = interleave(steps, case.infers, budget_s) if steps else {}
-    if case.mode == "request" and case.providers[0] in samples:
-        prolong(samples[case.providers[0]], steps[case.providers[0]])
     rows = []
     for provider in case.providers:
         row: dict[str, Any] = {"provider": provider, "note": notes[provider]}
@@ -237,11 +231,16 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
             own = as_computed(case, provider)
             work = None if provider in OTHER_WORK else limits.work(own, inputs_of(own))
             row |= {} if work is None else _fractions(work, samples[provider], samples[SGEMM], samples[COPY])
-            seconds = samples[provider].seconds
+            seconds = list(samples[provider].seconds)
+            if case.mode == "request" and provider == case.providers[0]:
+                seconds += more_calls(steps[provider], P99_ROUNDS - len(seconds))
             if case.mode == "request" and len(seconds) >= P99_ROUNDS:
                 row["p99_us"] = f"{1e6 * statistics.quantiles(seconds, n=100, method='inclusive')[-1]:.2f}"
             if with_memory:
-                row["peak_mem_mb"] = memory.peak_mb(as_computed(case, provider), provider, threads)
+                try:
+                    row["peak_mem_mb"] = memory.peak_mb(own, provider, threads)
+                except RuntimeError as failure:
+                    row["note"] = "; ".join(filter(None, (row["note"], f"peak memory unknown: {failure}")))
         rows.append(row)
     return rows
 

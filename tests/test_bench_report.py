@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks import report, summary, targets
 from benchmarks.inputs import draw
 from benchmarks.limits import work
-from benchmarks.registry import WRONG_GRADIENT, Case
+from benchmarks.registry import PADS, WRONG_GRADIENT, Case
 from benchmarks.store import COLUMNS, Row
 
 SPEED = {"suite": "speed", "op": "gru", "mode": "fwd", "law": "full", "B": "128", "T": "100", "I": "36", "H": "36"}
@@ -55,6 +56,28 @@ def test_memory_is_compared_with_our_own_row() -> None:
     assert targets.memory_verdict(None, row("deepctr_dien", **step, peak_mem_mb="29.9")) == ""
 
 
+def test_count_is_of_the_targets_asked() -> None:
+    """Rows of other threads or sizes neither count nor hide that an asked one is missing."""
+
+    def counted(*rows: Row) -> list[int]:
+        return [int(word) for word in re.findall(r"\d+", targets.count(list(rows)))]
+
+    met, missed, missing = counted(row("torch_gru_padded", **ratio(1.8)), row("torch_gru_padded", **ratio(1), H="64"))
+    assert (met, missed) == (1, 0)  # (128, 100, 36, 64) is no case
+    assert counted(row("torch_gru_padded", **ratio(1.79))) == [0, 1, missing]
+    assert counted(row("torch_gru_padded", **ratio(9), threads="4")) == [0, 0, missing + 1]
+
+
+def test_notes_stand_under_the_table() -> None:
+    rows = [
+        row("compiled_loop", note=f"ten steps a graph; compiled in {n} s", **ratio(n), B=f"{n}", machine="m", date="d")
+        for n in (3, 4)
+    ]
+    text = report.markdown(rows)
+    assert "- `compiled_loop`: ten steps a graph" in text
+    assert "compiled in" not in text
+
+
 def test_reproduced_names_what_moved() -> None:
     first = [
         row("torch_gru_padded", **ratio(2.0)),
@@ -87,6 +110,17 @@ def test_summary_shows_the_smallest_and_the_largest_and_no_variant_of_ours() -> 
     assert "gates_recompute" not in text
 
 
+def test_summary_marks_what_computes_more_or_otherwise_or_less_often() -> None:
+    rows = [
+        row("openvino", **ratio(2.0), note=f"openvino; {PADS}", machine="m", date="2018"),
+        row("onednn", **ratio(1.2), note=f"{WRONG_GRADIENT}: x is off", date="2018"),
+        row("onednn", **ratio(1.2), H="64", date="2018"),
+    ]
+    text = summary.text(rows, "page.md", "picture.svg")
+    assert "| `openvino` | 2×ᵖ (1 of 2) |" in text
+    assert "| `onednn` | 1.2×ʷ |" in text
+
+
 def test_summary_stands_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
@@ -115,7 +149,7 @@ def test_work_counts_steps_that_exist() -> None:
 
 
 def test_work_counts_no_product_twice() -> None:
-    """What many rows, steps or pairs share is made once: a history's projection, a target's matrix, a state's product."""
+    """What rows, steps or pairs share is made once: a history's projection, a target's matrix, a state's product."""
     batch, steps, size = 4, 6, 3
     case = Case("shared", "augru_shared", "fwd", batch, steps, size, size, "full", "float32", ())
     least = work(case, draw(case))

@@ -30,4 +30,4 @@ def build(case: Case, inputs: Inputs) -> Program:
     for leaf in program.leaves.values():
         leaf.grad = None
     spent = time.perf_counter() - started
-    return program._replace(note=f"torch.compile, {STEPS} steps a graph, compiled in {spent:.0f} s")
+    return program._replace(note=f"torch.compile, {STEPS} steps a graph; compiled in {spent:.0f} s")

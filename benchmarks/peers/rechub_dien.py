@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from benchmarks.inputs import Inputs, Program, Tensors
+from benchmarks.inputs import Inputs, Program, Tensors, largest_error
 from benchmarks.peers import missing
 from benchmarks.registry import ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
 from benchmarks.whole import padded_ids, put, widths
@@ -102,8 +102,7 @@ def _fault(case: Case, model: Any, x: Tensors, batch: Batch) -> str | None:
             return f"{name} has no gradient"
         pairs[name] = own.grad, other.grad
     for name, (actual, right) in pairs.items():
-        size = float(right.abs().max())
-        error = float((actual - right).abs().max()) / (size if size > 1e-12 else 1.0)
+        error = largest_error(actual, right)
         if not error <= WRONG:
             return f"{name} is off by {error:.1e} of its largest value"
     return None

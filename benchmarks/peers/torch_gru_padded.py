@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program
-from benchmarks.registry import Case
+from benchmarks.registry import PADS, Case
 
 
 def absent() -> str | None:
@@ -17,15 +17,15 @@ def layer_of(case: Case, inputs: Inputs) -> tuple[torch.nn.GRU, dict[str, Tensor
     """The layer with the weights of the inputs, and the leaves under their names."""
     x = inputs.leaves["x"]
     layer = torch.nn.GRU(case.inputs, case.hidden, batch_first=True, dtype=x.dtype, device=x.device)
-    leaves = {"x": x} | dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), layer.parameters(), strict=True))
+    weights = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), layer.parameters(), strict=True))
     with torch.no_grad():
-        for name, leaf in leaves.items():
-            leaf.copy_(inputs.leaves[name])
-    return layer, leaves
+        for name, weight in weights.items():
+            weight.copy_(inputs.leaves[name])
+    return layer, {"x": x} | weights
 
 
 def build(case: Case, inputs: Inputs) -> Program:
     layer, leaves = layer_of(case, inputs)
     x = leaves["x"]
-    note = "" if inputs.lengths is None else "computes the padding; compared on valid steps"
+    note = "" if inputs.lengths is None else PADS
     return Program(lambda: layer(x)[0], leaves, note)

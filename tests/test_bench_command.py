@@ -1,0 +1,121 @@
+"""What ``python -m benchmarks`` says to bad input: one line, before anything is measured or written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks import store
+from benchmarks.__main__ import main
+
+ROW = dict.fromkeys(store.COLUMNS, "") | {
+    "suite": "speed",
+    "op": "gru",
+    "mode": "fwd",
+    "law": "full",
+    "B": "128",
+    "T": "100",
+    "I": "36",
+    "H": "36",
+    "threads": "1",
+    "provider": "torch_gru_padded",
+    "p50_us": "5",
+    "ratio": "2",
+    "ratio_p20": "1.9",
+    "ratio_p80": "2.1",
+    "allocator": "keep",
+    "machine": "one",
+    "date": "2026-01-01",
+}
+
+
+def file_of(path: Path, *rows: dict[str, str]) -> str:
+    store.append(path, rows)
+    return str(path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    text = str(end.value.code) if isinstance(end.value.code, str) else capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (("--threads", "0"), "--threads: must be a whole number of at least 1, got '0'"),
+        (("--threads", "two"), "--threads: must be a whole number of at least 1, got 'two'"),
+        (("--budget", "-1"), "--budget: must be a number of seconds, 0 or more, got '-1'"),
+        (("--budget", "nan"), "--budget: must be a number of seconds, 0 or more, got 'nan'"),
+        (("--suite", "sped"), "--suite: invalid choice: 'sped'"),
+        (("--suite", "speed", "--op", "loader_0"), "no case has all of the --suite, --op and --mode given"),
+        (("--tiny",), "--tiny needs --out"),
+    ],
+    ids=" ".join,
+)
+def test_run(words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert named in said(capsys, "run", *words)
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ("a,b\n1,2\n", "other columns than this version's: a, b"),
+        (",".join(store.COLUMNS) + "\nspeed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
+        (
+            ",".join(store.COLUMNS) + "\n" + ",".join((ROW | {"ratio": "fast"}).values()) + "\n",
+            "line 2: ratio must be a number, got 'fast'",
+        ),
+    ],
+    ids=["columns", "short", "word"],
+)
+def test_a_file_that_holds_no_results(
+    content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    for words in (("run", "--out"), ("report", "--results"), ("reproduce",)):
+        assert named in said(capsys, *words, str(path))
+    assert path.read_text() == content
+
+
+def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(tmp_path / "none.csv")
+    assert said(capsys, "report", "--results", nowhere) == f"--results: there is no file {nowhere}"
+    assert said(capsys, "reproduce", nowhere) == f"second: there is no file {nowhere}"
+    assert "is a folder" in said(capsys, "report", "--results", str(tmp_path))
+
+
+def test_runs_that_have_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = file_of(tmp_path / "one.csv", ROW)
+    second = file_of(tmp_path / "two.csv", ROW | {"machine": "another"})
+    assert "has no ratio of a case, machine and allocator that" in said(capsys, "reproduce", second, "--first", first)
+
+
+def test_pages_are_made_of_the_own_results_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = file_of(tmp_path / "one.csv", ROW)
+    assert "leave --results out" in said(capsys, "report", "--write", "--results", path)
+
+
+def test_report_is_of_the_machine_and_setting_last_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        ROW,
+        ROW | {"machine": "other", "date": "2026-01-02"},
+        ROW | {"allocator": "keep, otherwise", "date": "2026-01-03"},
+        ROW | {"date": "2026-01-04", "ratio": "3"},
+    ]
+    main(["report", "--results", file_of(tmp_path / "all.csv", *rows)])
+    text = capsys.readouterr().out
+    assert "3.00×" in text
+    assert text.startswith("one, ")
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = Path(file_of(tmp_path / "one.csv", ROW, ROW | {"note": 'said "so", twice'}))
+    assert store.read(path) == [ROW, ROW | {"note": 'said "so", twice'}]
+    with path.open() as file:
+        assert next(csv.reader(file)) == list(store.COLUMNS)
