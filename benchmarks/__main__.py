@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--suite", nargs="+", choices=(*registry.SUITES, "all"), default=["all"])
     run.add_argument("--op", nargs="+", choices=registry.NAMES, help="only these")
     run.add_argument("--mode", nargs="+", choices=registry.MODES, help="only these")
+    run.add_argument("--law", nargs="+", choices=(*registry.LAWS, "log"), help="only these lengths")
+    run.add_argument("--batch", nargs="+", type=_count, help="only these B")
     run.add_argument("--threads", nargs="+", type=_count, default=list(registry.THREADS))
     run.add_argument("--budget", type=_seconds, default=6.0, metavar="S", help="seconds of timing a case (6)")
     run.add_argument("--out", type=Path, default=store.DEFAULT)
@@ -89,10 +91,13 @@ def _run(options: argparse.Namespace) -> None:
         for name in registry.SUITES
         if name in options.suite or "all" in options.suite
         for case in registry.cases(name)
-        if (options.op is None or case.op in options.op) and (options.mode is None or case.mode in options.mode)
+        if (options.op is None or case.op in options.op)
+        and (options.mode is None or case.mode in options.mode)
+        and (options.law is None or case.law in options.law)
+        and (options.batch is None or case.batch in options.batch)
     ]
     if not work:
-        sys.exit("no case has all of the --suite, --op and --mode given")
+        sys.exit("no case has all of the --suite, --op, --mode, --law and --batch given")
     for number, case in enumerate(registry.tiny(case) if options.tiny else case for case in work):
         for threads in options.threads:
             shared = _columns(case, threads) | common

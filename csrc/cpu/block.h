@@ -9,7 +9,7 @@ template <class L>
 struct Shape {
   using T = typename L::Scalar;
   int64_t I, H, Ip, Hp, G;  // sizes, padded sizes, stride of a token's gates in scratch
-  int64_t Hk;               // units of a kept gate, whole vectors for every instruction set
+  int64_t Hk;               // units of a kept gate, the same for every instruction set
 
   explicit Shape(const Job& job)
       : I(job.input),
@@ -185,6 +185,28 @@ struct Scalars {
 template <class T>
 DIEN_INLINE T* kept_gates(const Job& job, int64_t units, const Row& row, int64_t step) {
   return static_cast<T*>(job.gates) + (row.kept + step) * 4 * units;
+}
+
+// A vector of a kept gate with `left` units from here on: all of it, or the first half, whose other lanes are zero.
+template <class L, class T = typename L::Scalar>
+DIEN_INLINE typename L::V load_kept(const T* p, int64_t left) {
+  if constexpr (L::N > kKeptUnits)
+    if (left < L::N) {
+      typename L::V v{};
+      __builtin_memcpy(&v, p, kKeptUnits * sizeof(T));
+      return v;
+    }
+  return L::load(p);
+}
+
+template <class L, class T = typename L::Scalar>
+DIEN_INLINE void store_kept(T* p, int64_t left, typename L::V v) {
+  if constexpr (L::N > kKeptUnits)
+    if (left < L::N) {
+      __builtin_memcpy(p, &v, kKeptUnits * sizeof(T));
+      return;
+    }
+  L::store(p, v);
 }
 
 // Whether any row reads a shared history. What no row reads must not enter a product: there may be NaN in it.

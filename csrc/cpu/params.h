@@ -32,8 +32,8 @@ struct Row {
   int64_t da;         // element of the contiguous gradient of attention
 };
 
-// Kept gates are padded to this many units, so that any instruction set stores whole vectors.
-constexpr int64_t kKeptUnits = 16;
+// Kept gates are padded to this many units, whatever the instruction set: whole vectors, or half of one of sixteen lanes.
+constexpr int64_t kKeptUnits = 8;
 
 struct Job {
   int64_t batch, histories, steps, input, hidden;  // steps: the padded length

@@ -274,12 +274,12 @@ struct Backward {
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
       const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
+      const auto gate = [&](int g, int64_t j) { return load_kept<L>(in + g * segment + j, segment - j); };
       prefetch_step(block.rows[i], step - 1);
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
-        const V r = L::load(in + j), u = L::load(in + segment + j), n = L::load(in + 2 * segment + j);
-        const V hn = L::load(in + 3 * segment + j);
+        const V r = gate(0, j), u = gate(1, j), n = gate(2, j), hn = gate(3, j);
         V dh_j = L::load(dh + j);
         if (job.dy.data) dh_j += L::load(c.line + j);
         const auto d = step_gradient(dh_j, L::load(h + j), u, n, k.alpha, k.beta);
@@ -304,11 +304,12 @@ struct Backward {
       T *gates = c.gates + (base + i) * s.G, *dh = c.dh + i * s.Hp, *q = c.q + (base + i) * s.Hp;
       const T* h = c.hs + (base + i) * s.Hp;
       const T* in = job.gates ? kept_gates<T>(job, s.Hk, block.rows[i], step) : gates;
+      const auto gate = [&](int g, int64_t j) { return load_kept<L>(in + g * segment + j, segment - j); };
       prefetch_step(block.rows[i], step - 1);
       read_dy(block.rows[i], step, c);
       V dg_sum = {}, u_dg_sum = {};
       for (int64_t j = 0; j < s.Hp; j += L::N) {
-        const V r = L::load(in + j), u = L::load(in + segment + j), n = L::load(in + 2 * segment + j);
+        const V r = gate(0, j), u = gate(1, j), n = gate(2, j);
         V dh_j = L::load(dh + j);
         if (job.dy.data) dh_j += L::load(c.line + j);
         const auto d = step_gradient(dh_j, L::load(h + j), u, n, k.alpha, k.beta);

@@ -169,7 +169,7 @@ struct Forward {
   }
 
   DIEN_INLINE void keep(const Scratch& c, int64_t token, int64_t j, int gate, V value) const {
-    L::store(c.kept[token] + gate * s.Hk + j * L::N, value);
+    store_kept<L>(c.kept[token] + gate * s.Hk + j * L::N, s.Hk - j * L::N, value);
   }
 
   void scatter(const Block& block, const Chunk& chunk, const Scratch& c) const {

@@ -63,8 +63,8 @@ def _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, histor
 
 
 def _gates_shape(shape: tuple[Any, ...], hidden: Any, keep: bool) -> tuple[Any, ...]:
-    """Kept gates are padded to whole vectors of every instruction set (kKeptUnits in csrc/cpu/params.h)."""
-    return (*shape, 4 * ((hidden + 15) // 16 * 16)) if keep else (0,)
+    """Kept gates are padded to eight units, whatever the instruction set (kKeptUnits in csrc/cpu/params.h)."""
+    return (*shape, 4 * ((hidden + 7) // 8 * 8)) if keep else (0,)
 
 
 def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
