@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments or ["run"])
     try:
         options.action(options)
-    except ValueError as reason:  # a file that cannot be read
+    except store.BadFile as reason:
         sys.exit(str(reason))
 
 
@@ -81,11 +81,6 @@ def _run(options: argparse.Namespace) -> None:
     before = store.read(options.out)
     if options.tiny and options.out == store.DEFAULT:
         sys.exit("--tiny needs --out: its rows do not belong among the results")
-    set_allocator(options.allocator)  # before anything large is allocated
-    from benchmarks.timing import measure
-
-    common = facts(options.allocator)
-    done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"]}
     work = [
         case
         for name in registry.SUITES
@@ -98,6 +93,11 @@ def _run(options: argparse.Namespace) -> None:
     ]
     if not work:
         sys.exit("no case has all of the --suite, --op, --mode, --law and --batch given")
+    set_allocator(options.allocator)  # before anything large is allocated
+    from benchmarks.timing import measure
+
+    common = facts(options.allocator)
+    done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"]}
     for number, case in enumerate(registry.tiny(case) if options.tiny else case for case in work):
         for threads in options.threads:
             shared = _columns(case, threads) | common

@@ -88,7 +88,7 @@ def about(rows: list[Row], root: str = "") -> str:
         f"{values('dtype')}; {days}. "
         "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
         '(20th–80th percentile). Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
-        f"a large product of MKL in the same rounds{_limits(rows)}."
+        f"an sgemm of MKL in the same rounds{_limits(rows)}."
     )
 
 
@@ -130,7 +130,11 @@ def _notes(rows: list[Row]) -> list[str]:
     for row in rows:
         if not row["p50_us"] or row["note"].startswith(("absent", "wrong:", "failed")):
             continue
-        at = f"B = {row['B']}, {row['threads']} threads: " if row["suite"] == "score" and is_base(row) else ""
+        at = (
+            f"B = {row['B']}, {row['threads']} thread{'s' * (row['threads'] != '1')}: "
+            if row["suite"] == "score" and is_base(row)
+            else ""
+        )
         for words in re.sub(r"[;,] compiled in \d+ s", "", row["note"]).split("; "):
             if words and not words.startswith(WRONG_GRADIENT):
                 said.setdefault(row["provider"], {})[at + words] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,8 +46,13 @@ COLUMNS = (
     ),
     *("isa", "machine", "cores", "python", "torch", "mkl", "dien_kernels", "git_sha", "date", "allocator"),
 )
-NUMBERS = ("B", "T", "I", "H", "threads", *COLUMNS[COLUMNS.index("p20_us") : COLUMNS.index("note")])
+SIZES = ("B", "T", "I", "H", "threads")
+NUMBERS = COLUMNS[COLUMNS.index("p20_us") : COLUMNS.index("note")]
 Row = dict[str, str]
+
+
+class BadFile(ValueError):
+    """A file that is not one of results; the text names it and its line."""
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -65,30 +71,35 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 def _check_header(path: Path, header: list[str]) -> None:
     if tuple(header) != COLUMNS:
-        raise ValueError(f"{path} has other columns than this version's: {', '.join(header)[:80]}")
+        raise BadFile(f"{path} has other columns than this version's: {', '.join(header)[:80]}")
 
 
 def read(path: Path) -> list[Row]:
-    """All rows; none if there is no such file. ``ValueError`` names the first line that is not a row of results."""
+    """All rows; none if there is no such file. ``BadFile`` names the first line that is not a row of results."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a file of results")
+        raise BadFile(f"{path} is a folder, not a file of results")
     if not path.exists() or path.stat().st_size == 0:
         return []
     with path.open(newline="", errors="replace") as file:
         reader = csv.reader(file)
         _check_header(path, next(reader))
-        return [_row(path, reader.line_num, values) for values in reader]
+        return [_row(path, reader.line_num, values) for values in reader if values]
 
 
 def _row(path: Path, line: int, values: list[str]) -> Row:
     if len(values) != len(COLUMNS):
-        raise ValueError(f"{path}, line {line}: {len(values)} values for {len(COLUMNS)} columns")
+        raise BadFile(f"{path}, line {line}: {len(values)} values for {len(COLUMNS)} columns")
     row = dict(zip(COLUMNS, values, strict=True))
+    for name in SIZES:
+        if not row[name].isdecimal():
+            raise BadFile(f"{path}, line {line}: {name} must be a whole number, got {row[name]!r}")
     for name in NUMBERS:
         try:
-            float(row[name] or "0")
+            finite = math.isfinite(float(row[name] or "0"))
         except ValueError:
-            raise ValueError(f"{path}, line {line}: {name} must be a number, got {row[name]!r}") from None
+            finite = False
+        if not finite:
+            raise BadFile(f"{path}, line {line}: {name} must be a number or empty, got {row[name]!r}")
     return row
 
 

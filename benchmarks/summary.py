@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.registry import OWN, PADS, WRONG_GRADIENT
+from benchmarks.registry import OTHER_WORK, OWN, PADS, WRONG_GRADIENT
 from benchmarks.report import about
 from benchmarks.store import Row
 from benchmarks.targets import count, problem
 
 MARKS = {"ᵖ": PADS, "ʷ": WRONG_GRADIENT}
 LEGEND = (
-    "ᵖ computes the padding of ragged rows too, as it has no lengths. ʷ timed although its gradients are wrong. "
+    "ᵖ computes the padding of ragged rows too. ʷ timed although its gradients are wrong. ˢ a smaller model, or one "
+    "without auxiliary loss. "
     "(n of m): at so many of the sizes and threads; at the others it was not asked, or has a note instead of a number."
 )
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
@@ -55,6 +56,7 @@ def _range(rows: list[Row], among: list[Row]) -> str:
     low, high = (f"{value:.3g}" for value in (min(ratios), max(ratios)))
     text = f"{low}×" if low == high else f"{low}–{high}×"
     text += "".join(mark for mark, words in MARKS.items() if any(words in row["note"] for row in rows))
+    text += "ˢ" * any(row["suite"] == "step" and row["provider"] in OTHER_WORK for row in rows)
     every = len({(problem(row)[1:], row["threads"]) for row in among})
     return text if len(rows) == every else f"{text} ({len(rows)} of {every})"
 

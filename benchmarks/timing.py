@@ -29,7 +29,7 @@ SLOW_S, SLOW_ROUNDS = 0.8, 3  # whoever takes longer for a call is visited in th
 # The error, relative to the largest value of a tensor, above which a result is wrong and gets no number. This
 # is a gate against a provider that computes something else; accuracy is judged by the tests, more strictly.
 WRONG = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
-OF_A_SUM = 10  # times as much: gradients of weights are sums over thousands of steps, each rounded
+OF_A_SUM = 10  # times as much for gradients, sums over up to thousands of steps, and for whole models
 SGEMM, COPY = "sgemm", "copy"  # they take turns with the providers: see limits.py
 P99_ROUNDS = 100  # fewer know no 99th percentile
 
@@ -91,14 +91,18 @@ def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict
 
 def more_calls(step: Step, count: int) -> list[float]:
     """Seconds of calls one after another, where the rounds were too few for a 99th percentile."""
-    with torch.inference_mode():
-        return [visit(step.call, 1) for _ in range(count)]
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            return [visit(step.call, 1) for _ in range(count)]
+    finally:
+        gc.enable()
 
 
 def _calls(step: Step) -> tuple[int, float]:
     """How many calls make a visit long enough, and the seconds of one. The first guess is corrected once."""
     once = visit(step.call, 1)
-    if once <= SLOW_S:  # what is slower was warmed up enough when it was found right
+    if once <= 2 * SLOW_S:  # a second one of the slowest would tell nothing that the rounds do not
         once = visit(step.call, 1)
     calls = max(step.least, math.ceil(VISIT_S / once))
     if calls > 1:
@@ -229,7 +233,8 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
         if provider in samples:
             row |= _numbers(samples[provider], samples.get(case.providers[0]))
             own = as_computed(case, provider)
-            work = None if provider in OTHER_WORK else limits.work(own, inputs_of(own))
+            other = provider in OTHER_WORK and (case.trains or case.op not in MODELS)
+            work = None if other else limits.work(own, inputs_of(own))
             row |= {} if work is None else _fractions(work, samples[provider], samples[SGEMM], samples[COPY])
             seconds = list(samples[provider].seconds)
             if case.mode == "request" and provider == case.providers[0]:

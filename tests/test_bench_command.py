@@ -70,10 +70,14 @@ def test_run(words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[s
         (",".join(store.COLUMNS) + "\nspeed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
         (
             ",".join(store.COLUMNS) + "\n" + ",".join((ROW | {"ratio": "fast"}).values()) + "\n",
-            "line 2: ratio must be a number, got 'fast'",
+            "line 2: ratio must be a number or empty, got 'fast'",
+        ),
+        (
+            ",".join(store.COLUMNS) + "\n" + ",".join((ROW | {"H": "1.5"}).values()) + "\n",
+            "line 2: H must be a whole number, got '1.5'",
         ),
     ],
-    ids=["columns", "short", "word"],
+    ids=["columns", "short", "word", "fraction"],
 )
 def test_a_file_that_holds_no_results(
     content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -119,6 +119,11 @@ def test_summary_marks_what_computes_more_or_otherwise_or_less_often() -> None:
     text = summary.text(rows, "page.md", "picture.svg")
     assert "| `openvino` | 2×ᵖ (1 of 2) |" in text
     assert "| `onednn` | 1.2×ʷ |" in text
+    step = {"suite": "step", "op": "dien_mlp", "mode": "step"}
+    rows = [row(name, **ratio(3.0), **step, machine="m", date="2018") for name in ("deepctr_dien", "fuxictr_dien")]
+    text = summary.text(rows, "page.md", "picture.svg")
+    assert "| `deepctr_dien` | 3× |" in text
+    assert "| `fuxictr_dien` | 3×ˢ |" in text
 
 
 def test_summary_stands_between_its_marks(tmp_path: Path) -> None:
@@ -169,3 +174,24 @@ def test_work_counts_no_product_twice() -> None:
     least = work(case, draw(case))
     assert least is not None
     assert least.flops == 2 * batch * (steps - 1) * 2 * size
+
+
+def test_work_of_a_whole_model() -> None:
+    """Every matrix with what it meets; a request has one history, and evolves it anew for each candidate."""
+    batch, length, size = 4, 6, 6
+    case = Case("step", "dien_mlp", "step", batch, length, size, size, "full", "float32", ())
+    steps, pairs = batch * length, batch * (length - 1)
+    gates, attention = 3 * size * size, size * 80 + 80 * 40 + 40
+    mlp = batch * ((3 + size + size) * 200 + 200 * 80 + 80)
+    auxiliary = pairs * (3 * size * 100 + 2 * (100 * 50 + 50))
+    least = work(case, draw(case))
+    assert least is not None
+    assert least.flops == 3 * 2 * (4 * steps * gates + steps * attention + batch * size * 80 + auxiliary + mlp)
+    inner = case._replace(op="dien_inner")
+    least = work(inner, draw(inner))
+    assert least is not None
+    assert least.flops == 3 * 2 * (4 * steps * gates + steps * attention + batch * size * 80 + 2 * pairs * size + mlp)
+    request = case._replace(suite="score", mode="request")
+    least = work(request, draw(request))
+    assert least is not None
+    assert least.flops == 2 * (3 * length * gates + steps * gates + steps * attention + batch * size * 80 + mlp)

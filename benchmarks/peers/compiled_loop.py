@@ -30,4 +30,5 @@ def build(case: Case, inputs: Inputs) -> Program:
     for leaf in program.leaves.values():
         leaf.grad = None
     spent = time.perf_counter() - started
-    return program._replace(note=f"torch.compile, {STEPS} steps a graph; compiled in {spent:.0f} s")
+    notes = (f"torch.compile, {STEPS} steps a graph", f"compiled in {spent:.0f} s", program.note)
+    return program._replace(note="; ".join(filter(None, notes)))

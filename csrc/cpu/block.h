@@ -190,6 +190,7 @@ DIEN_INLINE T* kept_gates(const Job& job, int64_t units, const Row& row, int64_t
 // A vector of a kept gate with `left` units from here on: all of it, or the first half, whose other lanes are zero.
 template <class L, class T = typename L::Scalar>
 DIEN_INLINE typename L::V load_kept(const T* p, int64_t left) {
+  static_assert(L::N <= 2 * kKeptUnits);
   if constexpr (L::N > kKeptUnits)
     if (left < L::N) {
       typename L::V v{};
