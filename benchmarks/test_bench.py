@@ -6,7 +6,6 @@ also: every provider at tiny sizes, ``pytest benchmarks -k tiny``.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,17 +13,15 @@ import pytest
 import torch
 
 from benchmarks.registry import MODELS, OURS, Case, as_computed, cases, tiny
-from benchmarks.timing import fault, inputs_of, measure, prepare
+from benchmarks.timing import fault, inputs_of, measure, prepare, uncollected
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]
 
 
 @pytest.fixture(autouse=True)
 def _no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+    with uncollected():
+        yield
 
 
 @pytest.mark.parametrize("case, provider", CASES, ids=lambda v: v if isinstance(v, str) else str(v).replace(" ", "-"))

@@ -12,7 +12,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -66,37 +67,39 @@ class Step(NamedTuple):
     most: int | None = None
 
 
-def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict[str, Samples]:
-    """Rounds until the budget is used, but at least ``MIN_ROUNDS``."""
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is collected now, and not again until the end."""
     gc.collect()
     gc.disable()
     try:
-        with torch.inference_mode(inference):
-            first = {name: _calls(step) for name, step in steps.items()}
-            samples = {name: Samples(calls, []) for name, (calls, _) in first.items()}
-            slow = {name for name, (_, seconds) in first.items() if seconds > SLOW_S}
-            names, order, started = list(steps), random.Random(0), time.perf_counter()
-            for done in range(MAX_ROUNDS):
-                if done >= MIN_ROUNDS and time.perf_counter() - started > budget_s:
-                    break
-                order.shuffle(names)
-                for name in names:
-                    if name in slow and done >= SLOW_ROUNDS:
-                        continue
-                    samples[name].seconds.append(visit(steps[name].call, samples[name].calls))
+        yield
     finally:
         gc.enable()
+
+
+def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict[str, Samples]:
+    """Rounds until the budget is used, but at least ``MIN_ROUNDS``."""
+    with uncollected(), torch.inference_mode(inference):
+        first = {name: _calls(step) for name, step in steps.items()}
+        samples = {name: Samples(calls, []) for name, (calls, _) in first.items()}
+        slow = {name for name, (_, seconds) in first.items() if seconds > SLOW_S}
+        names, order, started = list(steps), random.Random(0), time.perf_counter()
+        for done in range(MAX_ROUNDS):
+            if done >= MIN_ROUNDS and time.perf_counter() - started > budget_s:
+                break
+            order.shuffle(names)
+            for name in names:
+                if name in slow and done >= SLOW_ROUNDS:
+                    continue
+                samples[name].seconds.append(visit(steps[name].call, samples[name].calls))
     return samples
 
 
 def more_calls(step: Step, count: int) -> list[float]:
     """Seconds of calls one after another, where the rounds were too few for a 99th percentile."""
-    gc.disable()
-    try:
-        with torch.inference_mode():
-            return [visit(step.call, 1) for _ in range(count)]
-    finally:
-        gc.enable()
+    with uncollected(), torch.inference_mode():
+        return [visit(step.call, 1) for _ in range(count)]
 
 
 def _calls(step: Step) -> tuple[int, float]:
