@@ -213,7 +213,8 @@ DIEN_INLINE void write_row(void* p, Store store, int64_t offset, int64_t n, cons
 
 DIEN_INLINE int64_t size_of(Store store) { return store == Store::bf16 ? 2 : store == Store::f32 ? 4 : 8; }
 
-// Asks for n values from `first` on, ahead of their use: into the second-level cache, as those of many rows overflow the first.
+// Asks for n values from `first` on, ahead of their use: into the second-level cache, as those of many rows overflow the
+// first.
 DIEN_INLINE void prefetch(const void* p, int64_t bytes_each, int64_t n, int64_t first = 0) {
   const char* at = static_cast<const char*>(p) + first * bytes_each;
   for (int64_t line = 0; line < n * bytes_each; line += 64) __builtin_prefetch(at + line, 0, 2);

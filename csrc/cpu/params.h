@@ -32,7 +32,8 @@ struct Row {
   int64_t da;         // element of the contiguous gradient of attention
 };
 
-// Kept gates are padded to this many units, whatever the instruction set: whole vectors, or half of one of sixteen lanes.
+// Kept gates are padded to this many units, whatever the instruction set: whole vectors, or half of one of sixteen
+// lanes.
 constexpr int64_t kKeptUnits = 8;
 
 struct Job {
