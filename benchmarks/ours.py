@@ -40,7 +40,7 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
     if provider != OURS:
         gates = provider.removeprefix("gates_")
         return Program(_with_gates(forward, gates), inputs.leaves, f"gates: {gates}")
-    gates = "keep" if _gates.kept() else "recompute"
+    gates = "keep" if _gates.kept_units() else "recompute"
     recurrent = case.op in OPS["recurrence"] and case.trains
     return Program(forward, inputs.leaves, f"gates: {gates}" if recurrent else "")
 

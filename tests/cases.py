@@ -228,7 +228,7 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
     valid = torch.arange(longest) < lengths.unsqueeze(1)
     options = reference.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input,
-        (case.update or form.update) == "keep", case.reset == "before", False, False, False,
+        (case.update or form.update) == "keep", case.reset == "before", False, False, 0,
     )  # fmt: skip
     weights = [leaf.get(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     # An empty jagged batch has no row to gather; one row of zeros stands in and is never valid.

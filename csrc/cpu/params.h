@@ -33,7 +33,7 @@ struct Row {
 };
 
 // Kept gates are padded to this many units, whatever the instruction set: whole vectors, or half of one of sixteen
-// lanes.
+// lanes. KEPT_UNITS in dien_kernels/ops/_gates.py.
 constexpr int64_t kKeptUnits = 8;
 
 struct Job {

@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "tensors.h"
@@ -55,7 +57,7 @@ dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& l
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,
                                            Maybe h0, Maybe lengths, Maybe offsets, Maybe history, double alpha0,
                                            double alpha1, double beta0, double beta1, bool scale_input, bool keep_side,
-                                           bool reset_before, bool reverse, bool time_major, bool keep_gates) {
+                                           bool reset_before, bool reverse, bool time_major, int64_t kept_units) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
   dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;
@@ -65,6 +67,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
   const int64_t first = time_major ? job.steps : job.batch, second = time_major ? job.batch : job.steps;
   Tensor y = large(job.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage));
   Tensor h_n = new_tensor({job.batch, hidden}, storage);
+  if (kept_units != 0 && kept_units != dien::kKeptUnits)
+    throw std::invalid_argument("kept_units must be 0 or " + std::to_string(dien::kKeptUnits) + ", got " +
+                                std::to_string(kept_units));
+  const bool keep_gates = kept_units != 0;
   const int64_t kept = 4 * ((hidden + dien::kKeptUnits - 1) / dien::kKeptUnits) * dien::kKeptUnits;
   Tensor gates = !keep_gates  ? new_tensor({0}, compute)
                  : job.jagged ? large(new_tensor({rows, kept}, compute))
@@ -80,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Maybe dy, Maybe dh_n, Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0,
     Maybe lengths, Maybe offsets, Maybe history, Tensor y, Tensor gates, bool need_dx, double alpha0, double alpha1,
     double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, bool reverse, bool time_major,
-    bool /* keep_gates: gates say it */) {
+    int64_t /* kept_units: gates say it */) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
   dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;

@@ -9,6 +9,8 @@ from dien_kernels.ops._environment import choice as from_environment
 
 _CHOICES = ("recompute", "keep")
 
+KEPT_UNITS = 8
+"""Kept gates are padded to this many units, whatever the instruction set: kKeptUnits in csrc/cpu/params.h."""
 
 _choice = from_environment("DIEN_KERNELS_GATES", _CHOICES, "keep")
 
@@ -26,5 +28,10 @@ def use_gates(choice: str) -> Iterator[None]:
         _choice = before
 
 
-def kept() -> bool:
-    return _choice == "keep"
+def kept_units() -> int:
+    """Units to which the gates that are kept are padded; 0 where they are recomputed.
+
+    The number is an argument of the raw ops: torch.compile keeps graphs on disk by what is written in them, and one
+    made for another padding must not be taken for ours.
+    """
+    return KEPT_UNITS if _choice == "keep" else 0

@@ -14,10 +14,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import dien_kernels
 from dien_kernels import augru, gru, use_backend, use_gates
-from dien_kernels.ops import _dispatch
+from dien_kernels.ops import _dispatch, _gates
 from dien_kernels.ops.recurrence import op as module
 from tests.cases import KINDS, LEAVES, Case, call, make, running_on, target_params
 
@@ -54,7 +55,7 @@ def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     form = module.form_of(case.kind)
     options = module.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, True, case.reset == "before",
-        case.reverse, case.time_major, keep,
+        case.reverse, case.time_major, _gates.KEPT_UNITS if keep else 0,
     )  # fmt: skip
     tensors = [inputs.leaf(name) for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
@@ -166,6 +167,28 @@ def test_compile_follows_use_backend_and_use_gates(target: str) -> None:
         with use_backend("reference"):
             compiled(**leaf, lengths=inputs.lengths)
         assert counting.graphs == 2, "another backend is another graph"
+
+
+def test_a_graph_says_how_kept_gates_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile finds graphs on disk by what is written in them: another padding must be another text, or a graph
+    of an older library asks ours for strides that it does not make."""
+    texts = []
+    for units in (_gates.KEPT_UNITS, 2 * _gates.KEPT_UNITS):
+        monkeypatch.setattr(_gates, "KEPT_UNITS", units)
+        leaf = make(Case("gru")).leaves
+        with running_on("cpu"), use_gates("keep"):
+            graph = make_fx(lambda leaf: gru(**leaf, backend="cpu"), tracing_mode="fake")(leaf)
+        assert "_recurrence_native_fwd" in graph.code
+        texts.append(graph.code)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("target", target_params(("cpu",)))
+def test_another_padding_than_the_librarys_is_refused(target: str) -> None:
+    with running_on(target):
+        tensors, options = raw_arguments(Case("gru"), keep=True)
+        with pytest.raises(ValueError, match=r"kept_units must be 0 or 8, got 3"):
+            torch.ops.dien_kernels._recurrence_native_fwd(*tensors, *options[:-1], 3)
 
 
 @pytest.mark.parametrize("target", BACKENDS)
@@ -366,7 +389,7 @@ def test_float16_is_refused_by_name_and_moved_on_by_auto() -> None:
 
 
 def test_environment_chooses_the_backend() -> None:
-    code = "from dien_kernels.ops import _dispatch, _gates; print(_dispatch._forced, _gates.kept())"
+    code = "from dien_kernels.ops import _dispatch, _gates; print(_dispatch._forced, _gates.kept_units())"
 
     def run(**variables: str) -> subprocess.CompletedProcess:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("DIEN_KERNELS_")}
@@ -375,7 +398,7 @@ def test_environment_chooses_the_backend() -> None:
         )
 
     assert run().stdout.split()[0] == "auto"
-    for choice, kept in (("keep", "True"), ("recompute", "False")):
+    for choice, kept in (("keep", str(_gates.KEPT_UNITS)), ("recompute", "0")):
         good = run(DIEN_KERNELS_BACKEND="reference", DIEN_KERNELS_GATES=choice)
         assert good.stdout.split() == ["reference", kept]
     assert "environment variable DIEN_KERNELS_BACKEND must be one of" in run(DIEN_KERNELS_BACKEND="gpu").stderr

@@ -229,7 +229,7 @@ def test_backward_by_hand_equals_autograd(
     form = reference.form_of(kind)
     options = reference.Options(
         form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, update == "keep",
-        reset == "before", reverse, False, False,
+        reset == "before", reverse, False, 0,
     )  # fmt: skip
     tensors = [inputs.leaf(name) for name in LEAVES]
     layout = Ragged(inputs.lengths, inputs.offsets, inputs.history)

@@ -40,7 +40,7 @@ _TENSORS = (
 )
 _OPTIONS = (
     "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
-    "bool reverse, bool time_major, bool keep_gates"
+    "bool reverse, bool time_major, int kept_units"
 )
 FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 BWD_SCHEMA = (
@@ -58,13 +58,13 @@ def _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, histor
         steps, batch = x.shape[:2] if opts.time_major else (x.shape[1], x.shape[0])
         batch = batch if history is None else history.shape[0]
         shape = (steps, batch) if opts.time_major else (batch, steps)
-    gates = w_hh.new_empty(_gates_shape(shape, hidden, opts.keep_gates), dtype=compute_dtype(x.dtype))
+    gates = w_hh.new_empty(_gates_shape(shape, hidden, opts.kept_units), dtype=compute_dtype(x.dtype))
     return x.new_empty((*shape, hidden)), x.new_empty((batch, hidden)), gates
 
 
-def _gates_shape(shape: tuple[Any, ...], hidden: Any, keep: bool) -> tuple[Any, ...]:
-    """Kept gates are padded to eight units, whatever the instruction set (kKeptUnits in csrc/cpu/params.h)."""
-    return (*shape, 4 * ((hidden + 7) // 8 * 8)) if keep else (0,)
+def _gates_shape(shape: tuple[Any, ...], hidden: Any, units: int) -> tuple[Any, ...]:
+    """Four values a unit, for whole groups of ``units`` units; nothing where ``units`` is 0."""
+    return (*shape, 4 * ((hidden + units - 1) // units * units)) if units else (0,)
 
 
 def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
@@ -197,7 +197,7 @@ def recurrence(
         reset == "before",
         reverse,
         time_major,
-        needs_grad and _gates.kept(),
+        _gates.kept_units() if needs_grad else 0,
     )
     tensors = (x, attention, w_ih, w_hh, b_ih, b_hh, h0, *ragged)
     if needs_grad:

@@ -67,7 +67,7 @@ class Options(NamedTuple):
     reset_before: bool
     reverse: bool
     time_major: bool
-    keep_gates: bool
+    kept_units: int  # to which kept gates are padded; 0: the backward recomputes them
 
 
 class Step(NamedTuple):
