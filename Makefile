@@ -72,16 +72,16 @@ test-gpu: $(BUILT)
 
 bench-gpu: $(BUILT)
 	$(NEEDS_GPU)
-	$(PY) -m benchmarks.gpu
-	DIEN_KERNELS_FAST=1 $(PY) -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out benchmarks/results/gpu_fast.csv
+	$(PY) -m benchmarks.gpu.timings
+	DIEN_KERNELS_FAST=1 $(PY) -m benchmarks.gpu.timings --hidden 64 --ops gru --dtypes bfloat16 --out benchmarks/results/gpu_fast.csv
 
 # What Triton's compiler and nvcc make of the kernels for each architecture, and what the CUDA ones ask of memory in the
 # simulator; no GPU is needed (over half an hour).
 gpu-report: $(READY)
 	$(PY) -m pip install -q '$(TRITON)'
-	$(PY) -m benchmarks.gpu_report
-	$(PY) -m benchmarks.gpu_report_cuda
-	PTXSIM='$(abspath $(PTXSIM))' $(PY) -m benchmarks.gpu_memory_cuda
+	$(PY) -m benchmarks.gpu.compiled_triton
+	$(PY) -m benchmarks.gpu.compiled_cuda
+	PTXSIM='$(abspath $(PTXSIM))' $(PY) -m benchmarks.gpu.memory_cuda
 
 cuda: $(READY)
 	DIEN_KERNELS_BUILD=cuda $(PY) setup.py -q build_ext --inplace

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import registry, report, store
+
+if TYPE_CHECKING:
+    from benchmarks.timing import Measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, PICTURE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "speed.svg"
@@ -49,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
-    run = commands.add_parser("run", help="measure; rows are appended after every case")
+    run = commands.add_parser("run", help="measure; rows are appended after every suite")
     run.set_defaults(action=_run)
     run.add_argument("--suite", nargs="+", choices=(*registry.SUITES, "all"), default=["all"])
     run.add_argument("--op", nargs="+", choices=registry.NAMES, help="only these")
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--law", nargs="+", choices=(*registry.LAWS, "log"), help="only these lengths")
     run.add_argument("--batch", nargs="+", type=_count, help="only these B")
     run.add_argument("--threads", nargs="+", type=_count, default=list(registry.THREADS))
-    run.add_argument("--budget", type=_seconds, default=6.0, metavar="S", help="seconds of timing a case (6)")
+    run.add_argument("--budget", type=_seconds, default=6.0, metavar="S", help="seconds of timing a case, at least (6)")
     run.add_argument("--out", type=Path, default=store.DEFAULT)
     run.add_argument("--resume", action="store_true", help="skip what the file has from this very commit")
     run.add_argument("--allocator", choices=("keep", "default"), default="keep")
@@ -103,25 +108,59 @@ def _measure(work: list[registry.Case], options: argparse.Namespace, before: lis
     from benchmarks.facts import facts, set_allocator
 
     set_allocator(options.allocator)  # before anything large is allocated
-    from benchmarks.timing import measure
 
     common = facts(options.allocator)
     done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"]}
-    for number, case in enumerate(registry.tiny(case) if options.tiny else case for case in work):
-        for threads in options.threads:
-            shared = _columns(case, threads) | common
-            wanted = {store.key(shared | {"provider": provider}) for provider in case.providers}
-            if options.resume and wanted <= done:
-                continue
-            print(f"[{number + 1}/{len(work)}] {case}, threads={threads}", flush=True)
-            rows = measure(
-                case, threads, options.budget, case.trains and case.suite in registry.WEIGHED and not options.no_memory
-            )
-            date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            full = [shared | {"date": date} | {k: str(v) for k, v in row.items()} for row in rows]
-            store.append(options.out, full)
-            for row in full:
-                print("    " + report.one_line(row), flush=True)
+    for suite, threads in product(dict.fromkeys(case.suite for case in work), options.threads):
+        cases = [registry.tiny(case) if options.tiny else case for case in work if case.suite == suite]
+        if options.resume:
+            cases = [case for case in cases if not _keys(case, threads, common) <= done]
+        _sit(cases, threads, options, common)
+
+
+def _keys(case: registry.Case, threads: int, common: store.Row) -> set[tuple[str, ...]]:
+    shared = _columns(case, threads) | common
+    return {store.key(shared | {"provider": provider}) for provider in case.providers}
+
+
+def _sit(cases: list[registry.Case], threads: int, options: argparse.Namespace, common: store.Row) -> None:
+    """A suite's cases take turns, sitting by sitting, so that each is measured all along. Rows are written in the end,
+    or when the run is interrupted."""
+    from benchmarks.compiled import forget
+    from benchmarks.timing import LEAST_SITTINGS, SITTINGS, Measurement
+
+    forget()
+    measurements = []
+    for number, case in enumerate(cases):
+        print(f"[{number + 1}/{len(cases)}] {case}, threads={threads}", flush=True)
+        measurements.append(Measurement(case, threads))
+    gc.collect()
+    gc.freeze()  # what stays is not looked through again before every sitting of a case
+    weighed = not options.no_memory
+    try:
+        for number in range(SITTINGS if cases else 0):
+            print(f"sitting {number + 1} of {SITTINGS}", flush=True)
+            for measurement in measurements:
+                measurement.sit(options.budget / SITTINGS)
+    except KeyboardInterrupt:
+        weighed = False
+        raise
+    finally:
+        gc.unfreeze()
+        for measurement in measurements:
+            if measurement.sat >= LEAST_SITTINGS:
+                _write_rows(measurement, weighed, options.out, common)
+
+
+def _write_rows(measurement: Measurement, weighed: bool, out: Path, common: store.Row) -> None:
+    case, threads = measurement.case, measurement.threads
+    rows = measurement.rows(weighed and case.trains and case.suite in registry.WEIGHED)
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    full = [_columns(case, threads) | common | {"date": date} | {k: str(v) for k, v in row.items()} for row in rows]
+    store.append(out, full)
+    print(f"{case}, threads={threads}")
+    for row in full:
+        print("    " + report.one_line(row), flush=True)
 
 
 def _columns(case: registry.Case, threads: int) -> dict[str, str]:

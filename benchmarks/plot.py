@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.registry import OWN
-from benchmarks.store import Row
+from benchmarks.store import Row, spread
 from benchmarks.targets import target
 
 
@@ -28,8 +28,8 @@ def draw(rows: list[Row], path: Path) -> None:
         for i, provider in enumerate(providers):
             own = [row for row in chosen if row["threads"] == n and row["provider"] == provider]
             middle = [float(row["ratio"]) for row in own]
-            below = [m - float(row["ratio_p20"]) for m, row in zip(middle, own, strict=True)]
-            above = [float(row["ratio_p80"]) - m for m, row in zip(middle, own, strict=True)]
+            below = [m - spread(row)[0] for m, row in zip(middle, own, strict=True)]
+            above = [spread(row)[1] - m for m, row in zip(middle, own, strict=True)]
             style = {"fmt": "osD^vP*X<>"[i % 10], "markersize": 4, "color": f"C{i % 10}", "elinewidth": 0.8}
             y = [heights[case_name(row)] for row in own]
             axes.errorbar(middle, y, xerr=[below, above], label=provider if n == threads[0] else None, **style)

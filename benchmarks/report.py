@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.registry import WRONG_GRADIENT
-from benchmarks.store import Row, key
+from benchmarks.store import Row, key, spread
 from benchmarks.targets import bases, count, is_base, memory_verdict, problem, verdict
 
 _TITLES = {
@@ -48,8 +48,8 @@ def _duration(us: float) -> str:
 
 
 def _ratio(row: Row) -> str:
-    middle, low, high = (float(row[name]) for name in ("ratio", "ratio_p20", "ratio_p80"))
-    return f"{middle:.2f}× ({low:.2f}–{high:.2f})"
+    low, high = spread(row)
+    return f"{float(row['ratio']):.2f}× ({low:.2f}–{high:.2f})"
 
 
 def _mark(row: Row) -> str:
@@ -79,6 +79,7 @@ def about(rows: list[Row], root: str = "") -> str:
         return ", ".join(dict.fromkeys(row[name] for row in rows if row[name]))
 
     dates = sorted(row["date"][:10] for row in rows)
+    older = "" if all(row["ratio_low"] for row in rows if row["ratio"]) else "; of older rows 20th–80th percentile"
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
         f"{values('machine')}, {values('cores')} cores, {values('isa')}; "
@@ -87,7 +88,8 @@ def about(rows: list[Row], root: str = "") -> str:
         f"allocator: {values('allocator')} ([what that means]({root}benchmarks/README.md)); "
         f"{values('dtype')}; {days}. "
         "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
-        '(20th–80th percentile). Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
+        f"(lowest–highest median of a sitting{older}). "
+        'Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
         f"an sgemm of MKL in the same rounds{_limits(rows)}."
     )
 
@@ -158,12 +160,12 @@ def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
 
 
 def reproduced(first: list[Row], second: list[Row]) -> str:
-    """Which ratios of the second run lie within the spread (20th to 80th percentile) of the first's; "" without any."""
+    """Which ratios of the second run lie within the spread of the first's (``spread``); "" without any."""
     then = {key(row): row for row in first if row["ratio"] and not is_base(row)}
     pairs = [(then[key(row)], row) for row in second if row["ratio"] and key(row) in then]
     if not pairs:
         return ""
-    outside = [(a, b) for a, b in pairs if not float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"])]
+    outside = [(a, b) for a, b in pairs if not spread(a)[0] <= float(b["ratio"]) <= spread(a)[1]]
     lines = [
         f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"
         for a, b in outside

@@ -34,6 +34,8 @@ COLUMNS = (
         "ratio",
         "ratio_p20",
         "ratio_p80",
+        "ratio_low",
+        "ratio_high",
         "rounds",
         "calls",
         "peak_mem_mb",
@@ -105,6 +107,12 @@ def _row(path: Path, line: int, values: list[str]) -> Row:
 
 def key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
+
+
+def spread(row: Row) -> tuple[float, float]:
+    """Of a ratio: lowest and highest median of a sitting; of older rows, of one sitting, 20th to 80th percentile."""
+    low, high = ("ratio_low", "ratio_high") if row["ratio_low"] else ("ratio_p20", "ratio_p80")
+    return float(row[low]), float(row[high])
 
 
 def newest(rows: list[Row]) -> list[Row]:

@@ -6,14 +6,16 @@ also: every provider at tiny sizes, ``pytest benchmarks -k tiny``.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.clock import uncollected
 from benchmarks.registry import MODELS, OURS, Case, as_computed, cases, tiny
-from benchmarks.timing import fault, inputs_of, measure, prepare, uncollected
+from benchmarks.timing import fault, inputs_of, measure, prepare
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]
 
@@ -99,3 +101,15 @@ def test_tiny_weights_come_back_from_deepctr() -> None:
     for name in names:
         torch.testing.assert_close(getattr(layer, name), inputs.leaves[f"evolution.{name}"])
     assert layer.bias_hh is layer.bias_ih
+
+
+def test_tiny_step_of_onednn_frees_its_result() -> None:
+    """Without a collection of garbage, which is off here and while the clock runs: the peer would fill the memory."""
+    from benchmarks.peers import onednn
+
+    if onednn.absent():
+        pytest.skip(str(onednn.absent()))
+    case = next(tiny(c) for c in cases("peers") if c.trains)
+    inputs = inputs_of(case)
+    result = weakref.ref(onednn.build(case, inputs).step(case, inputs)())
+    assert result() is None

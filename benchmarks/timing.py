@@ -1,135 +1,43 @@
-"""The interleaving clock: providers take turns in one process, visit by visit, after each was found right.
-
-A visit is a few calls in a row, long enough to be timed; a round is one visit to every provider, in an order
-that changes from round to round. A busy moment of the machine so hits all providers alike, and the ratio of
-two of them is taken within a round. Garbage collection is off; untimed visits warm every provider up.
-"""
+"""From a case to its rows: every provider is built and found right, takes its turns, and gets its numbers."""
 
 from __future__ import annotations
 
-import gc
-import math
-import random
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import limits, memory, ours, peers
+from benchmarks.clock import Samples, Step, Turns, more_calls, quantiles, range_of, ratios, together
 from benchmarks.inputs import Inputs, Program, draw, largest_error
 from benchmarks.registry import MODELS, OTHER_WORK, OWN, Case, as_computed
 
-VISIT_S = 5e-3
-MIN_ROUNDS, MAX_ROUNDS = 5, 500
-SLOW_S, SLOW_ROUNDS = 0.8, 3  # whoever takes longer for a call is visited in the first rounds only
 # The error, relative to the largest value of a tensor, above which a result is wrong and gets no number. This
 # is a gate against a provider that computes something else; accuracy is judged by the tests, more strictly.
 WRONG = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 OF_A_SUM = 10  # times as much for gradients, sums over up to thousands of steps, and for whole models
 SGEMM, COPY = "sgemm", "copy"  # they take turns with the providers: see limits.py
+SITTINGS = 10
+LEAST_SITTINGS = 3  # after so many even a slow provider was visited twice
 P99_ROUNDS = 100  # fewer know no 99th percentile
-
-
-class Quantiles(NamedTuple):
-    p20: float
-    p50: float
-    p80: float
-
-
-class Samples(NamedTuple):
-    calls: int  # in one visit
-    seconds: list[float]  # per call, one entry a round
-
-
-def quantiles(values: list[float]) -> Quantiles:
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return Quantiles(tenths[1], tenths[4], tenths[7])
-
-
-def visit(step: Callable[[], object], calls: int) -> float:
-    """Seconds per call."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - started) / calls
-
-
-class Step(NamedTuple):
-    """The thing to be timed, and how many of it a visit may be: all that fit by default."""
-
-    call: Callable[[], object]
-    least: int = 1
-    most: int | None = None
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Garbage is collected now, and not again until the end."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def interleave(steps: dict[str, Step], inference: bool, budget_s: float) -> dict[str, Samples]:
-    """Rounds until the budget is used, but at least ``MIN_ROUNDS``."""
-    with uncollected(), torch.inference_mode(inference):
-        first = {name: _calls(step) for name, step in steps.items()}
-        samples = {name: Samples(calls, []) for name, (calls, _) in first.items()}
-        slow = {name for name, (_, seconds) in first.items() if seconds > SLOW_S}
-        names, order, started = list(steps), random.Random(0), time.perf_counter()
-        for done in range(MAX_ROUNDS):
-            if done >= MIN_ROUNDS and time.perf_counter() - started > budget_s:
-                break
-            order.shuffle(names)
-            for name in names:
-                if name in slow and done >= SLOW_ROUNDS:
-                    continue
-                samples[name].seconds.append(visit(steps[name].call, samples[name].calls))
-    return samples
-
-
-def more_calls(step: Step, count: int) -> list[float]:
-    """Seconds of calls one after another, where the rounds were too few for a 99th percentile."""
-    with uncollected(), torch.inference_mode():
-        return [visit(step.call, 1) for _ in range(count)]
-
-
-def _calls(step: Step) -> tuple[int, float]:
-    """How many calls make a visit long enough, and the seconds of one. The first guess is corrected once."""
-    once = visit(step.call, 1)
-    if once <= 2 * SLOW_S:  # a second one of the slowest would tell nothing that the rounds do not
-        once = visit(step.call, 1)
-    calls = max(step.least, math.ceil(VISIT_S / once))
-    if calls > 1:
-        once = visit(step.call, calls)
-        calls = max(step.least, math.ceil(VISIT_S / once))
-    return calls if step.most is None else min(step.most, calls), once
-
-
-def ratios(theirs: Samples, base: Samples) -> Quantiles:
-    """Their time over the base's within each round that has both: how many times faster the base is."""
-    return quantiles([a / b for a, b in zip(theirs.seconds, base.seconds, strict=False)])
 
 
 def _fractions(work: limits.Work, own: Samples, sgemm: Samples, copy: Samples) -> dict[str, str]:
     """How near the case's least work comes to what the machine did in the same rounds."""
 
     def share(least: float, limit: float, limited: Samples) -> float:
-        return statistics.median(least / a / (limit / b) for a, b in zip(own.seconds, limited.seconds, strict=False))
+        return statistics.median(least / a / (limit / b) for a, b in together(own.seconds, limited.seconds))
+
+    def rate(amount: float, samples: Samples) -> float:
+        return amount / statistics.median(samples.seconds.values()) / 1e9
 
     found = {
-        "gflops": f"{work.flops / statistics.median(own.seconds) / 1e9:.2f}",
+        "gflops": f"{rate(work.flops, own):.2f}",
         "of_peak": f"{share(work.flops, limits.SGEMM_FLOPS, sgemm):.4f}",
-        "peak_gflops": f"{limits.SGEMM_FLOPS / statistics.median(sgemm.seconds) / 1e9:.1f}",
-        "bandwidth_gbs": f"{limits.COPY_BYTES / statistics.median(copy.seconds) / 1e9:.1f}",
+        "peak_gflops": f"{rate(limits.SGEMM_FLOPS, sgemm):.1f}",
+        "bandwidth_gbs": f"{rate(limits.COPY_BYTES, copy):.1f}",
     }
     if work.bytes is not None:
         found["of_bandwidth"] = f"{share(work.bytes, limits.COPY_BYTES, copy):.4f}"
@@ -205,9 +113,56 @@ def fault(program: Program, case: Case) -> str | None:
 
 
 def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> list[dict[str, Any]]:
-    """One row of results for each provider; those that are absent or wrong have a note instead of numbers."""
-    torch.set_num_threads(threads)
-    inputs = inputs_of(case)
+    """The rows of one case alone, whose sittings follow one another."""
+    measurement = Measurement(case, threads)
+    for _ in range(SITTINGS):
+        measurement.sit(budget_s / SITTINGS)
+    return measurement.rows(with_memory)
+
+
+class Measurement:
+    """One case at so many threads: its providers, admitted when it is made, their sittings, and in the end their rows.
+
+    Those of one number of threads may take turns: some peers keep that number for the whole process.
+    """
+
+    def __init__(self, case: Case, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.case, self.threads = case, threads
+        steps, self.notes = _admitted(case)
+        self.work = {name: _work_of(case, name) for name in steps}
+        if any(work is not None for work in self.work.values()):
+            steps |= {SGEMM: Step(limits.sgemm(), limits.CALLS, limits.CALLS), COPY: Step(limits.copy(), most=1)}
+        self.turns = Turns(steps, case.infers)
+
+    @property
+    def sat(self) -> int:
+        return self.turns.sat
+
+    def sit(self, budget_s: float) -> None:
+        if self.turns.steps:
+            self.turns.sit(budget_s)
+
+    def rows(self, with_memory: bool) -> list[dict[str, Any]]:
+        """One for each provider; those that are absent or wrong have a note instead of numbers."""
+        case, samples = self.case, self.turns.samples
+        rows: list[dict[str, Any]] = [{"provider": name, "note": self.notes[name]} for name in case.providers]
+        for row in rows:
+            name = row["provider"]
+            if name not in samples:
+                continue
+            row |= _numbers(samples[name], samples.get(case.providers[0]))
+            work = self.work[name]
+            row |= {} if work is None else _fractions(work, samples[name], samples[SGEMM], samples[COPY])
+            if case.mode == "request":
+                row |= _slowest(self.turns.steps[name], samples[name], name == case.providers[0])
+            if with_memory:
+                row |= _memory(case, name, self.threads, row["note"])
+        return rows
+
+
+def _admitted(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
+    """What takes part: steps of those that compute the case, and of each provider what is to be said."""
     steps: dict[str, Step] = {}
     notes: dict[str, str] = {}
     for provider in case.providers:
@@ -227,40 +182,44 @@ def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> lis
         except Exception as error:  # a peer may raise whatever it likes: that is a result too
             first_line = str(error).strip().partition("\n")[0]
             notes[provider] = f"failed: {type(error).__name__}: {first_line}"
-    if steps and limits.work(case, inputs) is not None:
-        steps |= {SGEMM: Step(limits.sgemm(), limits.CALLS, limits.CALLS), COPY: Step(limits.copy(), most=1)}
-    samples = interleave(steps, case.infers, budget_s) if steps else {}
-    rows = []
-    for provider in case.providers:
-        row: dict[str, Any] = {"provider": provider, "note": notes[provider]}
-        if provider in samples:
-            row |= _numbers(samples[provider], samples.get(case.providers[0]))
-            own = as_computed(case, provider)
-            other = provider in OTHER_WORK and (case.trains or case.op not in MODELS)
-            work = None if other else limits.work(own, inputs_of(own))
-            row |= {} if work is None else _fractions(work, samples[provider], samples[SGEMM], samples[COPY])
-            seconds = list(samples[provider].seconds)
-            if case.mode == "request" and provider == case.providers[0]:
-                seconds += more_calls(steps[provider], P99_ROUNDS - len(seconds))
-            if case.mode == "request" and len(seconds) >= P99_ROUNDS:
-                row["p99_us"] = f"{1e6 * statistics.quantiles(seconds, n=100, method='inclusive')[-1]:.2f}"
-            if with_memory:
-                try:
-                    row["peak_mem_mb"] = memory.peak_mb(own, provider, threads)
-                except RuntimeError as failure:
-                    row["note"] = "; ".join(filter(None, (row["note"], f"peak memory unknown: {failure}")))
-        rows.append(row)
-    return rows
+    return steps, notes
+
+
+def _work_of(case: Case, provider: str) -> limits.Work | None:
+    """What a row is compared with the machine's limits by, if its provider does the work of the case."""
+    own = as_computed(case, provider)
+    other = provider in OTHER_WORK and (case.trains or case.op not in MODELS)
+    return None if other else limits.work(own, inputs_of(own))
+
+
+def _slowest(step: Step, samples: Samples, complete: bool) -> dict[str, str]:
+    """The 99th percentile; where the rounds were too few, nothing, or from more calls if it is to be ``complete``."""
+    seconds = list(samples.seconds.values())
+    if complete:
+        seconds += more_calls(step, P99_ROUNDS - len(seconds))
+    if len(seconds) < P99_ROUNDS:
+        return {}
+    return {"p99_us": f"{1e6 * statistics.quantiles(seconds, n=100, method='inclusive')[-1]:.2f}"}
+
+
+def _memory(case: Case, provider: str, threads: int, note: str) -> dict[str, Any]:
+    try:
+        return {"peak_mem_mb": memory.peak_mb(as_computed(case, provider), provider, threads)}
+    except RuntimeError as failure:
+        return {"note": "; ".join(filter(None, (note, f"peak memory unknown: {failure}")))}
 
 
 def _numbers(own: Samples, base: Samples | None) -> dict[str, Any]:
-    times = quantiles(own.seconds)
-    numbers: dict[str, Any] = {f"{name}_us": f"{1e6 * value:.2f}" for name, value in times._asdict().items()}
+    seconds = list(own.seconds.values())
+    numbers: dict[str, Any] = {f"{name}_us": f"{1e6 * s:.2f}" for name, s in quantiles(seconds)._asdict().items()}
     if base is not None:
-        ratio = ratios(own, base)
-        numbers |= {
-            "ratio": f"{ratio.p50:.3f}",
-            "ratio_p20": f"{ratio.p20:.3f}",
-            "ratio_p80": f"{ratio.p80:.3f}",
+        ratio, (low, high) = ratios(own, base), range_of(own, base)
+        found = {
+            "ratio": ratio.p50,
+            "ratio_p20": ratio.p20,
+            "ratio_p80": ratio.p80,
+            "ratio_low": low,
+            "ratio_high": high,
         }
-    return numbers | {"rounds": len(own.seconds), "calls": own.calls}
+        numbers |= {name: f"{value:.3f}" for name, value in found.items()}
+    return numbers | {"rounds": len(seconds), "calls": own.calls}

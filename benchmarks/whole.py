@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.compiled import compiled
 from benchmarks.inputs import Inputs, Program, draw_lengths
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, OURS, USER_FIELDS, Case
 from dien_kernels import use_backend
@@ -109,9 +110,9 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
     put(inputs.leaves, leaves)
     if provider == "step_reference":
         backend = "reference"
-    compiled = provider.endswith("_compiled")
+    compile_it = provider.endswith("_compiled")
     if case.mode == "request":
-        return _requests(model, batch, backend, compiled)
+        return _requests(model, batch, backend, compile_it)
     optimizer = make_optimizer(model) if sparse else torch.optim.Adam(model.parameters(), fused=True)
 
     def forward() -> Tensor:
@@ -120,24 +121,19 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
             return loss.click if variant == "no_auxiliary" else loss.total
 
     note = "sparse gradients, lazy Adam on the tables" if sparse else "dense gradients, fused Adam"
-    note += ", torch.compile" * compiled
-    return Program(_compile(forward) if compiled else forward, leaves, note, optimise=optimizer.step)
+    note += ", torch.compile" * compile_it
+    return Program(compiled(forward) if compile_it else forward, leaves, note, optimise=optimizer.step)
 
 
-def _compile(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    torch._dynamo.reset()  # what other cases left counts against the limit of graphs; beyond it all is eager
-    return torch.compile(forward)
-
-
-def _requests(model: DIEN, batch: Batch, backend: str, compiled: bool) -> Program:
+def _requests(model: DIEN, batch: Batch, backend: str, compile_it: bool) -> Program:
     user = {name: ids[:1] for name, ids in batch.users.items()}
 
     def forward() -> Tensor:
         with use_backend(backend) if backend != "auto" else nullcontext():
             return model.score(batch.history, batch.target, users=user)
 
-    if compiled:
-        return Program(_compile(forward), {}, "torch.compile")
+    if compile_it:
+        return Program(compiled(forward, fullgraph=False), {}, "torch.compile")  # it checks ids
     return Program(forward, {}, parts(model, forward) if backend == "auto" else "")
 
 

@@ -25,6 +25,8 @@ ROW = dict.fromkeys(store.COLUMNS, "") | {
     "ratio": "2",
     "ratio_p20": "1.9",
     "ratio_p80": "2.1",
+    "ratio_low": "1.8",
+    "ratio_high": "2.2",
     "allocator": "keep",
     "machine": "one",
     "date": "2026-01-01",

@@ -24,8 +24,10 @@ def ratio(middle: float, spread: float = 0.1) -> dict[str, str]:
     return {
         "p50_us": "1000",
         "ratio": f"{middle}",
-        "ratio_p20": f"{middle - spread}",
-        "ratio_p80": f"{middle + spread}",
+        "ratio_p20": f"{middle - spread / 2}",
+        "ratio_p80": f"{middle + spread / 2}",
+        "ratio_low": f"{middle - spread}",
+        "ratio_high": f"{middle + spread}",
     }
 
 

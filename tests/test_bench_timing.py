@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ours, peers, timing
+from benchmarks import clock, ours, peers, timing
 from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import OURS, Case
 
@@ -67,11 +67,31 @@ def test_an_absent_peer_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_provider_is_visited_less_and_compared_in_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SLOW_S", 0.02)
-    steps = {"fast": timing.Step(lambda: time.sleep(0.01)), "slow": timing.Step(lambda: time.sleep(0.03))}
-    samples = timing.interleave(steps, True, 0.0)
-    assert len(samples["fast"].seconds) == timing.MIN_ROUNDS
-    assert len(samples["slow"].seconds) == timing.SLOW_ROUNDS
-    samples["fast"].seconds[:] = [1.0, 2.0, 4.0, 100.0, 100.0]
-    samples["slow"].seconds[:] = [3.0, 6.0, 12.0]
-    assert timing.ratios(samples["slow"], samples["fast"]).p50 == pytest.approx(3.0)
+    monkeypatch.setattr(clock, "SLOW_S", 0.02)
+    steps = {"fast": clock.Step(lambda: time.sleep(0.01)), "slow": clock.Step(lambda: time.sleep(0.03))}
+    turns = clock.Turns(steps, True)
+    for _ in range(4):
+        turns.sit(0.0)
+    assert [list(sitting) for sitting in turns.samples["fast"].sittings] == [[0], [1], [2], [3]]
+    assert [list(sitting) for sitting in turns.samples["slow"].sittings] == [[0], [], [2], []]
+
+
+def samples(*sittings: dict[int, float]) -> clock.Samples:
+    return clock.Samples(1, list(sittings))
+
+
+def test_ratios_are_of_common_rounds_and_their_range_is_of_sittings() -> None:
+    base = samples({0: 1.0, 1: 2.0}, {2: 100.0}, {3: 4.0, 4: 1.0, 5: 1.0})
+    slow = samples({0: 3.0}, {}, {3: 8.0})
+    assert clock.ratios(slow, base).p50 == pytest.approx(2.5)
+    assert clock.range_of(slow, base) == (2.0, 3.0)
+    often = samples({0: 3.0, 1: 2.0}, {2: 300.0}, {3: 4.0, 4: 5.0, 5: 6.0})  # 3 1 | 3 | 1 5 6
+    assert clock.ratios(often, base).p50 == pytest.approx(3.0)
+    assert clock.range_of(often, base) == (2.0, 5.0)
+
+
+def test_a_sitting_lasts_its_budget() -> None:
+    turns = clock.Turns({"step": clock.Step(lambda: time.sleep(0.006))}, True)
+    turns.sit(0.05)
+    assert 2 <= len(turns.samples["step"].seconds) <= 9
+    assert turns.samples["step"].calls == 1

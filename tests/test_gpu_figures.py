@@ -13,12 +13,12 @@ pytest.importorskip("triton")
 
 from triton import __version__ as VERSION
 
-from benchmarks import gpu_report
+from benchmarks.gpu import compiled_triton
 from dien_kernels.ops.recurrence import triton_launch
 from tests.triton_launches import SHARED_MEMORY, compile_for, compiled
 
 PINNED = "3.9.0"  # the version whose figures are gated; the Makefile's
-STORED = {key: row for key, row in gpu_report.read().items() if row["triton"] == PINNED}
+STORED = {key: row for key, row in compiled_triton.read().items() if row["triton"] == PINNED}
 
 
 def test_makefile_pins_the_version_whose_figures_are_gated() -> None:
@@ -28,23 +28,23 @@ def test_makefile_pins_the_version_whose_figures_are_gated() -> None:
 
 def stale(arch: int) -> list[tuple[str, ...]]:
     """Shipped configurations whose figures are not stored, or are those of another launch."""
-    rows = (row for _, run, key in jobs(arch) for _, row in gpu_report.launches_of(run, arch, **key))
-    keys = ((PINNED, *gpu_report.key_of(row)[1:], gpu_report.launch_of(row)) for row in rows)
+    rows = (row for _, run, key in jobs(arch) for _, row in compiled_triton.launches_of(run, arch, **key))
+    keys = ((PINNED, *compiled_triton.key_of(row)[1:], compiled_triton.launch_of(row)) for row in rows)
     return [(*key, *launch) for *key, launch in keys if launch != launch_stored(tuple(key))]
 
 
 def launch_stored(key: tuple[str, ...]) -> tuple[str, ...] | None:
-    return gpu_report.launch_of(STORED[key]) if key in STORED else None
+    return compiled_triton.launch_of(STORED[key]) if key in STORED else None
 
 
-def jobs(arch: int) -> Iterator[tuple[int, gpu_report.Run, gpu_report.Row]]:
-    return gpu_report.jobs([arch], list(gpu_report.HIDDEN))
+def jobs(arch: int) -> Iterator[tuple[int, compiled_triton.Run, compiled_triton.Row]]:
+    return compiled_triton.jobs([arch], list(compiled_triton.HIDDEN))
 
 
 @compiled
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_every_shipped_configuration_has_its_figures(arch: int) -> None:
-    assert stale(arch) == [], "python -m benchmarks.gpu_report --missing"
+    assert stale(arch) == [], "python -m benchmarks.gpu.compiled_triton --missing"
 
 
 @compiled
@@ -74,11 +74,11 @@ def test_the_forward_s_step_is_short(arch: str) -> None:
 
 # A cheap part of the report, compiled again.
 AGAIN: list[tuple[int, str, str, str, Callable[..., None]]] = [
-    (80, "authors", "after", "bfloat16", gpu_report.recurrence),
-    (90, "authors", "after", "bfloat16", gpu_report.recurrence),
-    (90, "authors", "after", "float32", gpu_report.recurrence),
-    (80, "din", "", "bfloat16", gpu_report.attention),
-    (90, "bilinear", "", "float32", gpu_report.attention),
+    (80, "authors", "after", "bfloat16", compiled_triton.recurrence),
+    (90, "authors", "after", "bfloat16", compiled_triton.recurrence),
+    (90, "authors", "after", "float32", compiled_triton.recurrence),
+    (80, "din", "", "bfloat16", compiled_triton.attention),
+    (90, "bilinear", "", "float32", compiled_triton.attention),
 ]
 
 
@@ -94,10 +94,10 @@ def test_compiled_code_does_not_spill_or_grow(
         pytest.skip(f"figures are gated for Triton {PINNED}, not for {VERSION}")
     words = (kind, reset) if reset else (kind,)
     key = {"kind": kind, "reset": reset, "dtype": dtype, "hidden": 64}
-    launches = list(gpu_report.launches_of(partial(run, *words, getattr(torch, dtype), 64), arch, **key))
+    launches = list(compiled_triton.launches_of(partial(run, *words, getattr(torch, dtype), 64), arch, **key))
     assert len(launches) >= 2
     for launched, row in launches:
-        code, stored = compile_for(launched, arch), STORED[gpu_report.key_of(row)]
+        code, stored = compile_for(launched, arch), STORED[compiled_triton.key_of(row)]
         assert code.spills == 0, row
         assert code.instructions <= 1.02 * float(str(stored["instructions"])), (code, stored)
         assert code.barriers <= float(str(stored["barriers"])), (code, stored)

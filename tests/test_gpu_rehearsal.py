@@ -12,7 +12,8 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks import gpu, inputs
+from benchmarks import inputs
+from benchmarks.gpu import timings
 from benchmarks.registry import Case
 from tests.ops import test_gpu
 from tests.triton_launches import INTERPRETED
@@ -28,7 +29,7 @@ ATTENTION = list(product(test_gpu.DTYPES, test_gpu.ATTENTION))[:: 31 if INTERPRE
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_gpu, "DEVICE", "cpu")
     monkeypatch.setattr(test_gpu, "WIDTHS", (18, 9))  # the interpreter is slow
-    for module in (gpu, inputs):
+    for module in (timings, inputs):
         monkeypatch.setattr(module, "DIN_WIDTHS", (6, 4))
 
 
@@ -53,20 +54,20 @@ def test_repetition(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cases_of_the_benchmark() -> None:
     """Every size and op, in both modes; attention at the two sizes of its models."""
-    every = list(gpu.cases([size[3] for size in gpu.SIZES]))
-    assert len(every) == len(set(every)) == 2**4 * len(gpu.SIZES) + 2**3 * 2
-    assert {case.size for case in every} == set(gpu.SIZES)
+    every = list(timings.cases([size[3] for size in timings.SIZES]))
+    assert len(every) == len(set(every)) == 2**4 * len(timings.SIZES) + 2**3 * 2
+    assert {case.size for case in every} == set(timings.SIZES)
 
 
 @on_backend
 @pytest.mark.parametrize("op", ["gru", "augru", "attention_bilinear", "attention_din"])
 def test_rows_of_the_benchmark(op: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every provider is built, is right in both modes, and gets its numbers."""
-    options = list(product(("fwd", "fwd+bwd"), ("full", "ragged"), gpu.DTYPES))[:: 3 if INTERPRETED else 1]
+    options = list(product(("fwd", "fwd+bwd"), ("full", "ragged"), timings.DTYPES))[:: 3 if INTERPRETED else 1]
     every = [Case("gpu", op, mode, 4, 5, 6, 6, law, dtype, ()) for mode, law, dtype in options]
-    monkeypatch.setattr(gpu, "ORDERED", (70,))
+    monkeypatch.setattr(timings, "ORDERED", (70,))
     file = io.StringIO()
-    gpu.record(every, "cpu", {"device": "none"}, file, budget_s=0.0)
+    timings.record(every, "cpu", {"device": "none"}, file, budget_s=0.0)
     rows = list(csv.DictReader(io.StringIO(file.getvalue())))
     orders = [row for row in rows if row["op"] == "order"]
     assert [row["provider"] for row in orders] == (["argsort", "triton"] if INTERPRETED else ["argsort"])
@@ -83,7 +84,7 @@ def test_rows_of_the_benchmark(op: str, backend: str, monkeypatch: pytest.Monkey
 
 
 def test_a_wrong_provider_gets_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "WRONG", dict.fromkeys(gpu.WRONG, -1.0))
-    rows = list(gpu.measure(Case("gpu", "gru", "fwd+bwd", 4, 5, 6, 6, "full", "float32", ()), "cpu", 0.0))
+    monkeypatch.setattr(timings, "WRONG", dict.fromkeys(timings.WRONG, -1.0))
+    rows = list(timings.measure(Case("gpu", "gru", "fwd+bwd", 4, 5, 6, 6, "full", "float32", ()), "cpu", 0.0))
     assert rows
     assert all(row["note"].startswith("wrong: result is off by") and "p50_us" not in row for row in rows)

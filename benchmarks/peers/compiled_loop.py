@@ -22,8 +22,7 @@ def absent() -> str | None:
 
 
 def build(case: Case, inputs: Inputs) -> Program:
-    torch._dynamo.reset()  # what other shapes have left counts against the number of graphs there may be
-    program = eager_loop.build(case, inputs, compiled=STEPS)
+    program = eager_loop.build(case, inputs, together=STEPS)
     started = time.perf_counter()
     with torch.inference_mode(case.infers):
         program.step(case, inputs)()

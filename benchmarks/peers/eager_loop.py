@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.compiled import compiled
 from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import PADS, Case
 
@@ -45,13 +46,13 @@ def chunk(
     return states
 
 
-def build(case: Case, inputs: Inputs, compiled: int = 0) -> Program:
-    """So many steps at a time are compiled, if any; all of them as one graph would take minutes to compile."""
+def build(case: Case, inputs: Inputs, together: int = 0) -> Program:
+    """So many steps ``together`` are compiled, if any; all of them as one graph would take minutes to compile."""
     leaves, hidden = inputs.leaves, case.hidden
-    run = torch.compile(chunk, fullgraph=True) if compiled else chunk
+    run = compiled(chunk) if together else chunk
     x, w_ih, w_hh, b_ih, b_hh = (leaves[name] for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"))
     attention = leaves.get("attention")
-    widths, many = [2 * hidden, hidden], compiled or case.steps
+    widths, many = [2 * hidden, hidden], together or case.steps
 
     def forward() -> Tensor:
         steps = linear(x, w_ih, b_ih).unbind(1)

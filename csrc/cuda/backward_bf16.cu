@@ -11,7 +11,7 @@ int backward_bf16(const Backward& p, int padded, Stream stream) {
   case P:                                                                             \
     return run(backward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream, \
                Backward16<BFloat16, P>::kDynamic);
-  switch (padded) { DIEN_BACKWARD_NARROW(DIEN_CASE) }
+  switch (padded) { DIEN_SIZES(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;
 }

@@ -10,7 +10,7 @@ int backward_f16(const Backward& p, int padded, Stream stream) {
 #define DIEN_CASE(P) \
   case P:            \
     return run(backward16<Float16, P>, Tile16<Float16, P>::kThreads, p, 16, stream, Backward16<Float16, P>::kDynamic);
-  switch (padded) { DIEN_BACKWARD_NARROW(DIEN_CASE) }
+  switch (padded) { DIEN_SIZES(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;
 }

@@ -11,7 +11,7 @@ int forward_f16(const Forward& p, int padded, int rows, Stream stream) {
   case P:                                                                                          \
     if (rows == 8) return run(forward8<Float16, P>, Forward8<Float16, P>::kThreads, p, 8, stream); \
     return run_forward16<Float16, P>(p, stream);
-  switch (padded) { DIEN_FORWARD_NARROW(DIEN_CASE) }
+  switch (padded) { DIEN_SIZES(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;
 }

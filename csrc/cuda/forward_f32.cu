@@ -9,7 +9,7 @@ int forward_f32(const Forward& p, int padded, int rows, Stream stream) {
 #define DIEN_CASE(P) \
   case P:            \
     return rows == 8 ? kInvalidValue : run_forward16<Float32, P>(p, stream);
-  switch (padded) { DIEN_FORWARD_WIDE(DIEN_CASE) }
+  switch (padded) { DIEN_SIZES(DIEN_CASE) }
 #undef DIEN_CASE
   return kInvalidValue;
 }

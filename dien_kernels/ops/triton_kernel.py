@@ -93,6 +93,12 @@ def store_row(at, value, mask):
 
 
 @triton.jit
+def add(at, part, mask):
+    """To a partial sum of this program's own."""
+    tl.store(at, tl.load(at, mask=mask, other=0.0) + part, mask=mask)
+
+
+@triton.jit
 def rows(
     ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
     ROWS: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,

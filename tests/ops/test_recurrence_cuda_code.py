@@ -1,6 +1,6 @@
 """What nvcc makes of the CUDA kernels: the stored figures, and that they are still true of a few instances.
 
-What memory is asked for is counted in the simulator (``benchmarks/gpu_memory_cuda.py``).
+What memory is asked for is counted in the simulator (``benchmarks/gpu/memory_cuda.py``).
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import csv
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_report_cuda import FILES, KEY, RESULTS, keys_of, rows_of
+from benchmarks.gpu.compiled_cuda import FILES, KEY, RESULTS, keys_of, rows_of
+from dien_kernels.ops.recurrence.cuda_launch import SIZES
 from tests.cuda_code import ARCHS, LOOPS, Compiled, missing, version
 
 # Instructions of a step and warp at H = 64 in bfloat16, and how much more other variants may take.
@@ -35,9 +37,7 @@ def stored() -> dict[tuple[str, ...], dict[str, float]]:
 
 
 def test_stored_rows_are_the_instances() -> None:
-    expected = {
-        key for arch in ARCHS for file, sizes in FILES.items() for size in sizes for key in keys_of(file, size, arch)
-    }
+    expected = {key for arch, file, size in product(ARCHS, FILES, SIZES) for key in keys_of(file, size, arch)}
     assert set(stored()) == expected
 
 

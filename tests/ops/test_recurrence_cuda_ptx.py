@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_memory_cuda import counters
+from benchmarks.gpu.memory_cuda import counters
 from dien_kernels import ops
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged
@@ -146,10 +146,7 @@ def test_small_instances(dtype: torch.dtype, padded: int, mode: str, record_cell
 
 def instances() -> list[tuple[torch.dtype, int, str]]:
     return [
-        (dtype, padded, mode)
-        for dtype in DTYPES
-        for padded in cuda_launch.sizes_of(dtype, backward=False)
-        for mode in modes_of(dtype, padded)
+        (dtype, padded, mode) for dtype in DTYPES for padded in cuda_launch.SIZES for mode in modes_of(dtype, padded)
     ]
 
 
@@ -275,19 +272,12 @@ def test_last_states_alone(tiles: Tiles) -> None:
 def test_table_of_instances() -> None:
     """The host's sizes are the table's, and the table is no longer than it may be."""
     text = (ROOT / "csrc" / "cuda" / "instances.h").read_text().partition("#else")[2]
-    lists = {
-        name: tuple(int(n) for n in re.findall(r"X\((\d+)\)", line))
-        for name, line in re.findall(r"#define DIEN_(\w+)\(X\) (.*)", text)
-    }
-    assert lists == {
-        "FORWARD_NARROW": cuda_launch.FORWARD_NARROW,
-        "FORWARD_WIDE": cuda_launch.FORWARD_WIDE,
-        "BACKWARD_NARROW": cuda_launch.BACKWARD,
-        "BACKWARD_WIDE": cuda_launch.BACKWARD,
-    }
-    kernels = {"FORWARD_NARROW": 4, "FORWARD_WIDE": 1, "BACKWARD_NARROW": 2, "BACKWARD_WIDE": 1}
-    assert sum(kernels[name] * len(sizes) for name, sizes in lists.items()) + len(DTYPES) <= 60
-    assert set(lists["FORWARD_NARROW"]) == set(HIDDEN)
+    (line,) = re.findall(r"#define DIEN_SIZES\(X\) (.*)", text)
+    sizes = tuple(int(n) for n in re.findall(r"X\((\d+)\)", line))
+    assert sizes == cuda_launch.SIZES
+    kernels = (4 + 1) + 3  # forwards in 16 bits and in float32, and a backward for each dtype
+    assert kernels * len(sizes) + len(DTYPES) <= 60
+    assert set(sizes) == set(HIDDEN)
 
 
 def facts(**other: object) -> Call:
@@ -304,7 +294,7 @@ def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float64" in str(refuses(facts(dtype=torch.float64)))
     assert "the tensors are on cpu" in str(refuses(facts(device="cpu")))
     assert refuses(facts(hidden_size=128, backward=True)) is None
-    assert "hidden=129 is above the 128 that the float32 forward" in str(refuses(facts(hidden_size=129)))
+    assert "hidden=129 is above the 128 that the kernels" in str(refuses(facts(hidden_size=129)))
 
 
 def test_refuses_devices_that_are_too_old_or_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,14 +346,11 @@ def test_refuses_a_driver_older_than_the_toolkit(monkeypatch: pytest.MonkeyPatch
     assert "12.8" in reason
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_size_has_an_instance(dtype: torch.dtype) -> None:
-    for backward in (False, True):
-        sizes = cuda_launch.sizes_of(dtype, backward)
-        for hidden in range(1, sizes[-1] + 1):
-            padded = cuda_launch.padded_size(hidden + hidden % 2, dtype, backward)
-            assert hidden <= padded
-            assert padded in sizes
+def test_every_size_has_an_instance() -> None:
+    for hidden in range(1, cuda_launch.SIZES[-1] + 1):
+        padded = cuda_launch.padded_size(hidden + hidden % 2)
+        assert hidden <= padded
+        assert padded in cuda_launch.SIZES
 
 
 def test_tiles() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dien_kernels.ops.triton_kernel import SIZES, dot, place, sigmoid, to
+from dien_kernels.ops.triton_kernel import SIZES, add, dot, place, sigmoid, to
 
 _SIZES = [*SIZES, "width", "second_width", "programs"]
 
@@ -272,12 +272,6 @@ def din_forward(
         _normalize(SCORES, MASK, x, y, length, top, total, STEPS)
 
 
-@triton.jit
-def _add(at, part, mask):
-    """To a partial sum of this program's own."""
-    tl.store(at, tl.load(at, mask=mask, other=0.0) + part, mask=mask)
-
-
 @triton.jit(do_not_specialize=_SIZES)
 def din_backward(
     STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, SLOPE_2, W_LAST,
@@ -322,10 +316,10 @@ def din_backward(
                 a_2 = _act(z_2, slope_2, ACTIVATION)
                 da_2 = de[:, None] * _vector(W_LAST, m2, second)[None, :]
                 dz_2 = _act_backward(da_2, z_2, a_2, slope_2, ACTIVATION)
-                _add(second_at + m2, tl.sum(dz_2, 0), second)
+                add(second_at + m2, tl.sum(dz_2, 0), second)
                 if ACTIVATION == "prelu":
-                    _add(second_at + M2 + m2, tl.sum(tl.where(z_2 > 0, 0.0, z_2 * da_2), 0), second)
-                _add(second_at + 2 * M2 + m2, tl.sum(de[:, None] * a_2, 0), second)
+                    add(second_at + M2 + m2, tl.sum(tl.where(z_2 > 0, 0.0, z_2 * da_2), 0), second)
+                add(second_at + 2 * M2 + m2, tl.sum(de[:, None] * a_2, 0), second)
                 every = (step[:, None] >= 0) & second[None, :]
                 tl.store(dz_at + (step[:, None] * M2 + m2[None, :]), to(dz_2, DTYPE), mask=every)
             dk = tl.zeros((STEPS, PADDED), tl.float32)
@@ -349,14 +343,14 @@ def din_backward(
                         dw_2 = dot(
                             tl.trans(dz_rows), to(a_1, DTYPE), tl.zeros((BLOCK, BLOCK), tl.float32), PRECISION
                         )  # fmt: skip
-                        _add(D_W2 + part * (M2 * width) + w2_at, dw_2, inside)
+                        add(D_W2 + part * (M2 * width) + w2_at, dw_2, inside)
                 else:
                     da_1 = de[:, None] * _vector(W_LAST, m, wide)[None, :]
-                    _add(first_at + width, tl.sum(de[:, None] * a_1, 0), wide)
+                    add(first_at + width, tl.sum(de[:, None] * a_1, 0), wide)
                 if ACTIVATION == "prelu":
-                    _add(first_at, tl.sum(tl.where(z_1 > 0, 0.0, z_1 * da_1), 0), wide)
+                    add(first_at, tl.sum(tl.where(z_1 > 0, 0.0, z_1 * da_1), 0), wide)
                 dz_1 = _act_backward(da_1, z_1, a_1, slope_1[None, :], ACTIVATION)
-                _add(DR + row * width + m, tl.sum(dz_1, 0), wide)
+                add(DR + row * width + m, tl.sum(dz_1, 0), wide)
                 dz_1 = to(dz_1, DTYPE)
                 # (A12) of these units and steps, [unit, m]
                 k_mask = (unit < H)[:, None] & valid[None, :]
@@ -364,10 +358,10 @@ def din_backward(
                 g = dot(k, dz_1, tl.zeros((PADDED, BLOCK), tl.float32), PRECISION)
                 at = m[None, :] * H + unit[:, None]
                 inside_1 = (unit < H)[:, None] & wide[None, :]
-                _add(D_STEP + part * (width * H) + at, g, inside_1)
-                _add(D_P + part * (width * H) + at, g * tl.load(q + unit, mask=unit < H, other=0.0)[:, None], inside_1)
+                add(D_STEP + part * (width * H) + at, g, inside_1)
+                add(D_P + part * (width * H) + at, g * tl.load(q + unit, mask=unit < H, other=0.0)[:, None], inside_1)
                 dq = tl.sum(g * tl.load(W_P + at, mask=inside_1, other=0.0), 1)
-                _add(DQ + row * H + unit, dq, unit < H)
+                add(DQ + row * H + unit, dq, unit < H)
                 dk = dot(dz_1, _matrix(q, W_STEP, W_P, m[:, None], unit[None, :], width, H, DTYPE), dk, PRECISION)
             mask = valid[:, None] & (unit < H)[None, :]
             dk_at = DSTATES + y * H + (t[:, None] * H + unit[None, :])

@@ -19,8 +19,7 @@ from dien_kernels.ops._register import raw
 from dien_kernels.ops.recurrence import loop_job
 from dien_kernels.ops.recurrence.loop_job import Job, float32_product
 
-# Padded sizes of the instances, csrc/cuda/instances.h; forwards by 16-bit storage and float32.
-FORWARD_NARROW = FORWARD_WIDE = BACKWARD = (8, 16, 32, 40, 64, 112, 128)
+SIZES = (8, 16, 32, 40, 64, 112, 128)  # padded H of the instances, csrc/cuda/instances.h
 FUSED = 64  # the largest I and H whose input projection the forward's loop makes; 16-bit storage
 # Above, weights do not fit registers: float32's are streamed, the backward's in 16 bits are in shared memory.
 LARGE = 64
@@ -104,17 +103,14 @@ def refuses(call: Call) -> str | None:
         return _older_driver
     if call.dtype == torch.float64:
         return "float64 is not among the CUDA kernels' dtypes (float32, bfloat16, float16)"
-    for backward in (False, True)[: 1 + call.backward]:
-        largest = sizes_of(call.dtype, backward)[-1]
-        if call.hidden_size > largest:
-            what = f"{str(call.dtype).removeprefix('torch.')} {'backward' if backward else 'forward'}"
-            return f"hidden={call.hidden_size} is above the {largest} that the {what} is compiled for"
+    if call.hidden_size > SIZES[-1]:
+        return f"hidden={call.hidden_size} is above the {SIZES[-1]} that the kernels are compiled for"
     return _device_refuses(call, min(int("".join(filter(str.isdigit, arch))) for arch in archs))
 
 
 def _device_refuses(call: Call, lowest: int) -> str | None:
     """What is wrong with any device that is visible: a call's facts do not say which one it is on."""
-    needed = backward_dynamic(call.dtype, padded_size(call.hidden_size, call.dtype, True)) if call.backward else 0
+    needed = backward_dynamic(call.dtype, padded_size(call.hidden_size)) if call.backward else 0
     for device in visible_devices():
         if device.capability < lowest:
             return (
@@ -126,12 +122,6 @@ def _device_refuses(call: Call, lowest: int) -> str | None:
                 f"{device.name} has {device.shared_memory}"
             )
     return None
-
-
-def sizes_of(dtype: torch.dtype, backward: bool) -> tuple[int, ...]:
-    if backward:
-        return BACKWARD
-    return FORWARD_WIDE if dtype == torch.float32 else FORWARD_NARROW
 
 
 def backward_dynamic(dtype: torch.dtype, size: int) -> int:
@@ -148,8 +138,8 @@ def backward_dynamic(dtype: torch.dtype, size: int) -> int:
     return 3 * (2 * size * size + size // gap * 16) + shared
 
 
-def padded_size(hidden: int, dtype: torch.dtype, backward: bool) -> int:
-    return next(size for size in sizes_of(dtype, backward) if size >= hidden)
+def padded_size(hidden: int) -> int:
+    return next(size for size in SIZES if size >= hidden)
 
 
 class Tiles(NamedTuple):
@@ -241,7 +231,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
 def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
     """The states after each row's last step; those after every step go to ``y``, unless it is None."""
     x, hidden, fused = job.x, job.hidden, fuses(job)
-    size = padded_size(max(hidden, job.input) if fused else hidden, x.dtype, backward=False)
+    size = padded_size(max(hidden, job.input) if fused else hidden)
     narrow = x.dtype != torch.float32
     h_n = x.new_empty(job.batch, hidden)
     tiles = tiles_of(job.batch, narrow, size, fused, job.row_lengths is not None, multiprocessors_of(x))
@@ -280,7 +270,7 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
     if max(job.x_rows, job.y_rows) >= 2**31:
         raise ValueError(f"the CUDA backward counts steps in 32 bits, and there are {max(job.x_rows, job.y_rows)}")
-    size = padded_size(hidden, x.dtype, backward=True)
+    size = padded_size(hidden)
     left = loop_job.left(job, -(-job.batch // 16), size)
     projection = float32_product(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
     _launch(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from dien_kernels.ops.recurrence.triton_kernel_backward import state_before, store_gradients, update_gradients
-from dien_kernels.ops.triton_kernel import SIZES, dot, rows, sigmoid, steps_of, store_row, tanh, to
+from dien_kernels.ops.triton_kernel import SIZES, add, dot, rows, sigmoid, steps_of, store_row, tanh, to
 
 
 @triton.jit
@@ -24,12 +24,6 @@ def _bias(B, at, mask, like):
         return tl.zeros(like.shape, tl.float32)
     else:
         return tl.zeros(like.shape, tl.float32) + tl.load(B + at, mask=mask, other=0.0)[None, :]
-
-
-@triton.jit
-def _add(at, part, mask):
-    """To a partial sum of this program's own."""
-    tl.store(at, tl.load(at, mask=mask, other=0.0) + part, mask=mask)
 
 
 @triton.jit
@@ -127,15 +121,15 @@ def recurrence_backward_wide(
             store_gradients(
                 gates_at + j, dgh_u, dgh_n, da_u, da_n, a, mask, H, SCALE_INPUT, RESET_BEFORE, DGX, DGH_U, DGH_N
             )  # fmt: skip
-            _add(bias_at + H + unit, _sum_rows(da_u, mask), inside)
-            _add(bias_at + 2 * H + unit, _sum_rows(da_n, mask), inside)
+            add(bias_at + H + unit, _sum_rows(da_u, mask), inside)
+            add(bias_at + 2 * H + unit, _sum_rows(da_n, mask), inside)
             if SCALE_INPUT:
                 d_a_tile += da_u * p_u + da_n * p_n  # (22)
             if not RESET_BEFORE:
                 da_r = da_n * gh_n * r * (1.0 - r)  # (14a), (15)
                 store_row(gates_at + (DGH_R + j), to(da_r, DTYPE), mask)
-                _add(bias_at + unit, _sum_rows(da_r, mask), inside)
-                _add(bias_at + 3 * H + unit, _sum_rows(da_n * r, mask), inside)
+                add(bias_at + unit, _sum_rows(da_r, mask), inside)
+                add(bias_at + 3 * H + unit, _sum_rows(da_n * r, mask), inside)
                 if SCALE_INPUT:
                     store_row(gates_at + (DGX + j), to(a[:, None] * da_r, DTYPE), mask)
                     d_a_tile += da_r * p_r
@@ -157,7 +151,7 @@ def recurrence_backward_wide(
                 dh_at = (DH0 + row * H)[:, None] + unit[None, :]
                 tl.store(dh_at, tl.load(dh_at, mask=mask, other=0.0) + dq * r, mask=mask)
                 store_row(gates_at + (DGH_R + j), to(da_r, DTYPE), mask)
-                _add(bias_at + unit, _sum_rows(da_r, mask), inside)
+                add(bias_at + unit, _sum_rows(da_r, mask), inside)
                 if SCALE_INPUT:
                     store_row(gates_at + (DGX + j), to(a[:, None] * da_r, DTYPE), mask)
                     d_a += tl.sum(da_r * p_r, 1)

@@ -1,7 +1,7 @@
 """Timings on a GPU, into results/gpu.csv: ``make bench-gpu``. Under eight minutes.
 
-    python -m benchmarks.gpu                      # everything
-    python -m benchmarks.gpu --hidden 64 --ops gru --dtypes bfloat16 --out try.csv
+    python -m benchmarks.gpu.timings                      # everything
+    python -m benchmarks.gpu.timings --hidden 64 --ops gru --dtypes bfloat16 --out try.csv
 
 Each provider's result is compared with the float32 (or wider) reference on the device first; a wrong one gets no
 number. Times are medians of CUDA events around single calls, after a warm-up, the providers taking turns. Forwards run
@@ -33,7 +33,7 @@ from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops.recurrence.triton_launch import counted_order
 
-RESULTS = Path(__file__).parent / "results" / "gpu.csv"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu.csv"
 # (B, T, I, H): those of the cost model in docs/gpu.md.
 SIZES = ((1024, 100, 36, 36), (4096, 100, 64, 64), (1024, 200, 128, 128), (256, 200, 256, 256))
 DTYPES = ("bfloat16", "float32")
@@ -87,7 +87,7 @@ def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Pr
     if case.op == "augru":
         yield "eager_loop", lambda: eager_loop.build(case, inputs)
         if case.hidden == SIZES[0][3] and case.law == "full":  # every size would be compiled anew
-            yield "compiled_loop", lambda: eager_loop.build(case, inputs, compiled=1)
+            yield "compiled_loop", lambda: eager_loop.build(case, inputs, together=1)
 
 
 def error(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dict[str, Tensor]]) -> str | None:
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("benchmarks.gpu: this needs a GPU, and torch sees none")
+        sys.exit("benchmarks.gpu.timings: this needs a GPU, and torch sees none")
     with chosen.out.open("w", newline="") as file:
         record(cases(chosen.hidden, chosen.ops, chosen.dtypes), "cuda", machine(), file)
 

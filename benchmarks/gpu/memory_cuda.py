@@ -1,6 +1,6 @@
 """What the CUDA kernels ask of memory in a step, counted in a simulator: part of ``make gpu-report``. Needs no GPU.
 
-    PTXSIM=path/to/ptxsim python -m benchmarks.gpu_memory_cuda          # into results/gpu_cuda_memory.csv
+    PTXSIM=path/to/ptxsim python -m benchmarks.gpu.memory_cuda          # into results/gpu_cuda_memory.csv
 
 Of one tile and time step, all warps together (the difference between calls of eight and of four steps): requests of a
 warp; of shared memory the passes they take, of global memory the sectors of 32 bytes they touch; and the fewest that
@@ -22,7 +22,7 @@ from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import Case, actual, call, make
 from tests.cuda_launches import STORE, Simulator, missing, module_of, simulating
 
-RESULTS = Path(__file__).parent / "results" / "gpu_cuda_memory.csv"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_cuda_memory.csv"
 KEY = ("kernel", "dtype", "padded", "kind", "reset", "space", "access")
 FORMS = (("authors", "after"), ("aigru", "before"))
 FIGURES = ("requests", "taken", "least")
@@ -81,7 +81,7 @@ def main() -> None:
     chosen = parser.parse_args()
     reason = missing()
     if reason is not None:
-        raise SystemExit(f"benchmarks.gpu_memory_cuda: {reason}")
+        raise SystemExit(f"benchmarks.gpu.memory_cuda: {reason}")
     rows: dict[tuple[str, ...], dict[str, object]] = {}
     if RESULTS.exists():
         with RESULTS.open(newline="") as file:

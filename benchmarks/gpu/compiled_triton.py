@@ -1,8 +1,8 @@
 """What Triton's compiler and ptxas make of every shipped configuration: ``make gpu-report``. Needs no GPU.
 
-    python -m benchmarks.gpu_report                        # all, into results/gpu_triton.csv
-    python -m benchmarks.gpu_report --archs 80 90 --hidden 64 --kinds din --dtypes float16
-    python -m benchmarks.gpu_report --missing              # what has no row of this Triton and this launch
+    python -m benchmarks.gpu.compiled_triton                        # all, into results/gpu_triton.csv
+    python -m benchmarks.gpu.compiled_triton --archs 80 90 --hidden 64 --kinds din --dtypes float16
+    python -m benchmarks.gpu.compiled_triton --missing              # what has no row of this Triton and this launch
 
 Rows of the same Triton version and key are replaced. Instructions and barriers are those of a time step in the main
 loop, for each warp (of attention: of a block of ``rows`` steps); loops over chunks of a weight inside it count once.
@@ -27,7 +27,7 @@ from tests.attention_cases import call, leaves, make
 from tests.cases import Case, actual
 from tests.triton_launches import SHARED_MEMORY, Launched, compile_for, launching
 
-RESULTS = Path(__file__).parent / "results" / "gpu_triton.csv"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_triton.csv"
 KEY = ("triton", "arch", "kernel", "variant", "kind", "reset", "dtype", "hidden")
 CONSTANTS = {"rows": ("ROWS", "STEPS"), "chunk": ("CHUNK", "BLOCK"), "stages": ("STAGES",), "unroll": ("UNROLL",)}
 LAUNCH = (*CONSTANTS, "warps", "limit")

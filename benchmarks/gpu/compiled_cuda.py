@@ -1,8 +1,8 @@
 """What nvcc makes of every instance of the CUDA kernels: part of ``make gpu-report``. Needs no GPU.
 
-    python -m benchmarks.gpu_report_cuda                        # all, into results/gpu_cuda.csv
-    python -m benchmarks.gpu_report_cuda --archs 80 90 --padded 64
-    python -m benchmarks.gpu_report_cuda --missing
+    python -m benchmarks.gpu.compiled_cuda                        # all, into results/gpu_cuda.csv
+    python -m benchmarks.gpu.compiled_cuda --archs 80 90 --padded 64
+    python -m benchmarks.gpu.compiled_cuda --missing
 
 Rows of the same nvcc version and key are replaced. Instructions and barriers are those of one time step, for each warp,
 in the disassembled loop: the reset after or before the product, with the input scaled by the attention (AIGRU), with
@@ -21,18 +21,9 @@ from dien_kernels.ops.recurrence import cuda_launch
 from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, missing, version
 from tests.cuda_launches import STORE
 
-RESULTS = Path(__file__).parent / "results" / "gpu_cuda.csv"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_cuda.csv"
 KEY = ("nvcc", "arch", "kernel", "dtype", "padded")
-FILES = {
-    "forward_bf16": cuda_launch.FORWARD_NARROW,
-    "forward_f16": cuda_launch.FORWARD_NARROW,
-    "forward_f32": cuda_launch.FORWARD_WIDE,
-    "backward_bf16": cuda_launch.BACKWARD,
-    "backward_f16": cuda_launch.BACKWARD,
-    "backward_f32": cuda_launch.BACKWARD,
-}
-
-
+FILES = tuple(f"{direction}_{name}" for direction in ("forward", "backward") for name in ("bf16", "f16", "f32"))
 DTYPES = {name: dtype for dtype, name in STORE.items()}
 
 
@@ -90,16 +81,16 @@ def write(rows: dict[tuple[str, ...], dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", default=list(ARCHS), choices=ARCHS)
-    parser.add_argument("--padded", type=int, nargs="+", default=list(cuda_launch.FORWARD_NARROW))
-    parser.add_argument("--files", nargs="+", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--padded", type=int, nargs="+", default=list(cuda_launch.SIZES))
+    parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES)
     parser.add_argument("--missing", action="store_true", help="leave out what has a row for this version of nvcc")
     chosen = parser.parse_args()
     reason = missing()
     if reason is not None:
-        raise SystemExit(f"benchmarks.gpu_report_cuda: {reason}")
+        raise SystemExit(f"benchmarks.gpu.compiled_cuda: {reason}")
     rows = read()
     for file in chosen.files:
-        for padded in (size for size in FILES[file] if size in chosen.padded):
+        for padded in (size for size in cuda_launch.SIZES if size in chosen.padded):
             archs = [
                 arch
                 for arch in chosen.archs
