@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
-    run = commands.add_parser("run", help="measure; rows are appended after every suite")
+    run = commands.add_parser("run", help="measure; rows are appended when the cases that take turns have ended")
     run.set_defaults(action=_run)
     run.add_argument("--suite", nargs="+", choices=(*registry.SUITES, "all"), default=["all"])
     run.add_argument("--op", nargs="+", choices=registry.NAMES, help="only these")
@@ -110,12 +110,19 @@ def _measure(work: list[registry.Case], options: argparse.Namespace, before: lis
     set_allocator(options.allocator)  # before anything large is allocated
 
     common = facts(options.allocator)
-    done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"]}
-    for suite, threads in product(dict.fromkeys(case.suite for case in work), options.threads):
-        cases = [registry.tiny(case) if options.tiny else case for case in work if case.suite == suite]
+    done = {store.key(row) for row in before if row["git_sha"] == common["git_sha"] and _is_complete(row)}
+    for suites, threads in product(registry.ROTATIONS, options.threads):
+        cases = [registry.tiny(case) if options.tiny else case for case in work if case.suite in suites]
         if options.resume:
             cases = [case for case in cases if not _keys(case, threads, common) <= done]
         _sit(cases, threads, options, common)
+
+
+def _is_complete(row: store.Row) -> bool:
+    """Whether the run that wrote it had come to its end, or had nothing to time."""
+    from benchmarks.timing import SITTINGS
+
+    return row["sittings"] == str(SITTINGS) or not row["p50_us"]
 
 
 def _keys(case: registry.Case, threads: int, common: store.Row) -> set[tuple[str, ...]]:
@@ -124,39 +131,35 @@ def _keys(case: registry.Case, threads: int, common: store.Row) -> set[tuple[str
 
 
 def _sit(cases: list[registry.Case], threads: int, options: argparse.Namespace, common: store.Row) -> None:
-    """A suite's cases take turns, sitting by sitting, so that each is measured all along. Rows are written in the end,
-    or when the run is interrupted."""
-    from benchmarks.compiled import forget
+    """The cases take turns, sitting by sitting, so that each is measured all along. Rows are written in the end, or
+    when the run is interrupted."""
     from benchmarks.timing import LEAST_SITTINGS, SITTINGS, Measurement
 
-    forget()
+    gc.collect()  # the programs that took turns before
     measurements = []
     for number, case in enumerate(cases):
         print(f"[{number + 1}/{len(cases)}] {case}, threads={threads}", flush=True)
-        measurements.append(Measurement(case, threads))
+        weighed = case.trains and case.suite in registry.WEIGHED and not options.no_memory
+        measurements.append(Measurement(case, threads, weighed))
     gc.collect()
     gc.freeze()  # what stays is not looked through again before every sitting of a case
-    weighed = not options.no_memory
     try:
         for number in range(SITTINGS if cases else 0):
             print(f"sitting {number + 1} of {SITTINGS}", flush=True)
             for measurement in measurements:
-                measurement.sit(options.budget / SITTINGS)
-    except KeyboardInterrupt:
-        weighed = False
-        raise
+                measurement.sit(options.budget)
     finally:
         gc.unfreeze()
         for measurement in measurements:
-            if measurement.sat >= LEAST_SITTINGS:
-                _write_rows(measurement, weighed, options.out, common)
+            if measurement.finished or measurement.turns.sat >= LEAST_SITTINGS:
+                _write_rows(measurement, options.out, common)
 
 
-def _write_rows(measurement: Measurement, weighed: bool, out: Path, common: store.Row) -> None:
+def _write_rows(measurement: Measurement, out: Path, common: store.Row) -> None:
     case, threads = measurement.case, measurement.threads
-    rows = measurement.rows(weighed and case.trains and case.suite in registry.WEIGHED)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    full = [_columns(case, threads) | common | {"date": date} | {k: str(v) for k, v in row.items()} for row in rows]
+    about = _columns(case, threads) | common | {"date": date}
+    full = [about | {name: str(value) for name, value in row.items()} for row in measurement.rows()]
     store.append(out, full)
     print(f"{case}, threads={threads}")
     for row in full:

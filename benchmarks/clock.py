@@ -77,6 +77,7 @@ class Turns:
     def __init__(self, steps: dict[str, Step], inference: bool) -> None:
         self.steps, self.inference = steps, inference
         self.samples: dict[str, Samples] = {}
+        self.failed: dict[str, Exception] = {}  # those that raised when timed: they are left out from then on
         self.sat = 0
         self._slow: set[str] = set()
         self._order, self._round = random.Random(0), 0
@@ -85,31 +86,46 @@ class Turns:
         """Rounds until the budget is used, but at least one. The first visits, which warm up, do not count."""
         with uncollected(), torch.inference_mode(self.inference):
             if self.samples:
-                for name in self.steps.keys() - self._slow:
-                    visit(self.steps[name].call, 1)
+                for name in self.samples.keys() - self._slow:
+                    self._visit(name, 1)
             else:
                 self._begin()
-            names, started, first = list(self.steps), time.perf_counter(), self._round
+            started, first = time.perf_counter(), self._round
             for samples in self.samples.values():
                 samples.sittings.append({})
             while self._round == first or (
                 time.perf_counter() - started < budget_s and self._round - first < MAX_ROUNDS
             ):
+                names = list(self.samples)
                 self._order.shuffle(names)
                 for name in names:
                     if name in self._slow and (self.sat % 2 or self._round > first):
                         continue
                     own = self.samples[name]
-                    own.sittings[-1][self._round] = visit(self.steps[name].call, own.calls)
+                    seconds = self._visit(name, own.calls)
+                    if seconds is not None:
+                        own.sittings[-1][self._round] = seconds
                 self._round += 1
             self.sat += 1
 
     def _begin(self) -> None:
         for name, step in self.steps.items():
-            calls, seconds = _calls(step)
+            try:
+                calls, seconds = _calls(step)
+            except Exception as error:
+                self.failed[name] = error
+                continue
             self.samples[name] = Samples(calls, [])
             if seconds > SLOW_S:
                 self._slow.add(name)
+
+    def _visit(self, name: str, calls: int) -> float | None:
+        try:
+            return visit(self.steps[name].call, calls)
+        except Exception as error:  # a peer may raise whatever it likes: the others go on
+            self.failed[name] = error
+            del self.samples[name]
+            return None
 
 
 def _calls(step: Step) -> tuple[int, float]:

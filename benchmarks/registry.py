@@ -178,6 +178,8 @@ _SUITES = {
     "score": _score,
 }
 SUITES = tuple(_SUITES)
+# The cases of these take turns: as many as memory has room for, so that the short ones last, too.
+ROTATIONS = (("speed",), ("peers",), ("step", "score", "loader"), ("short", "latency", "gates", "units", "shared"))
 WEIGHED = ("speed", "gates", "units", "step")  # where peak memory is measured too, in a process of its own
 
 

@@ -170,4 +170,9 @@ def reproduced(first: list[Row], second: list[Row]) -> str:
         f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"
         for a, b in outside
     ]
-    return "\n".join([*lines, f"{len(pairs) - len(outside)} of {len(pairs)} ratios within the first run's spread"])
+    narrow = sum(float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"]) for a, b in pairs)
+    counted = (
+        f"{len(pairs) - len(outside)} of {len(pairs)} ratios within the first run's spread, lowest to highest median "
+        f"of a sitting; {narrow} within the 20th to 80th percentile of its rounds"
+    )
+    return "\n".join([*lines, counted])

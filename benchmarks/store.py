@@ -36,6 +36,7 @@ COLUMNS = (
         "ratio_p80",
         "ratio_low",
         "ratio_high",
+        "sittings",
         "rounds",
         "calls",
         "peak_mem_mb",

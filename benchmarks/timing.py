@@ -114,10 +114,10 @@ def fault(program: Program, case: Case) -> str | None:
 
 def measure(case: Case, threads: int, budget_s: float, with_memory: bool) -> list[dict[str, Any]]:
     """The rows of one case alone, whose sittings follow one another."""
-    measurement = Measurement(case, threads)
+    measurement = Measurement(case, threads, with_memory)
     for _ in range(SITTINGS):
-        measurement.sit(budget_s / SITTINGS)
-    return measurement.rows(with_memory)
+        measurement.sit(budget_s)
+    return measurement.rows()
 
 
 class Measurement:
@@ -126,7 +126,7 @@ class Measurement:
     Those of one number of threads may take turns: some peers keep that number for the whole process.
     """
 
-    def __init__(self, case: Case, threads: int) -> None:
+    def __init__(self, case: Case, threads: int, with_memory: bool = False) -> None:
         torch.set_num_threads(threads)
         self.case, self.threads = case, threads
         steps, self.notes = _admitted(case)
@@ -134,30 +134,36 @@ class Measurement:
         if any(work is not None for work in self.work.values()):
             steps |= {SGEMM: Step(limits.sgemm(), limits.CALLS, limits.CALLS), COPY: Step(limits.copy(), most=1)}
         self.turns = Turns(steps, case.infers)
+        self.memory = {name: _memory(case, name, threads) for name in self.work} if with_memory else {}
 
     @property
-    def sat(self) -> int:
-        return self.turns.sat
+    def finished(self) -> bool:
+        """Whether there is nothing (more) to be timed."""
+        return self.turns.sat >= SITTINGS or not self.turns.steps
 
     def sit(self, budget_s: float) -> None:
-        if self.turns.steps:
-            self.turns.sit(budget_s)
+        """One of the sittings, with its part of the budget."""
+        if not self.finished:
+            self.turns.sit(budget_s / SITTINGS)
 
-    def rows(self, with_memory: bool) -> list[dict[str, Any]]:
-        """One for each provider; those that are absent or wrong have a note instead of numbers."""
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each provider; those that are absent or wrong, or failed, have a note instead of numbers."""
         case, samples = self.case, self.turns.samples
-        rows: list[dict[str, Any]] = [{"provider": name, "note": self.notes[name]} for name in case.providers]
-        for row in rows:
-            name = row["provider"]
-            if name not in samples:
-                continue
-            row |= _numbers(samples[name], samples.get(case.providers[0]))
-            work = self.work[name]
-            row |= {} if work is None else _fractions(work, samples[name], samples[SGEMM], samples[COPY])
-            if case.mode == "request":
-                row |= _slowest(self.turns.steps[name], samples[name], name == case.providers[0])
-            if with_memory:
-                row |= _memory(case, name, self.threads, row["note"])
+        base = samples.get(case.providers[0])
+        rows = []
+        for name in case.providers:
+            row: dict[str, Any] = {"provider": name, "note": self.notes[name]}
+            if name in self.turns.failed:
+                row["note"] = _failure(self.turns.failed[name])
+            if name in samples:
+                row |= _numbers(samples[name], base) | {"sittings": self.turns.sat}
+                work = self.work[name]
+                row |= {} if work is None else _fractions(work, samples[name], samples[SGEMM], samples[COPY])
+                if case.mode == "request":
+                    row |= _slowest(self.turns.steps[name], samples[name], name == case.providers[0])
+                found = self.memory.get(name, {})
+                row |= found | {"note": "; ".join(filter(None, (row["note"], found.get("note"))))}
+            rows.append(row)
         return rows
 
 
@@ -180,8 +186,7 @@ def _admitted(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
         except LookupError as reason:
             notes[provider] = f"absent: {reason}"
         except Exception as error:  # a peer may raise whatever it likes: that is a result too
-            first_line = str(error).strip().partition("\n")[0]
-            notes[provider] = f"failed: {type(error).__name__}: {first_line}"
+            notes[provider] = _failure(error)
     return steps, notes
 
 
@@ -202,11 +207,15 @@ def _slowest(step: Step, samples: Samples, complete: bool) -> dict[str, str]:
     return {"p99_us": f"{1e6 * statistics.quantiles(seconds, n=100, method='inclusive')[-1]:.2f}"}
 
 
-def _memory(case: Case, provider: str, threads: int, note: str) -> dict[str, Any]:
+def _memory(case: Case, provider: str, threads: int) -> dict[str, Any]:
     try:
         return {"peak_mem_mb": memory.peak_mb(as_computed(case, provider), provider, threads)}
     except RuntimeError as failure:
-        return {"note": "; ".join(filter(None, (note, f"peak memory unknown: {failure}")))}
+        return {"note": f"peak memory unknown: {failure}"}
+
+
+def _failure(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _numbers(own: Samples, base: Samples | None) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _requests(model: DIEN, batch: Batch, backend: str, compile_it: bool) -> Prog
             return model.score(batch.history, batch.target, users=user)
 
     if compile_it:
-        return Program(compiled(forward, fullgraph=False), {}, "torch.compile")  # it checks ids
+        return Program(compiled(forward), {}, "torch.compile")
     return Program(forward, {}, parts(model, forward) if backend == "auto" else "")
 
 

@@ -111,7 +111,9 @@ class Batch:
     def check(self, schema: Schema) -> None:
         """Raise ``ValueError`` naming the attribute that does not fit ``schema`` or the other attributes.
 
-        Ids are read on the host: for entry points (serving, tests), not for the training loop.
+        Ids are read on the host: for entry points (serving, tests), not for the training loop. Under ``torch.compile``
+        the graph asks for the values when it runs: a wrong one is a ``RuntimeError`` there, and on a CUDA device an
+        assertion of the device, after which the process cannot use it.
         """
         n = next(iter(self.history.values())).shape[0] if self.history else 0
         u = self.offsets.shape[0] - 1
@@ -132,18 +134,37 @@ class Batch:
                     raise ValueError(
                         f"{name}[{key!r}] must be int64 of shape {shape}, got {ids.dtype} {tuple(ids.shape)}"
                     )
-                if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < wanted[key]:
-                    raise ValueError(
-                        f"{name}[{key!r}] must lie between 0 and {wanted[key] - 1}, "
-                        f"got values from {int(ids.min())} to {int(ids.max())}"
-                    )
+                check_range(f"{name}[{key!r}]", ids, wanted[key])
         width = 0 if self.dense is None else self.dense.shape[-1]
         if width != len(schema.dense) or (self.dense is not None and tuple(self.dense.shape) != (rows, width)):
             got = None if self.dense is None else tuple(self.dense.shape)
             raise ValueError(f"dense must have shape {(rows, len(schema.dense))}, got {got}")
-        if u < 0 or int(self.offsets[0]) != 0 or int(self.offsets[-1]) != n or bool((self.offsets.diff() < 0).any()):
-            raise ValueError(f"offsets must ascend from 0 to the {n} behaviours, got {self.offsets.tolist()[:8]} ...")
-        if self.history_of is not None and rows:
-            low, high = int(self.history_of.min()), int(self.history_of.max())
-            if low < 0 or high >= u:
-                raise ValueError(f"history_of must lie between 0 and {u - 1}, got values from {low} to {high}")
+        if u < 0:
+            raise ValueError(f"offsets must ascend from 0 to the {n} behaviours, got []")
+        # No views: torch.compile refuses some of them in inference mode.
+        ascending = (self.offsets.min() == 0) & (self.offsets.max() == n) & (self.offsets.diff() >= 0).all()
+        _require(
+            ascending,
+            "offsets must ascend from 0 to the number of behaviours",
+            lambda: f"offsets must ascend from 0 to the {n} behaviours, got {self.offsets.tolist()[:8]} ...",
+        )
+        if self.history_of is not None:
+            check_range("history_of", self.history_of, u)
+
+
+def check_range(name: str, ids: Tensor, size: int) -> None:
+    """Raise ``ValueError`` naming ids that are not between 0 and ``size`` - 1; see ``Batch.check``."""
+    if ids.numel():
+        _require(
+            (ids.min() >= 0) & (ids.max() < size),
+            f"{name} has a value below 0 or above the last there is",
+            lambda: f"{name} must lie between 0 and {size - 1}, got values from {int(ids.min())} to {int(ids.max())}",
+        )
+
+
+def _require(condition: Tensor, in_a_graph: str, message: Callable[[], str]) -> None:
+    """``in_a_graph`` must not name sizes, or there would be a graph for each of them."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, in_a_graph.replace('"', ""))  # inductor puts the words between such marks
+    elif not bool(condition):
+        raise ValueError(message())

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import store
+from benchmarks import store, timing
 from benchmarks.__main__ import main
+from benchmarks.clock import Step
+from benchmarks.registry import OURS, Case
 
 ROW = dict.fromkeys(store.COLUMNS, "") | {
     "suite": "speed",
@@ -127,3 +129,36 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert store.read(path) == [ROW, ROW | {"note": 'said "so", twice'}]
     with path.open() as file:
         assert next(csv.reader(file)) == list(store.COLUMNS)
+
+
+def test_a_run_writes_what_cannot_be_timed_and_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the cases have nobody who could take part. The run is interrupted within the fifth sitting of ten."""
+
+    class Interrupted(timing.Measurement):
+        def sit(self, budget_s: float) -> None:
+            if self.turns.sat == 4:
+                raise KeyboardInterrupt
+            super().sit(budget_s)
+
+    def one(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
+        steps = {OURS: Step(lambda: None)} if case.mode == "call" else {}
+        return steps, {name: "a note" for name in case.providers}
+
+    monkeypatch.setattr(timing, "_admitted", one)
+    out = tmp_path / "out.csv"
+    words = ["run", "--suite", "latency", "--op", "gru", "--mode", "call", "fwd+bwd", "--threads", "1", "--budget", "0"]
+    words += ["--no-memory", "--resume", "--tiny", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "Measurement", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(words)
+    rows = store.read(out)
+    assert {row["sittings"] for row in rows if row["p50_us"]} == {"4"}
+    assert {row["mode"] for row in rows if not row["p50_us"]} == {"call", "fwd+bwd"}
+    assert all(row["note"] == "a note" for row in rows)
+    main(words)
+    again = store.read(out)[len(rows) :]
+    assert {row["mode"] for row in again} == {"call"}, "what had nothing to time is done"
+    assert {row["sittings"] for row in again if row["p50_us"]} == {"10"}

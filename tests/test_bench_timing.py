@@ -90,8 +90,41 @@ def test_ratios_are_of_common_rounds_and_their_range_is_of_sittings() -> None:
     assert clock.range_of(often, base) == (2.0, 5.0)
 
 
-def test_a_sitting_lasts_its_budget() -> None:
-    turns = clock.Turns({"step": clock.Step(lambda: time.sleep(0.006))}, True)
-    turns.sit(0.05)
-    assert 2 <= len(turns.samples["step"].seconds) <= 9
+class Clock:
+    """Time passes in steps only."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
+
+    def step(self, seconds: float) -> clock.Step:
+        def pass_time() -> None:
+            self.now += seconds
+
+        return clock.Step(pass_time)
+
+
+def test_a_sitting_lasts_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = clock.Turns({"step": Clock(monkeypatch).step(0.01)}, True)
+    for budget in (0.095, 0.0, 100.0):
+        turns.sit(budget)
+    assert [len(sitting) for sitting in turns.samples["step"].sittings] == [10, 1, clock.MAX_ROUNDS]
     assert turns.samples["step"].calls == 1
+
+
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_who_fails_when_timed_is_left_out_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    steps, done = Clock(monkeypatch), []
+
+    def fail() -> None:
+        steps.now += 0.01
+        done.append(1)
+        if len(done) > after:
+            raise MemoryError("no more")
+
+    turns = clock.Turns({"well": steps.step(0.01), "ill": clock.Step(fail)}, True)
+    for _ in range(3):
+        turns.sit(0.05)
+    assert all(len(sitting) >= 2 for sitting in turns.samples["well"].sittings)
+    assert set(turns.samples) == {"well"}
+    assert str(turns.failed["ill"]) == "no more"

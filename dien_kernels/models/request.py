@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dien_kernels.batch import Batch
+from dien_kernels.batch import Batch, check_range
 
 
 def candidates(
@@ -36,19 +36,18 @@ def candidates(
     (tensor([0, 0]), 6)
     """
     rows = next(iter(targets.values())).shape[0] if targets else 0
+    steps = next(iter(history.values())).shape[0] if history else 0
     if offsets is None:
-        offsets = torch.tensor([0, next(iter(history.values())).shape[0] if history else 0])
+        offsets = torch.tensor([0, steps])
     histories = offsets.shape[0] - 1
+    rows_total = -1  # to be read from the tensors
     if history_of is None:
         if histories not in (1, rows):
             raise ValueError(f"history_of must be given for {rows} targets of {histories} histories, got None")
         if histories != rows:
-            history_of = torch.zeros(rows, dtype=torch.int64)
-    elif history_of.numel() and not 0 <= int(history_of.min()) <= int(history_of.max()) < histories:
-        raise ValueError(
-            f"history_of must lie between 0 and {histories - 1}, "
-            f"got values from {int(history_of.min())} to {int(history_of.max())}"
-        )
+            history_of, rows_total = torch.zeros(rows, dtype=torch.int64), rows * steps
+    else:
+        check_range("history_of", history_of, histories)
     of_user = {}
     for name, ids in (users or {}).items():
         if tuple(ids.shape) != (histories,):
@@ -61,6 +60,7 @@ def candidates(
         offsets=offsets,
         target=dict(targets),
         history_of=history_of,
+        rows_total=rows_total,
         users=of_user,
         dense=dense,
     )

@@ -124,6 +124,76 @@ def test_compiled_forward(name: str, preset: str) -> None:
         torch.testing.assert_close(compiled(batch).logits, model(batch).logits, rtol=1e-12, atol=1e-12)
 
 
+def request(given: str, behaviours: int = 3, rows: int = 2) -> dict[str, Any]:
+    """Arguments of ``score``; "one history" without offsets, else two of them."""
+    ids = torch.arange(behaviours) % 5, torch.arange(rows) % 5
+    found: dict[str, Any] = {
+        "history": {"item": ids[0] + 1, "cat": ids[0]},
+        "targets": {"item": ids[1] + 8, "cat": 4 - ids[1]},
+        "users": {"user": torch.tensor([5, 6][: 1 + (given != "one history")])},
+        "dense": torch.zeros(rows, 1).double(),
+    }
+    if given != "one history":
+        found["offsets"] = torch.tensor([0, 1, behaviours])
+    if given == "history_of":
+        found["history_of"] = torch.ones(rows, dtype=torch.int64)
+    return found
+
+
+@pytest.mark.parametrize("given", ["one history", "offsets", "history_of"])
+def test_compiled_score_checks_values(given: str) -> None:
+    """What is wrong is said by the graph: one, but where the steps of the histories named must be counted."""
+    model = model_of("dien", {}, None).eval()
+    compiled = torch.compile(model.score, backend="aot_eager", fullgraph=given != "history_of")
+    good = request(given)
+    torch.testing.assert_close(compiled(**good), model.score(**good), rtol=1e-12, atol=1e-12)
+    for name, field, wrong in (("targets", "item", 13), ("targets", "cat", -1), ("history", "cat", 5)):
+        bad = good | {name: good[name] | {field: torch.full_like(good[name][field], wrong)}}
+        attribute = rf"{name.removesuffix('s')}\['{field}'\]"
+        words = rf"{attribute} must lie between 0 and {SCHEMA.items[field] - 1}, got values from {wrong} to {wrong}"
+        with pytest.raises(ValueError, match=words):
+            model.score(**bad)
+        with pytest.raises(RuntimeError, match=rf"{attribute} has a value below 0 or above the last there is"):
+            compiled(**bad)
+    if given == "one history":
+        return
+    for wrong in ([1, 1, 3], [0, 1, 2], [0, 4, 3]):
+        bad = good | {"offsets": torch.tensor(wrong)}
+        with pytest.raises(ValueError, match=rf"offsets must ascend from 0 to the 3 behaviours, got \{wrong} \.\.\."):
+            model.score(**bad)
+        with pytest.raises((RuntimeError, ValueError), match="offsets must"):
+            compiled(**bad)
+
+
+def test_compiled_score_is_one_graph_for_all_sizes() -> None:
+    model = model_of("dien", {}, None).eval()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model.score, backend=backend, fullgraph=True, dynamic=True)
+    for behaviours, rows in ((3, 2), (7, 4), (11, 9), (40, 5)):
+        given = request("one history", behaviours, rows)
+        torch.testing.assert_close(compiled(**given), model.score(**given), rtol=1e-12, atol=1e-12)
+    assert len(graphs) == 1
+
+
+def test_compiled_score_survives_bad_ids() -> None:
+    """Large enough for more than one thread: an exception must not leave a parallel region of inductor's code."""
+    torch.set_num_threads(2)
+    model = model_of("dien", {}, None).eval()
+    compiled = torch.compile(model.score)
+    good = request("one history", 5000, 9000)
+    torch.testing.assert_close(compiled(**good), model.score(**good), rtol=1e-9, atol=1e-12)
+    for name, field in (("targets", "item"), ("targets", "cat"), ("history", "item"), ("users", "user")):
+        bad = good | {name: good[name] | {field: good[name][field].clone()}}
+        bad[name][field][-1] = 10_000
+        with pytest.raises((RuntimeError, IndexError)):
+            compiled(**bad)
+
+
 @EACH_PRESET
 @EACH
 def test_copies_and_state(name: str, preset: str | None) -> None:
