@@ -133,6 +133,7 @@ def _keys(case: registry.Case, threads: int, common: store.Row) -> set[tuple[str
 def _sit(cases: list[registry.Case], threads: int, options: argparse.Namespace, common: store.Row) -> None:
     """The cases take turns, sitting by sitting, so that each is measured all along. Rows are written in the end, or
     when the run is interrupted."""
+    from benchmarks.memory import hand_back
     from benchmarks.timing import LEAST_SITTINGS, SITTINGS, Measurement
 
     gc.collect()  # the programs that took turns before
@@ -141,6 +142,7 @@ def _sit(cases: list[registry.Case], threads: int, options: argparse.Namespace, 
         print(f"[{number + 1}/{len(cases)}] {case}, threads={threads}", flush=True)
         weighed = case.trains and case.suite in registry.WEIGHED and not options.no_memory
         measurements.append(Measurement(case, threads, weighed))
+        hand_back()  # what the checks took, or pieces of it would add up between what stays
     gc.collect()
     gc.freeze()  # what stays is not looked through again before every sitting of a case
     try:
