@@ -44,8 +44,10 @@ def _status_kb(field: str) -> int:
 
 
 def hand_back() -> None:
-    """Freed memory to the system, whatever the allocator was told to keep."""
-    ctypes.CDLL(None).malloc_trim(0)
+    """Freed memory to the system, whatever the allocator was told to keep; nothing where it is not glibc's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _main(op: str, mode: str, *rest: str) -> None:
