@@ -1,14 +1,15 @@
 """What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
 
-Room card. Lives here: ``needs_autograd``, ``differentiable_once``. May import: torch. Must not be
+Room card. Lives here: ``needs_autograd``, ``by_position``, ``differentiable_once``. May import: torch. Must not be
 here: any op's own derivative.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +25,37 @@ def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
     if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Bound(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
+class _Signature(inspect.Signature):
+    def __init__(self, parameters: list[inspect.Parameter]) -> None:
+        super().__init__(parameters)
+        self._fixed = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+        self._open = self._fixed < len(parameters)
+
+    def bind(self, /, *args: Any, **kwargs: Any) -> Any:
+        more = len(args) - self._fixed
+        if kwargs or more < 0 or (more and not self._open):
+            return super().bind(*args, **kwargs)  # says what is wrong
+        return _Bound(args, kwargs)
+
+
+def by_position(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """For ``forward`` methods whose arguments are all given, by position.
+
+    ``Function.apply`` asks in every call for the signature of ``forward`` and binds the arguments to it, in case some
+    are left to their defaults: a third of a call at B = T = 1. This signature is there already and binds at once.
+    """
+    forward.__signature__ = _Signature(list(inspect.signature(forward).parameters.values()))  # type: ignore[attr-defined]
+    return forward
 
 
 class _Refuse(torch.autograd.Function):

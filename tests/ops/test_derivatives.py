@@ -1,7 +1,8 @@
-"""What none of the ops has, forward mode and second derivatives, is refused wherever somebody asks for it."""
+"""Autograd Functions of the ops: what none has, forward mode and second derivatives, is refused wherever asked for."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,9 @@ from torch.autograd import forward_ad
 
 from dien_kernels import attention_scores, augru, auxiliary_loss
 from dien_kernels.ops._dispatch import use_backend
+from dien_kernels.ops.attention.op import _Attention
+from dien_kernels.ops.auxiliary_loss.op import _AuxiliaryLoss
+from dien_kernels.ops.recurrence.op import _Recurrence
 
 REFUSAL, NO_FORWARD = "differentiated once, not twice", "must implement the jvp function"
 STATES = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -83,3 +87,24 @@ def test_first_derivative_with_a_graph_is_the_same(name: str, backend: str) -> N
         (graph,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
         assert torch.equal(plain, graph)
         assert torch.equal(plain, torch.func.grad(function)(STATES))
+
+
+@pytest.mark.parametrize("more", [0, 1, 3])
+@pytest.mark.parametrize("function", [_Recurrence, _Attention, _AuxiliaryLoss])
+def test_arguments_by_position_are_bound_as_by_inspect(function: type[torch.autograd.Function], more: int) -> None:
+    signature = inspect.signature(function.forward)
+    parameters = list(signature.parameters.values())
+    assert all(parameter.default is parameter.empty for parameter in parameters)
+    plain = inspect.Signature(parameters)
+    fixed = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    given = tuple(range(fixed + more))
+    if more and fixed == len(parameters):
+        with pytest.raises(TypeError, match="too many positional arguments"):
+            signature.bind(*given)
+    else:
+        bound, wanted = signature.bind(*given), plain.bind(*given)
+        bound.apply_defaults()
+        wanted.apply_defaults()
+        assert (bound.args, bound.kwargs) == (wanted.args, wanted.kwargs) == (given, {})
+    with pytest.raises(TypeError, match="missing a required argument"):
+        signature.bind(*given[: fixed - 1])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -69,6 +69,7 @@ _BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXE
 
 class _Attention(torch.autograd.Function):
     @staticmethod
+    @by_position
     def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
         return _FWD[backend](target, states, *split_layers(counts, layers), lengths, offsets, mask, history, *options)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -71,6 +71,7 @@ class _AuxiliaryLoss(torch.autograd.Function):
     """
 
     @staticmethod
+    @by_position
     def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
         split = split_layers(counts, layers)
         return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops import _gates
-from dien_kernels.ops._autograd import differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     autocast_dtype,
@@ -126,6 +126,7 @@ _BWD = {backend: raw(f"_recurrence_{suffix}_bwd") for backend, suffix in _SUFFIX
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
+    @by_position
     def forward(backend, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, options):  # type: ignore[no-untyped-def]
         return _FWD[backend](x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options)
 
