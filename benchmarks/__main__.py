@@ -115,7 +115,8 @@ def _measure(work: list[registry.Case], options: argparse.Namespace, before: lis
         cases = [registry.tiny(case) if options.tiny else case for case in work if case.suite in suites]
         if options.resume:
             cases = [case for case in cases if not _keys(case, threads, common) <= done]
-        _sit(cases, threads, options, common)
+        if cases:
+            _sit(cases, threads, options, common)
 
 
 def _is_complete(row: store.Row) -> bool:
@@ -146,7 +147,7 @@ def _sit(cases: list[registry.Case], threads: int, options: argparse.Namespace, 
     gc.collect()
     gc.freeze()  # what stays is not looked through again before every sitting of a case
     try:
-        for number in range(SITTINGS if cases else 0):
+        for number in range(SITTINGS):
             print(f"sitting {number + 1} of {SITTINGS}", flush=True)
             for measurement in measurements:
                 measurement.sit(options.budget)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-DEFAULT = Path(__file__).resolve().parent / "results" / "cpu.csv"
+FOLDER = Path(__file__).resolve().parent / "results"
+DEFAULT = FOLDER / "cpu.csv"
 # What a row is about: of rows that agree in these, the newest counts.
 KEY = (
     "suite",

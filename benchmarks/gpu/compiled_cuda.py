@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 
+from benchmarks.store import FOLDER
 from dien_kernels.ops.recurrence import cuda_launch
 from tests.cuda_code import ARCHS, LOOPS, Code, Compiled, Loop, missing, version
 from tests.cuda_launches import STORE
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_cuda.csv"
+RESULTS = FOLDER / "gpu_cuda.csv"
 KEY = ("nvcc", "arch", "kernel", "dtype", "padded")
 FILES = tuple(f"{direction}_{name}" for direction in ("forward", "backward") for name in ("bf16", "f16", "f32"))
 DTYPES = {name: dtype for dtype, name in STORE.items()}

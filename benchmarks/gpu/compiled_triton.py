@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 import triton
 
+from benchmarks.store import FOLDER
 from dien_kernels.ops.attention.triton_launch import MAX_DIN
 from tests.attention_cases import call, leaves, make
 from tests.cases import Case, actual
 from tests.triton_launches import SHARED_MEMORY, Launched, compile_for, launching
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_triton.csv"
+RESULTS = FOLDER / "gpu_triton.csv"
 KEY = ("triton", "arch", "kernel", "variant", "kind", "reset", "dtype", "hidden")
 CONSTANTS = {"rows": ("ROWS", "STEPS"), "chunk": ("CHUNK", "BLOCK"), "stages": ("STAGES",), "unroll": ("UNROLL",)}
 LAUNCH = (*CONSTANTS, "warps", "limit")

@@ -14,15 +14,15 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import torch
 
+from benchmarks.store import FOLDER
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import Case, actual, call, make
 from tests.cuda_launches import STORE, Simulator, missing, module_of, simulating
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu_cuda_memory.csv"
+RESULTS = FOLDER / "gpu_cuda_memory.csv"
 KEY = ("kernel", "dtype", "padded", "kind", "reset", "space", "access")
 FORMS = (("authors", "after"), ("aigru", "before"))
 FIGURES = ("requests", "taken", "least")

@@ -29,11 +29,12 @@ from benchmarks.inputs import Inputs, Program, draw, draw_lengths, largest_error
 from benchmarks.ours import build as build_ours
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
 from benchmarks.registry import DIN_WIDTHS, Case
+from benchmarks.store import FOLDER
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops.recurrence.triton_launch import counted_order
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu.csv"
+RESULTS = FOLDER / "gpu.csv"
 # (B, T, I, H): those of the cost model in docs/gpu.md.
 SIZES = ((1024, 100, 36, 36), (4096, 100, 64, 64), (1024, 200, 128, 128), (256, 200, 256, 256))
 DTYPES = ("bfloat16", "float32")
