@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     again = commands.add_parser("reproduce", help="does a second run have the ratios of the first?")
     again.set_defaults(action=_reproduce)
-    again.add_argument("second", type=Path, help="the second run's --out")
+    again.add_argument("second", type=Path, nargs="?", default=store.SECOND, help="the second run's --out")
     again.add_argument("--first", type=Path, default=store.DEFAULT)
     return parser
 
@@ -184,18 +184,19 @@ def _report(options: argparse.Namespace) -> None:
         sys.exit(f"--results: {options.results} has no rows measured with --allocator {options.allocator}")
     last = max(rows, key=lambda row: row["date"])  # one machine, set one way, a report: as it was last used
     rows = [row for row in rows if all(row[name] == last[name] for name in ("machine", "allocator"))]
+    again = store.newest(store.read(store.SECOND)) if options.results == store.DEFAULT else []
     if options.write:
-        _write(rows)
+        _write(rows, again)
     else:
-        print(report.markdown(rows))
+        print(report.markdown(rows, again=again))
 
 
 def _reproduce(options: argparse.Namespace) -> None:
     first, second = (store.newest(_rows(*given)) for given in (("--first", options.first), ("second", options.second)))
-    text = report.reproduced(first, second)
-    if not text:
+    pairs = report.pairs_of(first, second)
+    if not pairs:
         sys.exit(f"{options.second} has no ratio of a case, machine and allocator that {options.first} has")
-    print(text)
+    print(report.reproduced(pairs))
 
 
 def _rows(argument: str, path: Path) -> list[store.Row]:
@@ -204,12 +205,12 @@ def _rows(argument: str, path: Path) -> list[store.Row]:
     return store.read(path)
 
 
-def _write(rows: list[store.Row]) -> None:
+def _write(rows: list[store.Row], again: list[store.Row]) -> None:
     from benchmarks import plot, summary
 
     plot.draw(rows, PICTURE)  # first, as it needs a package that may be missing
-    PAGE.write_text(f"{TITLE}\n\n{report.markdown(rows, '../')}\n")
-    summary.write_between_marks(README, summary.text(rows, "docs/benchmarks.md", "docs/speed.svg"))
+    PAGE.write_text(f"{TITLE}\n\n{report.markdown(rows, '../', again)}\n")
+    summary.write_between_marks(README, summary.text(rows, "docs/benchmarks.md", "docs/speed.svg", again))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, LOADERS, MODELS, Case
+from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, Case
+
+SEED = 2018  # every provider, process and commit measures the same numbers
 
 
 class Inputs(NamedTuple):
@@ -81,16 +83,8 @@ def draw_lengths(batch: int, steps: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(case: Case) -> Inputs:
-    """Seeded: every provider, process and commit measures the same numbers."""
-    generator = torch.Generator().manual_seed(2018)
-    if case.op in MODELS:
-        from benchmarks import whole
-
-        return whole.draw(case, generator)
-    if case.op in LOADERS:
-        from benchmarks import loading
-
-        return loading.draw(case)
+    """Of an op; models and loaders draw their own (``admission.draw``)."""
+    generator = torch.Generator().manual_seed(SEED)
     batch, steps, _, hidden = case.size
 
     def normal(*shape: int) -> Tensor:

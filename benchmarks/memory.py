@@ -53,8 +53,7 @@ def hand_back() -> None:
 def _main(op: str, mode: str, *rest: str) -> None:
     import torch
 
-    from benchmarks.inputs import draw
-    from benchmarks.timing import prepare
+    from benchmarks.admission import draw, prepare
 
     *size, law, dtype, provider, threads = rest
     batch, steps, inputs_size, hidden = map(int, size)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import loading, whole
 from benchmarks.inputs import Inputs, Program, layers_of
 from benchmarks.registry import LOADERS, MODELS, OPS, OURS, Case
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
@@ -24,12 +25,8 @@ VARIANTS = {
 
 def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     if case.op in MODELS:
-        from benchmarks import whole
-
         return whole.build(case, inputs, provider, backend, variant)
     if case.op in LOADERS:
-        from benchmarks import loading
-
         return loading.build(case, inputs, provider)
     if provider == "no_projection":
         return _without_projection(case, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.registry import WRONG_GRADIENT
 from benchmarks.store import Row, key, spread
@@ -61,9 +61,10 @@ def _strong(text: str) -> str:
     return f"**{text}**" if text.startswith("missed") else text
 
 
-def markdown(rows: list[Row], root: str = "") -> str:
-    """All tables, after a paragraph on the machine and the count of targets. ``root``: the way to the repository's."""
-    parts = [about(rows, root), count(rows)]
+def markdown(rows: list[Row], root: str = "", again: Sequence[Row] = ()) -> str:
+    """All tables, after a paragraph on the machine and the counts of targets and of what a second run, ``again``,
+    reproduced. ``root``: the way to the repository's."""
+    parts = [about(rows, root), counts(rows, again)]
     for suite, title in _TITLES.items():
         chosen = [row for row in rows if row["suite"] == suite]
         if chosen:
@@ -72,6 +73,12 @@ def markdown(rows: list[Row], root: str = "") -> str:
             parts += [_table(chosen), *_notes(chosen)]
             parts.append("</details>")
     return "\n\n".join(parts)
+
+
+def counts(rows: list[Row], again: Sequence[Row]) -> str:
+    """Of targets, and of what a second run reproduced."""
+    pairs = pairs_of(rows, again)
+    return f"{count(rows)} {counted(pairs)}" if pairs else count(rows)
 
 
 def about(rows: list[Row], root: str = "") -> str:
@@ -159,20 +166,37 @@ def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
     return cells
 
 
-def reproduced(first: list[Row], second: list[Row]) -> str:
-    """Which ratios of the second run lie within the spread of the first's (``spread``); "" without any."""
+Pairs = list[tuple[Row, Row]]
+
+
+def pairs_of(first: Sequence[Row], second: Sequence[Row]) -> Pairs:
+    """The rows with a ratio that both runs have."""
     then = {key(row): row for row in first if row["ratio"] and not is_base(row)}
-    pairs = [(then[key(row)], row) for row in second if row["ratio"] and key(row) in then]
-    if not pairs:
-        return ""
-    outside = [(a, b) for a, b in pairs if not spread(a)[0] <= float(b["ratio"]) <= spread(a)[1]]
+    return [(then[key(row)], row) for row in second if row["ratio"] and key(row) in then]
+
+
+def _is_within(pair: tuple[Row, Row]) -> bool:
+    (low, high), again = spread(pair[0]), float(pair[1]["ratio"])
+    return low <= again <= high
+
+
+def counted(pairs: Pairs) -> str:
+    """How many of the second run's ratios lie within the spread of the first's (``spread``), and how far they moved."""
+    narrow = sum(float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"]) for a, b in pairs)
+    moved = sorted(abs(float(b["ratio"]) / float(a["ratio"]) - 1) for a, b in pairs)
+    half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
+    return (
+        f"A second run: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within the first one's spread, lowest to "
+        f"highest median of a sitting ({narrow} within the 20th to 80th percentile of its rounds); half of them moved "
+        f"by at most {half:.1%}, nine in ten by at most {most:.1%}."
+    )
+
+
+def reproduced(pairs: Pairs) -> str:
+    """A line for each ratio outside of the spread, and the count."""
     lines = [
         f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"
-        for a, b in outside
+        for a, b in pairs
+        if not _is_within((a, b))
     ]
-    narrow = sum(float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"]) for a, b in pairs)
-    counted = (
-        f"{len(pairs) - len(outside)} of {len(pairs)} ratios within the first run's spread, lowest to highest median "
-        f"of a sitting; {narrow} within the 20th to 80th percentile of its rounds"
-    )
-    return "\n".join([*lines, counted])
+    return "\n".join([*lines, counted(pairs)])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "results"
 DEFAULT = FOLDER / "cpu.csv"
+SECOND = FOLDER / "cpu_second.csv"  # another run of the same cases, to see which ratios come again
 # What a row is about: of rows that agree in these, the newest counts.
 KEY = (
     "suite",

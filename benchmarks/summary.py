@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.registry import OTHER_WORK, OWN, PADS, WRONG_GRADIENT
-from benchmarks.report import about
+from benchmarks.report import about, counts
 from benchmarks.store import Row
-from benchmarks.targets import count, problem
+from benchmarks.targets import problem
 
 MARKS = {"ᵖ": PADS, "ʷ": WRONG_GRADIENT}
 LEGEND = (
@@ -19,7 +19,7 @@ LEGEND = (
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
 
-def text(rows: list[Row], page: str, picture: str) -> str:
+def text(rows: list[Row], page: str, picture: str, again: Sequence[Row] = ()) -> str:
     recurrences = [row for row in rows if row["suite"] in ("speed", "peers")]
     steps = [row for row in rows if row["suite"] == "step" and row["op"] == "dien_mlp"]
     requests = [row for row in rows if row["suite"] == "score"]
@@ -30,7 +30,7 @@ def text(rows: list[Row], page: str, picture: str) -> str:
         _ranges(steps, "a training step", lambda row: f"batch {row['B']}, {row['law']}"),
         _ranges(requests, "a scoring request", lambda row: f"{int(row['B']):,} candidate{'s' * (row['B'] != '1')}"),
         LEGEND,
-        f"{count(rows)} {about(rows)}",
+        f"{counts(rows, again)} {about(rows)}",
     ))  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.admission import fault, inputs_of, prepare
 from benchmarks.clock import uncollected
 from benchmarks.registry import MODELS, OURS, Case, as_computed, cases, tiny
-from benchmarks.timing import fault, inputs_of, measure, prepare
+from benchmarks.timing import measure
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]
 

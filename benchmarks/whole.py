@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compiled import compiled
-from benchmarks.inputs import Inputs, Program, draw_lengths
+from benchmarks.inputs import SEED, Inputs, Program, draw_lengths
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, OURS, USER_FIELDS, Case
 from dien_kernels import use_backend
 from dien_kernels.batch import Batch, Schema
@@ -52,8 +52,9 @@ def model_of(case: Case, schema: Schema, sparse: bool) -> DIEN:
     )
 
 
-def draw(case: Case, generator: torch.Generator) -> Inputs:
+def draw(case: Case) -> Inputs:
     """B histories for B targets; with mode "request" one history for all."""
+    generator = torch.Generator().manual_seed(SEED)
     schema = Schema(ITEM_FIELDS, USER_FIELDS)
     histories = 1 if case.mode == "request" else case.batch
     ragged = case.law == "ragged"

@@ -146,7 +146,7 @@ def test_a_run_writes_what_cannot_be_timed_and_goes_on_where_it_was_interrupted(
         steps = {OURS: Step(lambda: None)} if case.mode == "call" else {}
         return steps, {name: "a note" for name in case.providers}
 
-    monkeypatch.setattr(timing, "_admitted", one)
+    monkeypatch.setattr(timing, "admitted", one)
     out = tmp_path / "out.csv"
     words = ["run", "--suite", "latency", "--op", "gru", "--mode", "call", "fwd+bwd", "--threads", "1", "--budget", "0"]
     words += ["--no-memory", "--resume", "--tiny", "--out", str(out)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, summary, targets
-from benchmarks.inputs import draw
+from benchmarks.admission import draw
 from benchmarks.limits import work
 from benchmarks.registry import PADS, WRONG_GRADIENT, Case
 from benchmarks.store import COLUMNS, Row
@@ -80,17 +80,26 @@ def test_notes_stand_under_the_table() -> None:
     assert "compiled in" not in text
 
 
-def test_reproduced_names_what_moved() -> None:
+def test_a_second_run_is_counted_by_the_spread_of_the_first() -> None:
     first = [
         row("torch_gru_padded", **ratio(2.0)),
         row("torch_gru_packed", **ratio(3.0)),
         row("dien_kernels", **ratio(1)),
     ]
-    second = [row("torch_gru_padded", **ratio(2.05)), row("torch_gru_packed", **ratio(3.2))]
-    *moved, counted = report.reproduced(first, second).splitlines()
-    assert counted.startswith("1 of 2")
+    second = [
+        row("torch_gru_padded", **ratio(2.05)),
+        row("torch_gru_packed", **ratio(3.3)),
+        row("eager_loop", **ratio(5)),
+    ]
+    pairs = report.pairs_of(first, second)
+    *moved, counted = report.reproduced(pairs).splitlines()
     assert len(moved) == 1
     assert "torch_gru_packed" in moved[0]
+    assert "1 of 2 ratios" in counted
+    assert "half of them moved by at most 2.5%, nine in ten by at most 10.0%" in counted
+    assert counted in report.counts(first, second)
+    assert counted in summary.text(first, "page.md", "picture.svg", second)
+    assert "A second run" not in report.counts(first, [])
 
 
 def test_a_wrong_gradient_is_named_beside_its_ratio() -> None:

@@ -10,8 +10,6 @@
 
 constexpr int64_t kPiece = 96;  // steps of a transposed product at a time
 
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // Calls f<rows>(first) for tiles that cover rows 0..n.
 template <int MR, class F>
 DIEN_INLINE void for_row_tiles(int64_t n, int64_t first, F&& f) {

@@ -32,6 +32,8 @@ struct Row {
   int64_t da;         // element of the contiguous gradient of attention
 };
 
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 // Kept gates are padded to this many units, whatever the instruction set: whole vectors, or half of one of sixteen
 // lanes. KEPT_UNITS in dien_kernels/ops/_gates.py.
 constexpr int64_t kKeptUnits = 8;

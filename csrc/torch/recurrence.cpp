@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
     throw std::invalid_argument("kept_units must be 0 or " + std::to_string(dien::kKeptUnits) + ", got " +
                                 std::to_string(kept_units));
   const bool keep_gates = kept_units != 0;
-  const int64_t kept = 4 * ((hidden + dien::kKeptUnits - 1) / dien::kKeptUnits) * dien::kKeptUnits;
+  const int64_t kept = 4 * dien::round_up(hidden, dien::kKeptUnits);
   Tensor gates = !keep_gates  ? new_tensor({0}, compute)
                  : job.jagged ? large(new_tensor({rows, kept}, compute))
                               : large(new_tensor({first, second, kept}, compute));

@@ -18,3 +18,7 @@ def choice(variable: str, allowed: tuple[str, ...], default: str) -> str:
         f"environment variable {variable} must be one of {allowed}, got {value!r}: {default!r} is used", stacklevel=2
     )
     return default
+
+
+# Of the Triton kernels' activations. Read at import, not at the first launch, so that a wrong value is told at once.
+FAST = choice("DIEN_KERNELS_FAST", ("0", "1"), "0") == "1"

@@ -1,7 +1,7 @@
 """The host side that the Triton backends of all ops share: common refusals, facts of a device, launches.
 
 Room card. Lives here: what ``triton_launch.py`` of any op needs and no op owns. May import: torch, ``_dispatch``,
-``_environment``, ``_layout``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
+``_layout``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._environment import choice
 from dien_kernels.ops._layout import readers_of
 
 # Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
 ABSENT = importlib.util.find_spec("triton") is None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-FAST = choice("DIEN_KERNELS_FAST", ("0", "1"), "0") == "1"
 
 
 def refuses(call: Call, max_hidden: int) -> str | None:

@@ -1,6 +1,6 @@
 """What the Triton kernels of all ops share: the layout rule, activations, products, sums over shared histories.
 
-Room card. Lives here: device functions that know no op. May import: triton, ``_triton``. Must not be here: an op's
+Room card. Lives here: device functions that know no op. May import: triton, ``_environment``. Must not be here: an op's
 mathematics. Imported at the first launch only, as importing Triton looks for drivers.
 """
 
@@ -13,11 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
-from dien_kernels.ops import _triton
+from dien_kernels.ops._environment import FAST
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
-_FAST = tl.constexpr(_triton.FAST)
+_FAST = tl.constexpr(FAST)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # No kernel is compiled anew for another batch; ``hidden`` is H where a loop over its chunks shall stay a loop.
 SIZES = ["batch", "histories", "steps", "x_rows", "y_rows", "hidden"]
