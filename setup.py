@@ -79,12 +79,12 @@ def run(command, what):
 
 
 def compile_object(source, command, salt):
-    """The object of one source, compiled unless it is newer than every file it was made of."""
+    """The object of one source, compiled unless it is newer than all files in its depfile (a backslash joins lines)."""
     key = hashlib.sha256(repr((command, salt)).encode()).hexdigest()[:12]
     target = ROOT / "build/native" / key / f"{source.stem}.o"
     depfile, fresh = target.with_suffix(".d"), target.with_suffix(f".{os.getpid()}.o")
     if target.exists() and depfile.exists():
-        made_of = [ROOT / name for name in shlex.split(depfile.read_text().split(":", 1)[1])]
+        made_of = [ROOT / name for name in shlex.split(depfile.read_text().replace("\\\n", " ").split(":", 1)[1])]
         if all(path.exists() and path.stat().st_mtime_ns < target.stat().st_mtime_ns for path in made_of):
             return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, PICTURE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "speed.svg"
+MOST_ROWS, MOST_THREADS = 2**31 - 1, 1024  # more is a slip of the hand, at which torch may end in a traceback
 TITLE = """# Benchmarks: every row
 
 Made by `python -m benchmarks report --write`; how it was measured: [benchmarks/README.md](../benchmarks/README.md)."""
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(reason))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+def _count(text: str, most: int) -> int:
+    if not text.isdecimal() or not 1 <= float(text) <= most:  # int() has an error of its own for thousands of digits
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, got {text!r}")
     return int(text)
 
 
@@ -60,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--op", nargs="+", choices=registry.NAMES, help="only these")
     run.add_argument("--mode", nargs="+", choices=registry.MODES, help="only these")
     run.add_argument("--law", nargs="+", choices=(*registry.LAWS, "log"), help="only these lengths")
-    run.add_argument("--batch", nargs="+", type=_count, help="only these B")
-    run.add_argument("--threads", nargs="+", type=_count, default=list(registry.THREADS))
+    run.add_argument("--batch", nargs="+", type=partial(_count, most=MOST_ROWS), help="only these B")
+    threads = partial(_count, most=MOST_THREADS)
+    run.add_argument("--threads", nargs="+", type=threads, default=list(registry.THREADS))
     run.add_argument("--budget", type=_seconds, default=6.0, metavar="S", help="seconds of timing a case, at least (6)")
     run.add_argument("--out", type=Path, default=store.DEFAULT)
     run.add_argument("--resume", action="store_true", help="skip what the file has from this very commit")
@@ -83,8 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    before = store.read(options.out)
-    if options.tiny and options.out == store.DEFAULT:
+    if options.tiny and _is_default(options.out):
         sys.exit("--tiny needs --out: its rows do not belong among the results")
     work = [
         case
@@ -98,10 +100,29 @@ def _run(options: argparse.Namespace) -> None:
     ]
     if not work:
         sys.exit("no case has all of the --suite, --op, --mode, --law and --batch given")
+    before = _rows_before(options.out)
     # What torch.compile has kept of another version knows other layouts of our ops, and would fail.
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         _measure(work, options, before)
+
+
+def _is_default(path: Path) -> bool:
+    return path.resolve() == store.DEFAULT.resolve()
+
+
+def _rows_before(out: Path) -> list[store.Row]:
+    """What ``--out`` has. It is tried now whether it takes more, as the rows come after hours of measuring."""
+    try:
+        before, is_new = store.read(out), not os.path.lexists(out)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+        out.open("a").close()
+        if is_new:
+            out.unlink()
+    except OSError as reason:
+        sys.exit(f"--out: {out} cannot be appended to: {reason.strerror}")
+    return before
 
 
 def _measure(work: list[registry.Case], options: argparse.Namespace, before: list[store.Row]) -> None:
@@ -176,7 +197,7 @@ def _columns(case: registry.Case, threads: int) -> dict[str, str]:
 
 
 def _report(options: argparse.Namespace) -> None:
-    if options.write and options.results != store.DEFAULT:
+    if options.write and not _is_default(options.results):
         sys.exit("--write makes the repository's pages of its own results: leave --results out")
     rows = store.newest(_rows("--results", options.results))
     rows = [row for row in rows if row["allocator"].startswith(options.allocator)]
@@ -184,7 +205,7 @@ def _report(options: argparse.Namespace) -> None:
         sys.exit(f"--results: {options.results} has no rows measured with --allocator {options.allocator}")
     last = max(rows, key=lambda row: row["date"])  # one machine, set one way, a report: as it was last used
     rows = [row for row in rows if all(row[name] == last[name] for name in ("machine", "allocator"))]
-    again = store.newest(store.read(store.SECOND)) if options.results == store.DEFAULT else []
+    again = store.newest(store.read(store.SECOND)) if _is_default(options.results) else []
     if options.write:
         _write(rows, again)
     else:

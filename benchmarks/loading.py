@@ -73,7 +73,7 @@ def build(case: Case, inputs: Inputs, provider: str = OURS) -> Program:
 
 
 def _steps(case: Case, inputs: Inputs, auxiliary: str) -> Program:
-    """The training step of ours that has least to do: sparse tables and lazy Adam."""
+    """A training step of ours with the default optimiser: sparse tables and lazy Adam."""
     loader = _loader(case, inputs)
     batches = cycle([loader.batch(0, number) for number in range(min(KEPT, len(loader)))])
     torch.manual_seed(2018)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,14 @@ def peak_mb(case: Case, provider: str, threads: int) -> str:
     command = [sys.executable, "-m", "benchmarks.memory", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+        raise RuntimeError(_reason(done.stderr) or f"exit status {done.returncode}")
     return done.stdout.strip()
+
+
+def _reason(stderr: str) -> str:
+    """The first line of the last exception, as lines of advice may follow it; without a traceback, the last line."""
+    exceptions = re.findall(r"^Traceback \(most recent call last\):\n(?: .*\n)*(\S.*)", stderr, re.MULTILINE)
+    return (exceptions or stderr.strip().splitlines() or [""])[-1]
 
 
 def _status_kb(field: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -61,12 +62,11 @@ class BadFile(ValueError):
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """A file with other columns is refused: rows are never rewritten."""
+    """A file with other columns, or cut within its last row, is refused: rows are never rewritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
     if not is_new:
-        with path.open(newline="") as file:
-            _check_header(path, next(csv.reader(file)))
+        _checked(path)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         if is_new:
@@ -74,9 +74,30 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _checked(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records below the header, if that is ours and the last of them is whole."""
+    records = _records(path)
+    _, header = next(records)
     if tuple(header) != COLUMNS:
         raise BadFile(f"{path} has other columns than this version's: {', '.join(header)[:80]}")
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":  # a row cut in its last column looks whole, and the next would be glued to it
+            raise BadFile(f"{path} does not end with a newline: its last row is cut")
+    return records
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each with the number of the line it begins on."""
+    line = 1
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.reader(file, strict=True)  # otherwise a quote left open would take in all that follows
+        try:
+            for values in reader:
+                yield line, values
+                line = reader.line_num + 1
+        except csv.Error as reason:
+            raise BadFile(f"{path}, line {line}: {reason}") from reason
 
 
 def read(path: Path) -> list[Row]:
@@ -85,10 +106,7 @@ def read(path: Path) -> list[Row]:
         raise BadFile(f"{path} is a folder, not a file of results")
     if not path.exists() or path.stat().st_size == 0:
         return []
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.reader(file)
-        _check_header(path, next(reader))
-        return [_row(path, reader.line_num, values) for values in reader if values]
+    return [_row(path, line, values) for line, values in _checked(path) if values]
 
 
 def _row(path: Path, line: int, values: list[str]) -> Row:

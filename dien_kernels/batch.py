@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,11 +63,14 @@ class Batch:
         history_of: int64 [B], the history each row reads; None: U = B and row b reads history b.
         rows_total: the number of (row, step) pairs, sum of the lengths of every row's history; N where ``history_of``
             is None. On the host, so that no model has to wait for a device to learn it.
-        negatives: item field to ids, int64 [N, K]: K sampled negatives beside each behaviour, for the auxiliary loss;
-            None where there is none (evaluation).
+        negatives: item field to ids, int64 [N, K]: K >= 1 sampled negatives beside each behaviour, for the auxiliary
+            loss; None where there is none (evaluation).
         users: user field to ids, int64 [B].
         dense: float32 [B, F], or None.
         group: int64 [B], a number for each user, for per-user metrics; None where it is not known.
+
+    Raises ``TypeError`` or ``ValueError`` naming an attribute from which ``rows_total`` cannot be made, where that is
+    not given; ``check`` looks at all of them.
     """
 
     history: dict[str, Tensor]
@@ -83,8 +87,11 @@ class Batch:
     def __post_init__(self) -> None:
         if self.rows_total < 0:
             if self.history_of is None:
-                self.rows_total = next(iter(self.history.values())).shape[0]
+                self.rows_total = count_ids("history", self.history)
             else:
+                histories = count_histories(self.offsets)
+                check_index("history_of", self.history_of, "[B]")
+                check_range("history_of", self.history_of, histories)
                 self.rows_total = int(self.offsets.diff()[self.history_of].sum())
 
     @property
@@ -109,14 +116,17 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def check(self, schema: Schema) -> None:
-        """Raise ``ValueError`` naming the attribute that does not fit ``schema`` or the other attributes.
+        """Raise ``ValueError`` naming the attribute that does not fit ``schema`` or the other attributes, ``TypeError``
+        for one of another type.
 
         Ids are read on the host: for entry points (serving, tests), not for the training loop. Under ``torch.compile``
         the graph asks for the values when it runs: a wrong one is a ``RuntimeError`` there, and on a CUDA device an
-        assertion of the device, after which the process cannot use it.
+        assertion of the device, after which the process cannot use it. ``rows_total`` is not compared in a graph.
         """
-        n = next(iter(self.history.values())).shape[0] if self.history else 0
-        u = self.offsets.shape[0] - 1
+        n = count_ids("history", self.history)
+        u = count_histories(self.offsets)
+        if self.history_of is not None:
+            check_index("history_of", self.history_of, "[B]")
         rows = u if self.history_of is None else self.history_of.shape[0]
         shapes: list[tuple[str, Mapping[str, Tensor], Mapping[str, int], tuple[int, ...]]] = [
             ("history", self.history, schema.items, (n,)),
@@ -124,23 +134,29 @@ class Batch:
             ("users", self.users, schema.users, (rows,)),
         ]
         if self.negatives is not None:
-            k = next(iter(self.negatives.values())).shape[-1] if self.negatives else 0
+            count_ids("negatives", self.negatives)
+            first = next(iter(self.negatives.values()))
+            k = first.shape[1] if first.dim() > 1 else 1
+            if k < 1:  # the auxiliary loss refuses it, too
+                raise ValueError("negatives must be None or K >= 1 beside each behaviour, got K = 0")
             shapes.append(("negatives", self.negatives, schema.items, (n, k)))
         for name, given, wanted, shape in shapes:
+            check_mapping(name, given)
             if set(given) != set(wanted):
                 raise ValueError(f"{name} must have the fields {sorted(wanted)}, got {sorted(given)}")
             for key, ids in given.items():
-                if ids.dtype != torch.int64 or tuple(ids.shape) != shape:
-                    raise ValueError(
-                        f"{name}[{key!r}] must be int64 of shape {shape}, got {ids.dtype} {tuple(ids.shape)}"
-                    )
+                _check_values(f"{name}[{key!r}]", ids, torch.int64, shape)
                 check_range(f"{name}[{key!r}]", ids, wanted[key])
-        width = 0 if self.dense is None else self.dense.shape[-1]
-        if width != len(schema.dense) or (self.dense is not None and tuple(self.dense.shape) != (rows, width)):
+        if self.label is not None:
+            _check_values("label", self.label, torch.float32, (rows,))
+        if self.group is not None:
+            _check_values("group", self.group, torch.int64, (rows,))
+        if self.dense is not None:
+            check_tensor("dense", self.dense)
+        fits = not schema.dense if self.dense is None else tuple(self.dense.shape) == (rows, len(schema.dense))
+        if not fits:
             got = None if self.dense is None else tuple(self.dense.shape)
             raise ValueError(f"dense must have shape {(rows, len(schema.dense))}, got {got}")
-        if u < 0:
-            raise ValueError(f"offsets must ascend from 0 to the {n} behaviours, got []")
         # No views: torch.compile refuses some of them in inference mode.
         ascending = (self.offsets.min() == 0) & (self.offsets.max() == n) & (self.offsets.diff() >= 0).all()
         _require(
@@ -150,6 +166,58 @@ class Batch:
         )
         if self.history_of is not None:
             check_range("history_of", self.history_of, u)
+        if not torch.compiler.is_compiling():  # a graph would break at the number; there the ops that use it ask
+            total = n if self.history_of is None else int(self.offsets.diff()[self.history_of].sum())
+            if self.rows_total != total:
+                raise ValueError(f"rows_total must be {total}, the steps of every row's history, got {self.rows_total}")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise ``TypeError`` naming what is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_mapping(name: str, fields: Any) -> None:
+    """Raise ``TypeError`` naming what is not a mapping."""
+    if not isinstance(fields, Mapping):
+        raise TypeError(f"{name} must be a mapping of fields to tensors, got {type(fields).__name__}")
+
+
+def check_index(name: str, ids: Any, shape: str) -> None:
+    """Raise ``TypeError`` or ``ValueError`` naming what is not a one-dimensional tensor of int64.
+
+    Sizes are put into words only after a check has failed: before, that would freeze them in compiled graphs.
+    """
+    check_tensor(name, ids)
+    if ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ValueError(f"{name} must be {torch.int64} of shape {shape}, got {ids.dtype} {tuple(ids.shape)}")
+
+
+def count_histories(offsets: Tensor) -> int:
+    """U, by the shape of ``offsets``; raises as ``check_index`` does."""
+    check_index("offsets", offsets, "[U + 1]")
+    if offsets.shape[0] < 1:
+        raise ValueError("offsets must ascend from 0 to the number of behaviours, got []")
+    return offsets.shape[0] - 1
+
+
+def count_ids(name: str, fields: Mapping[str, Tensor]) -> int:
+    """The length of the first of ``fields``; raises ``TypeError`` or ``ValueError`` where there is none."""
+    check_mapping(name, fields)
+    if not fields:
+        raise ValueError(f"{name} must have at least one field, got none")
+    key, ids = next(iter(fields.items()))
+    check_tensor(f"{name}[{key!r}]", ids)
+    if ids.dim() < 1:
+        raise ValueError(f"{name}[{key!r}] must have at least one dimension, got a scalar")
+    return ids.shape[0]
+
+
+def _check_values(name: str, values: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    check_tensor(name, values)
+    if values.dtype != dtype or tuple(values.shape) != shape:
+        raise ValueError(f"{name} must be {dtype} of shape {shape}, got {values.dtype} {tuple(values.shape)}")
 
 
 def check_range(name: str, ids: Tensor, size: int) -> None:

@@ -8,6 +8,7 @@ library user needs.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import warnings
@@ -26,6 +27,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
 _WORD = re.compile(r"((data|model|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
+_KEY = re.compile(r"[^=/]+\.[^=/]+=")  # of an override
 _OVERRIDES = """\
 Options of a config are section.key=value words, with the sections data, model, training and output:
 
@@ -178,12 +180,20 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
     return given | ({"columns": columns} if columns else {})
 
 
+def _is_path(word: str) -> bool:
+    """Whether a word is a path rather than an override: those may have a "=", too (runs/lr=1e-3/config.yaml)."""
+    if "=" not in word:
+        return True
+    yaml, there = word.endswith((".yaml", ".yml")), os.path.isfile(word)
+    return (yaml or there) and (not _KEY.match(word) or (yaml and there))
+
+
 def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
     """The config that a command line means; ``base`` is that of the run to resume."""
     from dien_kernels.training import load
 
-    files = [word for word in options.words if "=" not in word]
-    overrides = [word for word in options.words if "=" in word]
+    files = [word for word in options.words if _is_path(word)]
+    overrides = [word for word in options.words if not _is_path(word)]
     for word in files:
         if not word.endswith((".yaml", ".yml")):  # a log may be large, and is not to be read as YAML
             raise ValueError(

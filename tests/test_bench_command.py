@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,16 @@ ROW = dict.fromkeys(store.COLUMNS, "") | {
 }
 
 
+HEADER = ",".join(store.COLUMNS) + "\n"
+
+
+def line_of(**values: str) -> str:
+    return ",".join((ROW | values).values()) + "\n"
+
+
+CUT = HEADER + line_of()[:-3]  # within the last column, so that no value is missing
+
+
 def file_of(path: Path, *rows: dict[str, str]) -> str:
     store.append(path, rows)
     return str(path)
@@ -48,17 +60,26 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return text
 
 
+@pytest.fixture
+def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on after bad input fails, and does not take hours."""
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda *_: pytest.fail("it went on to measure"))
+
+
+@pytest.mark.usefixtures("_nothing_measured")
 @pytest.mark.parametrize(
     "words, named",
     [
-        (("--threads", "0"), "--threads: must be a whole number of at least 1, got '0'"),
-        (("--threads", "two"), "--threads: must be a whole number of at least 1, got 'two'"),
+        (("--threads", "0"), "--threads: must be a whole number from 1 to 1024, got '0'"),
+        (("--threads", "two"), "--threads: must be a whole number from 1 to 1024, got 'two'"),
+        (("--threads", "99999999999"), "--threads: must be a whole number from 1 to 1024, got '99999999999'"),
         (("--budget", "-1"), "--budget: must be a number of seconds, 0 or more, got '-1'"),
         (("--budget", "nan"), "--budget: must be a number of seconds, 0 or more, got 'nan'"),
         (("--suite", "sped"), "--suite: invalid choice: 'sped'"),
         (("--suite", "speed", "--op", "loader_0"), "no case has all of the --suite, --op, --mode, --law and --batch"),
         (("--suite", "speed", "--law", "log"), "no case has all of the --suite, --op, --mode, --law and --batch"),
-        (("--batch", "0"), "--batch: must be a whole number of at least 1, got '0'"),
+        (("--batch", "0"), "--batch: must be a whole number from 1 to 2147483647, got '0'"),
+        pytest.param(("--batch", "9" * 5000), "--batch: must be a whole number from 1 to", id="--batch 99..."),
         (("--tiny",), "--tiny needs --out"),
     ],
     ids=" ".join,
@@ -67,21 +88,19 @@ def test_run(words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[s
     assert named in said(capsys, "run", *words)
 
 
+@pytest.mark.usefixtures("_nothing_measured")
 @pytest.mark.parametrize(
     "content, named",
     [
         ("a,b\n1,2\n", "other columns than this version's: a, b"),
-        (",".join(store.COLUMNS) + "\nspeed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
-        (
-            ",".join(store.COLUMNS) + "\n" + ",".join((ROW | {"ratio": "fast"}).values()) + "\n",
-            "line 2: ratio must be a number or empty, got 'fast'",
-        ),
-        (
-            ",".join(store.COLUMNS) + "\n" + ",".join((ROW | {"H": "1.5"}).values()) + "\n",
-            "line 2: H must be a whole number, got '1.5'",
-        ),
+        (HEADER + "speed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
+        (HEADER + line_of(ratio="fast"), "line 2: ratio must be a number or empty, got 'fast'"),
+        (HEADER + line_of(H="1.5"), "line 2: H must be a whole number, got '1.5'"),
+        (CUT, "bad.csv does not end with a newline: its last row is cut"),
+        (HEADER + line_of() + line_of(allocator='"keep') + line_of(), "bad.csv, line 3: unexpected end of data"),
+        (HEADER + line_of(note="x" * 200_000), "bad.csv, line 2: field larger than field limit"),
     ],
-    ids=["columns", "short", "word", "fraction"],
+    ids=["columns", "short", "word", "fraction", "cut", "quote", "long"],
 )
 def test_a_file_that_holds_no_results(
     content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -91,6 +110,56 @@ def test_a_file_that_holds_no_results(
     for words in (("run", "--out"), ("report", "--results"), ("reproduce",)):
         assert named in said(capsys, *words, str(path))
     assert path.read_text() == content
+
+
+def test_no_row_is_glued_to_one_that_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "cut.csv"
+    path.write_text(CUT)
+    with pytest.raises(store.BadFile, match="cut.csv does not end with a newline"):
+        store.append(path, [ROW])
+    assert path.read_text() == CUT
+
+
+@pytest.mark.usefixtures("_nothing_measured")
+@pytest.mark.parametrize(
+    "name, reason",
+    [("file/x.csv", errno.ENOTDIR), ("file/folder/x.csv", errno.ENOTDIR), ("x" * 300, errno.ENAMETOOLONG)],
+    ids=["under a file", "in a folder under a file", "long name"],
+)
+def test_out_is_tried_before_anything_is_measured(
+    name: str, reason: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / name
+    text = said(capsys, "run", "--tiny", "--out", str(out))
+    assert text == f"--out: {out} cannot be appended to: {os.strerror(reason)}"
+
+
+def test_trying_out_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("benchmarks.__main__._measure", lambda work, options, before: given.append(before))
+    new, old = tmp_path / "folder" / "new.csv", Path(file_of(tmp_path / "old.csv", ROW))
+    content = old.read_text()
+    for out in (new, old):
+        main(["run", "--tiny", "--out", str(out)])
+    assert given == [[], [ROW]]
+    assert not new.exists()
+    assert old.read_text() == content
+
+
+@pytest.mark.usefixtures("_nothing_measured")
+def test_the_own_results_are_known_by_any_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = []
+    monkeypatch.setattr("benchmarks.__main__._write", lambda rows, again: written.append((rows, again)))
+    monkeypatch.setattr(store, "DEFAULT", Path(file_of(tmp_path / "own.csv", ROW)))
+    monkeypatch.setattr(store, "SECOND", Path(file_of(tmp_path / "again.csv", ROW | {"ratio": "3"})))
+    monkeypatch.chdir(tmp_path)
+    for path in ("own.csv", f"../{tmp_path.name}/own.csv"):
+        assert "--tiny needs --out" in said(capsys, "run", "--tiny", "--out", path)
+        main(["report", "--write", "--results", path])
+    assert written == [([ROW], [ROW | {"ratio": "3"}])] * 2
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import clock, ours, peers, timing
+from benchmarks import clock, memory, ours, peers, timing
 from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import OURS, Case
 
@@ -64,6 +66,32 @@ def test_a_wrong_gradient_has_numbers_only_where_it_is_marked(monkeypatch: pytes
 
 def test_an_absent_peer_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row_of(monkeypatch, lambda y: y, absent="not here") == {"provider": "peer", "note": "absent: not here"}
+
+
+@pytest.mark.parametrize(
+    "stderr, reason",
+    [
+        (
+            "Traceback (most recent call last):\n  File 'a.py', line 1\n    f()\nKeyError: 'x'\n\n"
+            "During handling of the above exception, another exception occurred:\n\n"
+            "Traceback (most recent call last):\n  File 'a.py', line 2\n    g()\n    ^^^\n"
+            "torch._dynamo.exc.Unsupported: no such op: x\nHint: write another.\nSee https://pytorch.org/docs\n",
+            "torch._dynamo.exc.Unsupported: no such op: x",
+        ),
+        ("Traceback (most recent call last):\n  File 'a.py', line 1\nMemoryError\n", "MemoryError"),
+        ("a warning\nlibgomp: out of threads\n", "libgomp: out of threads"),
+        ("", "exit status 3"),
+    ],
+    ids=["advice", "name alone", "no traceback", "nothing said"],
+)
+def test_unknown_memory_is_explained_by_the_exception(
+    stderr: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_RESET", tmp_path)  # only its being there is asked
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 3, "", stderr))
+    with pytest.raises(RuntimeError) as failed:
+        memory.peak_mb(CASE, "peer", 1)
+    assert str(failed.value) == reason
 
 
 def test_a_slow_provider_is_visited_less_and_compared_in_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

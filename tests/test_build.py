@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import setuptools
 
 from dien_kernels import _native
 
@@ -66,6 +69,42 @@ def test_disassembly_shows_the_wide_paths() -> None:
 
 def test_setup_is_short() -> None:
     assert len((ROOT / "setup.py").read_text().splitlines()) <= 150
+
+
+def functions_of_setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``setup.py`` as a module: nothing is built."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    spec = importlib.util.spec_from_file_location("setup_of_dien_kernels", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_object_serves_until_a_file_it_includes_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so many headers that the compiler writes its depfile in several lines."""
+    setup = functions_of_setup(monkeypatch)
+    if setup.compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    compiled, run = [], setup.run
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    monkeypatch.setattr(setup, "run", lambda *words: (compiled.append(words), run(*words)))
+    source, headers = tmp_path / "unit.cpp", [tmp_path / f"header with a long name {n}.h" for n in range(3)]
+    source.write_text("".join(f'#include "{header.name}"\n' for header in headers))
+    for path in (source, *headers):
+        path.touch()
+        os.utime(path, (0, 0))
+
+    target = setup.compile_object(source, setup.compiler(), "salt")
+    assert "\\\n" in target.with_suffix(".d").read_text()
+    assert setup.compile_object(source, setup.compiler(), "salt") == target
+    assert len(compiled) == 1
+    for count, changed in enumerate((source, *headers), 2):
+        os.utime(changed, ns=(target.stat().st_mtime_ns,) * 2)
+        setup.compile_object(source, setup.compiler(), "salt")
+        assert len(compiled) == count, changed
+    headers[-1].unlink()
+    with pytest.raises(SystemExit, match="compiling unit.cpp failed"):
+        setup.compile_object(source, setup.compiler(), "salt")
 
 
 def build(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:

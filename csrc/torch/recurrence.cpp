@@ -54,6 +54,17 @@ dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& l
           reverse};
 }
 
+int64_t kept_values(int64_t hidden) { return 4 * dien::round_up(hidden, dien::kKeptUnits); }
+
+// The backward walks over what the forward returned as it was: dense.
+void check_kept(const char* name, const Tensor& kept, int64_t values) {
+  if (!kept.is_contiguous() || kept.numel() != values)
+    throw std::invalid_argument(std::string(name) + " must be contiguous with " + std::to_string(values) +
+                                " values, as the forward returned it, got " +
+                                (kept.is_contiguous() ? "" : "a non-contiguous tensor with ") +
+                                std::to_string(kept.numel()));
+}
+
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,
                                            Maybe h0, Maybe lengths, Maybe offsets, Maybe history, double alpha0,
                                            double alpha1, double beta0, double beta1, bool scale_input, bool keep_side,
@@ -71,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
     throw std::invalid_argument("kept_units must be 0 or " + std::to_string(dien::kKeptUnits) + ", got " +
                                 std::to_string(kept_units));
   const bool keep_gates = kept_units != 0;
-  const int64_t kept = 4 * dien::round_up(hidden, dien::kKeptUnits);
+  const int64_t kept = kept_values(hidden);
   Tensor gates = !keep_gates  ? new_tensor({0}, compute)
                  : job.jagged ? large(new_tensor({rows, kept}, compute))
                               : large(new_tensor({first, second, kept}, compute));
@@ -91,6 +102,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;
   const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
+  const int64_t steps = job.jagged ? layout.attention_rows : job.batch * job.steps;
+  check_kept("y", y, steps * job.hidden);
+  if (gates.numel() > 0) check_kept("gates", gates, steps * kept_values(job.hidden));
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
   Tensor dx = need_dx ? large(new_like(x, storage)) : new_tensor({0}, storage);
   Tensor da = attention ? new_like(*attention, compute) : new_tensor({0}, storage);

@@ -284,6 +284,8 @@ class RankingModel(nn.Module):
 
         What depends on a history alone runs once for each history, however many targets read it. Arguments as
         in ``dien_kernels.models.candidates``; ids are checked, and tensors moved to the model's device.
+
+        Raises ``TypeError`` or ``ValueError`` naming the argument that does not fit the schema or the others.
         """
         batch = candidates(history, targets, offsets=offsets, history_of=history_of, users=users, dense=dense)
         batch.check(self.schema)

@@ -183,6 +183,6 @@ class Auxiliary(nn.Module):
         length = offsets.diff()
         terms = (length - 1).clamp(min=0).sum() * (1 + negative.shape[1])
         slots = length.new_tensor(length.shape[0])
-        if self.normalizer == "padded":
+        if self.normalizer == "padded" and length.shape[0] > 0:  # of no histories none is the longest
             slots = slots * (length.max() - 1)
         return loss * (terms.to(loss.dtype) / slots.clamp(min=1))

@@ -108,6 +108,12 @@ def _read(table: nn.Module, ids: Tensor) -> Tensor:
     """``table(ids)``. On the CPU a dense gradient comes by ``index_add_``, in a third of the time of embedding's own
     backward; on a GPU ``index_add_`` would add in any order."""
     assert isinstance(table, nn.Embedding)
+    if table.sparse and torch.compiler.is_compiling() and torch.is_grad_enabled() and table.weight.requires_grad:
+        # Only fullgraph=True sees it: else the graph breaks, and the tables are read outside of it.
+        raise RuntimeError(
+            "torch.compile has no sparse gradients: make the model with sparse=False to train it in one graph, got "
+            "sparse=True"
+        )
     if table.sparse or ids.device.type != "cpu":
         rows: Tensor = table(ids)
         return rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dien_kernels.batch import Batch, check_range
+from dien_kernels.batch import Batch, check_index, check_mapping, check_range, check_tensor, count_histories, count_ids
 
 
 def candidates(
@@ -25,21 +25,21 @@ def candidates(
         history: item field to ids [N], oldest first, one history after another.
         targets: item field to ids [B].
         offsets: [U + 1]; None: all behaviours are one history, U = 1.
-        history_of: [B], the history each target reads; None: the only one, or with U > 1 history b for target
-        b. users: user field to ids [U], one for each history.
+        history_of: [B], the history each target reads; None: the only one, or with U > 1 history b for target b.
+        users: user field to ids [U], one for each history.
         dense: [B, F].
 
-    Raises ``ValueError`` where ``history_of`` is needed and missing, or out of range.
+    All indices are int64. Raises ``ValueError`` where ``history_of`` is needed and missing, or out of range;
+    ``TypeError`` or ``ValueError`` naming an argument that is of another type or has another dtype or rank.
 
     >>> batch = candidates({"item": torch.tensor([3, 1, 4])}, {"item": torch.tensor([7, 8])})
     >>> batch.history_of, batch.rows_total
     (tensor([0, 0]), 6)
     """
-    rows = next(iter(targets.values())).shape[0] if targets else 0
-    steps = next(iter(history.values())).shape[0] if history else 0
+    rows, steps = count_ids("targets", targets), count_ids("history", history)
     if offsets is None:
         offsets = torch.tensor([0, steps])
-    histories = offsets.shape[0] - 1
+    histories = count_histories(offsets)
     rows_total = -1  # to be read from the tensors
     if history_of is None:
         if histories not in (1, rows):
@@ -47,9 +47,13 @@ def candidates(
         if histories != rows:
             history_of, rows_total = torch.zeros(rows, dtype=torch.int64), rows * steps
     else:
+        check_index("history_of", history_of, "[B]")
         check_range("history_of", history_of, histories)
+    users = {} if users is None else users
+    check_mapping("users", users)
     of_user = {}
-    for name, ids in (users or {}).items():
+    for name, ids in users.items():
+        check_tensor(f"users[{name!r}]", ids)
         if tuple(ids.shape) != (histories,):
             raise ValueError(
                 f"users[{name!r}] must have an id for each of {histories} histories, got {tuple(ids.shape)}"

@@ -1,14 +1,14 @@
 """What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
 
-Room card. Lives here: ``needs_autograd``, ``by_position``, ``differentiable_once``. May import: torch. Must not be
-here: any op's own derivative.
+Room card. Lives here: ``needs_autograd``, ``distinct``, ``by_position``, ``differentiable_once``. May import: torch.
+Must not be here: any op's own derivative.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -27,6 +27,17 @@ def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def distinct(tensors: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The tensors; under ``torch.compile``, which refuses one of them in two places of a Function, the second time a
+    view."""
+    if not torch.compiler.is_compiling():
+        return tuple(tensors)
+    found: list[Tensor | None] = []
+    for t in tensors:
+        found.append(t.view_as(t) if t is not None and any(t is before for before in found) else t)
+    return tuple(found)
+
+
 class _Bound(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -36,10 +47,10 @@ class _Bound(NamedTuple):
 
 
 class _Signature(inspect.Signature):
-    def __init__(self, parameters: list[inspect.Parameter]) -> None:
-        super().__init__(parameters)
-        self._fixed = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
-        self._open = self._fixed < len(parameters)
+    def __init__(self, parameters: Sequence[inspect.Parameter] | None = None, **rest: Any) -> None:
+        super().__init__(parameters, **rest)
+        self._fixed = sum(p.kind is not p.VAR_POSITIONAL for p in self.parameters.values())
+        self._open = self._fixed < len(self.parameters)
 
     def bind(self, /, *args: Any, **kwargs: Any) -> Any:
         more = len(args) - self._fixed

@@ -113,13 +113,15 @@ class Scorer:
         far.
 
         ``out`` appears when it is complete. Raises as ``score_table`` does, ``FileNotFoundError``, and
-        ``ValueError`` for a ``chunk`` below 1.
+        ``ValueError`` for a ``chunk`` below 1 or a folder as ``out``.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         requests, out = Path(requests), Path(out)
         if not requests.is_file():
             raise FileNotFoundError(f"there is no file {requests}")
+        if out.is_dir():
+            raise ValueError(f"out must be a file to write, got the folder {out}")
         if not out.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {out.parent} for {out.name}")
         part = out.with_name(f".{out.name}.{os.getpid()}.part")

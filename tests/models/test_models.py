@@ -124,6 +124,30 @@ def test_compiled_forward(name: str, preset: str) -> None:
         torch.testing.assert_close(compiled(batch).logits, model(batch).logits, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_compiled_training(sparse: bool) -> None:
+    """By inductor: sparse tables are read outside of the graph, dense ones in it."""
+    model = model_of("dien", {"sparse": sparse})
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=not sparse)
+    for seed in (0, 1):
+        batch = random_batch([3, 0, 5], [2, 0, 1, 2][: 3 + seed])
+        found = []
+        for forward in (model, compiled):
+            model.zero_grad()
+            model.loss(forward(batch), batch.label).total.backward()
+            found.append(gradients(model))
+            assert all(p.grad.is_sparse == sparse for p in model.embeddings.parameters() if p.grad is not None)
+        for name, grad in found[0].items():
+            torch.testing.assert_close(
+                found[1][name], grad, rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}"
+            )
+    if sparse:
+        torch.compiler.reset()
+        with pytest.raises(Exception, match=r"sparse=False"):
+            torch.compile(model, fullgraph=True)(batch)
+
+
 def request(given: str, behaviours: int = 3, rows: int = 2) -> dict[str, Any]:
     """Arguments of ``score``; "one history" without offsets, else two of them."""
     ids = torch.arange(behaviours) % 5, torch.arange(rows) % 5
@@ -138,6 +162,62 @@ def request(given: str, behaviours: int = 3, rows: int = 2) -> dict[str, Any]:
     if given == "history_of":
         found["history_of"] = torch.ones(rows, dtype=torch.int64)
     return found
+
+
+TWO = torch.ones(2, dtype=torch.int64)
+# What is wrong with a request of two targets of the second of two histories.
+BAD_REQUESTS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"history": {}}, ValueError, "history must have at least one field, got none"),
+    ({"targets": {}}, ValueError, "targets must have at least one field, got none"),
+    ({"history": [1, 2, 3]}, TypeError, "history must be a mapping of fields to tensors, got list"),
+    ({"history": {"item": [1, 2, 3]}}, TypeError, r"history\['item'\] must be a torch.Tensor, got list"),
+    ({"targets": {"item": 3, "cat": 1}}, TypeError, r"targets\['item'\] must be a torch.Tensor, got int"),
+    ({"targets": {"item": TWO[0]}}, ValueError, r"targets\['item'\] must have at least one dimension, got a scalar"),
+    ({"targets": {"item": TWO, "cat": TWO[0]}}, ValueError, r"target\['cat'\] must be torch.int64 of shape \(2,\)"),
+    ({"targets": {"item": TWO, "cat": [1, 1]}}, TypeError, r"target\['cat'\] must be a torch.Tensor, got list"),
+    ({"offsets": [0, 1, 3]}, TypeError, "offsets must be a torch.Tensor, got list"),
+    ({"offsets": torch.tensor(3)}, ValueError, r"offsets must be torch.int64 of shape \[U \+ 1\], got .* \(\)"),
+    (
+        {"offsets": torch.tensor([0.0, 1.0, 3.0])},
+        ValueError,
+        r"offsets must be torch.int64 .* got torch.float32 \(3,\)",
+    ),
+    ({"offsets": TWO[:0]}, ValueError, r"offsets must ascend from 0 to the number of behaviours, got \[\]"),
+    ({"history_of": [1, 1]}, TypeError, "history_of must be a torch.Tensor, got list"),
+    ({"history_of": TWO.float()}, ValueError, r"history_of must be torch.int64 of shape \[B\], got torch.float32"),
+    ({"history_of": TWO.bool()}, ValueError, r"history_of must be torch.int64 of shape \[B\], got torch.bool"),
+    ({"history_of": TWO[0]}, ValueError, r"history_of must be torch.int64 of shape \[B\], got torch.int64 \(\)"),
+    ({"history_of": 2 * TWO}, ValueError, "history_of must lie between 0 and 1, got values from 2 to 2"),
+    ({"users": [5, 6]}, TypeError, "users must be a mapping of fields to tensors, got list"),
+    ({"users": {"user": [5, 6]}}, TypeError, r"users\['user'\] must be a torch.Tensor, got list"),
+    ({"dense": [[0.0], [0.0]]}, TypeError, "dense must be a torch.Tensor, got list"),
+    ({"dense": torch.tensor(0.0)}, ValueError, r"dense must have shape \(2, 1\), got \(\)"),
+]
+
+
+@pytest.mark.parametrize("changes, error, message", BAD_REQUESTS, ids=lambda v: v if isinstance(v, str) else "")
+def test_score_names_what_is_wrong(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = request("history_of")
+    model = model_of("dien", {})
+    assert model.score(**good).shape == (2,)
+    with pytest.raises(error, match=message):
+        model.score(**(good | changes))
+
+
+def test_score_needs_a_history_for_one_target() -> None:
+    """Without ``history_of``, where a history that is missing would be as many as the targets."""
+    with pytest.raises(ValueError, match="history must have at least one field, got none"):
+        model_of("dien", {}).score(**(request("one history", rows=1) | {"history": {}}))
+
+
+@EACH_PRESET
+@EACH
+def test_a_batch_without_rows_has_no_logits(name: str, preset: str | None) -> None:
+    model, batch = model_of(name, {}, preset), random_batch([])
+    for training in (True, False):
+        output = model.train(training)(batch)
+        assert output.logits.shape == (0,)
+        assert output.auxiliary is None or float(output.auxiliary) == 0
 
 
 @pytest.mark.parametrize("given", ["one history", "offsets", "history_of"])
@@ -182,7 +262,7 @@ def test_compiled_score_is_one_graph_for_all_sizes() -> None:
 
 def test_compiled_score_survives_bad_ids() -> None:
     """Large enough for more than one thread: an exception must not leave a parallel region of inductor's code."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(2)  # until one_thread, which every test of this file uses, puts back what was before it
     model = model_of("dien", {}, None).eval()
     compiled = torch.compile(model.score)
     good = request("one history", 5000, 9000)

@@ -119,6 +119,13 @@ def test_compile_without_a_break() -> None:
             assert_compiles(lambda values: attention_scores(**values).sin().sum(), values, leaves(values))
 
 
+def test_compile_takes_one_tensor_in_two_places() -> None:
+    case = make("din", hidden=2, sizes=(8, 8))
+    square, bias = (torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((8, 8), (8,)))
+    values = {**case, "weights": [square, square, case["weights"][2]], "biases": [bias, bias, case["biases"][2]]}
+    assert_compiles(lambda values: attention_scores(**values).sin().sum(), values, [square, bias])
+
+
 def test_export_with_dynamic_sizes() -> None:
     case = {k: v for k, v in make().items() if k not in ("target", "states")}
 

@@ -546,6 +546,12 @@ def test_compile_without_a_break() -> None:
             assert_compiles(lambda values: auxiliary_loss(**values), values, leaves(values))
 
 
+def test_compile_takes_one_tensor_in_two_places() -> None:
+    states, negative = (torch.randn(3, 4, 2, requires_grad=True) for _ in range(2))
+    values = {"states": states, "positive": states, "negative": negative}
+    assert_compiles(lambda values: auxiliary_loss(**values), values, [states, negative])
+
+
 def test_export_with_dynamic_sizes() -> None:
     case = make()
     rest = {k: v for k, v in case.items() if k not in ("states", "positive", "negative")}

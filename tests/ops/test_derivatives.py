@@ -108,3 +108,5 @@ def test_arguments_by_position_are_bound_as_by_inspect(function: type[torch.auto
         assert (bound.args, bound.kwargs) == (wanted.args, wanted.kwargs) == (given, {})
     with pytest.raises(TypeError, match="missing a required argument"):
         signature.bind(*given[: fixed - 1])
+    replaced = signature.replace(parameters=parameters[:1])
+    assert list(replaced.parameters) == [parameters[0].name]

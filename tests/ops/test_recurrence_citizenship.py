@@ -191,6 +191,42 @@ def test_another_padding_than_the_librarys_is_refused(target: str) -> None:
             torch.ops.dien_kernels._recurrence_native_fwd(*tensors, *options[:-1], 3)
 
 
+@pytest.mark.parametrize("target", target_params(("cpu",)))
+def test_a_backward_refuses_what_no_forward_returned(target: str) -> None:
+    """It walks over y and gates as they lie."""
+    with running_on(target):
+        tensors, options = raw_arguments(Case("gru"), keep=True)
+        y, h_n, gates = torch.ops.dien_kernels._recurrence_native_fwd(*tensors, *options)
+
+        def backward(y: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+            return torch.ops.dien_kernels._recurrence_native_bwd(None, h_n, *tensors, y, gates, True, *options)
+
+        assert backward(y, gates)[0].isfinite().all()
+        with pytest.raises(ValueError, match=r"y must be contiguous with \d+ values.*got a non-contiguous tensor"):
+            backward(y.transpose(0, 1), gates)
+        with pytest.raises(ValueError, match=r"gates must be contiguous with \d+ values.*got a non-contiguous tensor"):
+            backward(y, gates.transpose(0, 1))
+        with pytest.raises(ValueError, match=rf"gates must be contiguous with {gates.numel()} values.*got \d+"):
+            backward(y, gates[..., :-4].contiguous())
+
+
+@pytest.mark.parametrize("target", BACKENDS)
+def test_compile_takes_one_tensor_in_two_places(target: str) -> None:
+    w, b = make(Case("gru", I=4, H=4)).leaves["w_hh"], torch.randn(12, requires_grad=True)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    torch.compiler.reset()
+    with running_on(target) as backend:
+
+        def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            return gru(x, w, w, b, b, backend=backend)[0].square().sum()
+
+        eager = torch.autograd.grad(loss(x, w, b), (x, w, b))
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        mine = torch.autograd.grad(compiled(x, w, b), (x, w, b))
+    for a, b in zip(mine, eager, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("target", BACKENDS)
 def test_export_with_dynamic_sizes(target: str) -> None:
     class Model(torch.nn.Module):

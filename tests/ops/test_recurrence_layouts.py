@@ -128,6 +128,25 @@ def test_nan_in_padding_changes_nothing(case: Case, padded: str, target: str) ->
 
 
 @pytest.mark.parametrize("target", target_params())
+@pytest.mark.parametrize("reset", ["after", "before"])
+def test_nan_in_a_state_that_no_step_reads(reset: str, target: str) -> None:
+    """h0 of a row without steps goes to its h_n, and nowhere else."""
+    case = Case("paper", torch.float32, 7, 6, 3, 5, "lengths", reset=reset, h0=True)
+    _, of_rows = valid_steps(case)
+    idle = ~of_rows.any(1)
+    assert idle.any()
+    assert not idle.all()
+    poison = torch.where(idle.unsqueeze(1), NAN, make(case).leaves["h0"])
+    with running_on(target, case) as backend:
+        clean, poisoned = gradients(case, backend), gradients(case, backend, h0=poison)
+    assert poisoned["h_n"][idle].isnan().all()
+    for results in (clean, poisoned):
+        results["h_n"] = results["h_n"][~idle]
+    for name, tensor in clean.items():
+        assert torch.equal(poisoned[name], tensor), name
+
+
+@pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("case", PADDED, ids=str)
 def test_upstream_gradient_of_padded_outputs_is_ignored(case: Case, target: str) -> None:
     """A loss that forgets its mask, or NaN in it, reaches no gradient through outputs that do not exist."""

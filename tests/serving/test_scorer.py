@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,9 @@ def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -
     pq.write_table(requests(prepared), tmp_path / "bad.parquet")
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*none for out\.parquet"):
         scorer.score_file(tmp_path / "bad.parquet", tmp_path / "none" / "out.parquet")
+    for folder in (tmp_path, Path(".")):
+        with pytest.raises(ValueError, match=f"out must be a file to write, got the folder {re.escape(str(folder))}$"):
+            scorer.score_file(tmp_path / "bad.parquet", folder)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.parquet"]
     for chunk in (0, -1):
         with pytest.raises(ValueError, match=f"chunk must be at least 1, got {chunk}"):

@@ -112,6 +112,9 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "no.yaml"], "no.yaml"),
         (["train", "{logs}"], "is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data"),
         (["train", "training.lr"], "training.lr is neither a config"),
+        (["train", "lr=1e-3/none.yaml"], "No such file or directory: 'lr=1e-3/none.yaml'"),
+        (["train", "data.path=none.yaml"], "there is no file or folder none.yaml (data.path)"),
+        (["train", "date.path=none.yaml"], "unknown section date: did you mean data"),
         (["train", "training.lr=[1"], "the value in 'training.lr=[1' is not YAML"),
         (["train", "--data", "{prepared}", "model.options.mlp=5"], "mlp must be a sequence of ints, got int"),
         (["prepare", "{logs}", "--out", "{prepared}", "--user", "who", "--item", "what"], "--overwrite"),
@@ -137,6 +140,7 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["compare", "--data", "{prepared}", "--models", "wide"], "models must be some of"),
         (["score", "{run}", "none.parquet", "out.parquet"], "there is no file none.parquet"),
         (["score", "{run}", "{logs}", "out.parquet"], "no column 'history'"),
+        (["score", "{run}", "{logs}", "."], "out must be a file to write, got the folder ."),
     ],
 )
 def test_errors_are_one_line(
@@ -157,6 +161,17 @@ def test_errors_are_one_line(
     assert error.count("\n") == 1
     with pytest.raises((ValueError, TypeError, OSError)):
         cli.main([*words, "--debug"])
+
+
+@pytest.mark.parametrize("name", ["lr=1e-3/config.yaml", "runs.2/lr=1e-3/config.yml", "training.lr=1e-3/config.yaml"])
+def test_a_config_may_lie_in_a_folder_with_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True)
+    Path(name).write_text("training: {epoch: 3}")
+    assert cli.main(["train", name, "training.lr=1e-2"]) == 2
+    assert f"{name}: unknown key training.epoch" in capsys.readouterr().err
 
 
 def test_argparse_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -220,13 +220,7 @@ def attention_scores(
             name,
             counts,
             options,
-            target,
-            states,
-            ragged.lengths,
-            ragged.offsets,
-            mask,
-            ragged.history,
-            *tensors,
+            *distinct((target, states, ragged.lengths, ragged.offsets, mask, ragged.history, *tensors)),
         )
     else:
         scores = _FWD[name](target, states, *layers, ragged.lengths, ragged.offsets, mask, ragged.history, *options)

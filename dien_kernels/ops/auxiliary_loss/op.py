@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     check_like,
@@ -222,7 +222,10 @@ def auxiliary_loss(
     if needs_autograd((states, positive, negative, *tensors)):
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         loss: Tensor = _AuxiliaryLoss.apply(
-            name, counts, options, states, positive, negative, ragged.lengths, ragged.offsets, *tensors
+            name,
+            counts,
+            options,
+            *distinct((states, positive, negative, ragged.lengths, ragged.offsets, *tensors)),
         )[0]
     else:
         loss = _FWD[name](states, positive, negative, *layers, ragged.lengths, ragged.offsets, *options)

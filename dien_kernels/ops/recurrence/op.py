@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops import _gates
-from dien_kernels.ops._autograd import by_position, differentiable_once, needs_autograd
+from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
 from dien_kernels.ops._checks import (
     autocast,
     autocast_dtype,
@@ -202,7 +202,7 @@ def recurrence(
     )
     tensors = (x, attention, w_ih, w_hh, b_ih, b_hh, h0, *ragged)
     if needs_grad:
-        y, h_n, _ = _Recurrence.apply(name, *tensors, options)
+        y, h_n, _ = _Recurrence.apply(name, *distinct(tensors), options)
     else:  # an autograd.Function costs many times a raw op per call, and serving runs batches of one
         y, h_n, _ = _FWD[name](*tensors, *options)
     return y, h_n
@@ -231,8 +231,6 @@ def check_weights(
         b_ih = check_scalar_like(names[2], b_ih, (rows,), "[3 * H]", x, x_name)
     if b_hh is not None:
         b_hh = check_scalar_like(names[3], b_hh, (rows,), "[3 * H]", x, x_name)
-    if b_hh is not None and b_hh is b_ih:
-        b_hh = b_ih.view_as(b_ih)  # torch.compile refuses one tensor in two places of a Function
     return b_ih, b_hh
 
 

@@ -169,11 +169,12 @@ def _run(
         valid = t < rows.length
         x_t = _take(x_flat, rows.x_start, rows.x_stride, t, valid)
         a_t = _take(a_flat, rows.y_start, rows.y_stride, t, valid)
-        h_new, kept = step(x_t, h, a_t, w_ih, w_hh, b_ih, b_hh, options)
-        h_new = torch.where(valid.unsqueeze(1), h_new, h)
+        alive = valid.unsqueeze(1)
+        h_t = torch.where(alive, h, 0)  # NaN in a state that no step reads must not reach sums over rows
+        h_new, kept = step(x_t, h_t, a_t, w_ih, w_hh, b_ih, b_hh, options)
         y = y.index_put(((rows.y_start + t * rows.y_stride)[valid],), h_new[valid])
-        tape.append((valid, x_t, a_t, h, kept))
-        h = h_new
+        tape.append((valid, x_t, a_t, h_t, kept))
+        h = torch.where(alive, h_new, h)
     return y, h, tape
 
 
