@@ -180,15 +180,22 @@ def _is_within(pair: tuple[Row, Row]) -> bool:
     return low <= again <= high
 
 
+def _overlap(pair: tuple[Row, Row]) -> bool:
+    (low, high), (again_low, again_high) = map(spread, pair)
+    return low <= again_high and again_low <= high
+
+
 def counted(pairs: Pairs) -> str:
-    """How many of the second run's ratios lie within the spread of the first's (``spread``), and how far they moved."""
+    """How many of the second run's ratios lie within the spread of the first's (``spread``), for how many the spreads
+    have something in common, and how far they moved."""
     narrow = sum(float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"]) for a, b in pairs)
     moved = sorted(abs(float(b["ratio"]) / float(a["ratio"]) - 1) for a, b in pairs)
     half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
     return (
         f"A second run: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within the first one's spread, lowest to "
-        f"highest median of a sitting ({narrow} within the 20th to 80th percentile of its rounds); half of them moved "
-        f"by at most {half:.1%}, nine in ten by at most {most:.1%}."
+        f"highest median of a sitting ({narrow} within the 20th to 80th percentile of its rounds); the spreads of both "
+        f"runs overlap for {sum(map(_overlap, pairs))}; half of the ratios moved by at most {half:.1%}, nine in ten by "
+        f"at most {most:.1%}."
     )
 
 

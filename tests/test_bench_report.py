@@ -96,7 +96,8 @@ def test_a_second_run_is_counted_by_the_spread_of_the_first() -> None:
     assert len(moved) == 1
     assert "torch_gru_packed" in moved[0]
     assert "1 of 2 ratios" in counted
-    assert "half of them moved by at most 2.5%, nine in ten by at most 10.0%" in counted
+    assert "the spreads of both runs overlap for 1; half" in counted
+    assert "half of the ratios moved by at most 2.5%, nine in ten by at most 10.0%" in counted
     assert counted in report.counts(first, second)
     assert counted in summary.text(first, "page.md", "picture.svg", second)
     assert "A second run" not in report.counts(first, [])
