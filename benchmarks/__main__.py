@@ -1,4 +1,4 @@
-"""``python -m benchmarks run | report | reproduce``: measure into a CSV, turn it into tables, compare two of them."""
+"""``python -m benchmarks run | report | reproduce``: measure into a CSV, turn it into tables, compare several."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--write", action="store_true", help="docs/benchmarks.md, its picture and the README's summary")
     table.add_argument("--allocator", choices=("keep", "default"), default="keep")
 
-    again = commands.add_parser("reproduce", help="does a second run have the ratios of the first?")
+    again = commands.add_parser("reproduce", help="are another run's ratios within the stated spreads?")
     again.set_defaults(action=_reproduce)
-    again.add_argument("second", type=Path, nargs="?", default=store.SECOND, help="the second run's --out")
-    again.add_argument("--first", type=Path, default=store.DEFAULT)
+    again.add_argument("again", type=Path, nargs="?", default=store.AGAIN, help="the other run's --out")
+    again.add_argument("--first", type=Path, nargs="+", default=store.REPORTED, help="the runs that state the spreads")
     return parser
 
 
@@ -197,15 +197,16 @@ def _columns(case: registry.Case, threads: int) -> dict[str, str]:
 
 
 def _report(options: argparse.Namespace) -> None:
-    if options.write and not _is_default(options.results):
+    is_default = _is_default(options.results)
+    if options.write and not is_default:
         sys.exit("--write makes the repository's pages of its own results: leave --results out")
-    rows = store.newest(_rows("--results", options.results))
+    rows = _rows("--results", *(store.REPORTED if is_default else (options.results,)))
     rows = [row for row in rows if row["allocator"].startswith(options.allocator)]
     if not rows:
         sys.exit(f"--results: {options.results} has no rows measured with --allocator {options.allocator}")
     last = max(rows, key=lambda row: row["date"])  # one machine, set one way, a report: as it was last used
     rows = [row for row in rows if all(row[name] == last[name] for name in ("machine", "allocator"))]
-    again = store.newest(store.read(store.SECOND)) if _is_default(options.results) else []
+    again = store.read_runs([store.AGAIN]) if is_default else []
     if options.write:
         _write(rows, again)
     else:
@@ -213,17 +214,17 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    first, second = (store.newest(_rows(*given)) for given in (("--first", options.first), ("second", options.second)))
-    pairs = report.pairs_of(first, second)
+    pairs = report.pairs_of(_rows("--first", *options.first), _rows("again", options.again))
     if not pairs:
-        sys.exit(f"{options.second} has no ratio of a case, machine and allocator that {options.first} has")
+        sys.exit(f"{options.again} has no ratio of a case, machine and allocator that {options.first[0]} has")
     print(report.reproduced(pairs))
 
 
-def _rows(argument: str, path: Path) -> list[store.Row]:
-    if not path.exists():
-        sys.exit(f"{argument}: there is no file {path}")
-    return store.read(path)
+def _rows(argument: str, *paths: Path) -> list[store.Row]:
+    for path in paths:
+        if not path.exists():
+            sys.exit(f"{argument}: there is no file {path}")
+    return store.read_runs(paths)
 
 
 def _write(rows: list[store.Row], again: list[store.Row]) -> None:

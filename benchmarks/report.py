@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from benchmarks.registry import WRONG_GRADIENT
-from benchmarks.store import Row, key, spread
+from benchmarks.store import ALLOWANCE, Row, key, sat, spread
 from benchmarks.targets import bases, count, is_base, memory_verdict, problem, verdict
 
 _TITLES = {
@@ -22,6 +22,7 @@ _TITLES = {
     "score": "Scores of B candidates for one history",
 }
 _PER_SECOND = ("step", "loader")
+_TENTH = f"{ALLOWANCE - 1:.0%} more"
 
 
 def one_line(row: Row) -> str:
@@ -62,7 +63,7 @@ def _strong(text: str) -> str:
 
 
 def markdown(rows: list[Row], root: str = "", again: Sequence[Row] = ()) -> str:
-    """All tables, after a paragraph on the machine and the counts of targets and of what a second run, ``again``,
+    """All tables, after a paragraph on the machine and the counts of targets and of what one more run, ``again``,
     reproduced. ``root``: the way to the repository's."""
     parts = [about(rows, root), counts(rows, again)]
     for suite, title in _TITLES.items():
@@ -76,7 +77,7 @@ def markdown(rows: list[Row], root: str = "", again: Sequence[Row] = ()) -> str:
 
 
 def counts(rows: list[Row], again: Sequence[Row]) -> str:
-    """Of targets, and of what a second run reproduced."""
+    """Of targets, and of what one more run reproduced."""
     pairs = pairs_of(rows, again)
     return f"{count(rows)} {counted(pairs)}" if pairs else count(rows)
 
@@ -95,7 +96,7 @@ def about(rows: list[Row], root: str = "") -> str:
         f"allocator: {values('allocator')} ([what that means]({root}benchmarks/README.md)); "
         f"{values('dtype')}; {days}. "
         "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
-        f"(lowest–highest median of a sitting{older}). "
+        f"(lowest–highest median of a sitting{older}; {_TENTH} on either side). "
         'Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
         f"an sgemm of MKL in the same rounds{_limits(rows)}."
     )
@@ -169,38 +170,32 @@ def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
 Pairs = list[tuple[Row, Row]]
 
 
-def pairs_of(first: Sequence[Row], second: Sequence[Row]) -> Pairs:
-    """The rows with a ratio that both runs have."""
+def pairs_of(first: Sequence[Row], again: Sequence[Row]) -> Pairs:
+    """The rows with a ratio that both have."""
     then = {key(row): row for row in first if row["ratio"] and not is_base(row)}
-    return [(then[key(row)], row) for row in second if row["ratio"] and key(row) in then]
+    return [(then[key(row)], row) for row in again if row["ratio"] and key(row) in then]
 
 
-def _is_within(pair: tuple[Row, Row]) -> bool:
-    (low, high), again = spread(pair[0]), float(pair[1]["ratio"])
+def _is_within(pair: tuple[Row, Row], stated: Callable[[Row], tuple[float, float]] = spread) -> bool:
+    (low, high), again = stated(pair[0]), float(pair[1]["ratio"])
     return low <= again <= high
 
 
-def _overlap(pair: tuple[Row, Row]) -> bool:
-    (low, high), (again_low, again_high) = map(spread, pair)
-    return low <= again_high and again_low <= high
-
-
 def counted(pairs: Pairs) -> str:
-    """How many of the second run's ratios lie within the spread of the first's (``spread``), for how many the spreads
-    have something in common, and how far they moved."""
-    narrow = sum(float(a["ratio_p20"]) <= float(b["ratio"]) <= float(a["ratio_p80"]) for a, b in pairs)
+    """How many of the last run's ratios lie within the stated spread, how many within what the sittings gave, and how
+    far they moved."""
+    narrow = sum(_is_within(pair, sat) for pair in pairs)
     moved = sorted(abs(float(b["ratio"]) / float(a["ratio"]) - 1) for a, b in pairs)
     half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
     return (
-        f"A second run: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within the first one's spread, lowest to "
-        f"highest median of a sitting ({narrow} within the 20th to 80th percentile of its rounds); the spreads of both "
-        f"runs overlap for {sum(map(_overlap, pairs))}; half of the ratios moved by at most {half:.1%}, nine in ten by "
-        f"at most {most:.1%}."
+        f"Measured once more: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within their stated spread "
+        f"({narrow} without the {_TENTH} on either side); half of them moved by at most {half:.1%}, nine in ten by at "
+        f"most {most:.1%}."
     )
 
 
 def reproduced(pairs: Pairs) -> str:
-    """A line for each ratio outside of the spread, and the count."""
+    """A line for each ratio outside of its spread, and the count."""
     lines = [
         f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"
         for a, b in pairs

@@ -154,7 +154,8 @@ def test_the_own_results_are_known_by_any_path(
     written = []
     monkeypatch.setattr("benchmarks.__main__._write", lambda rows, again: written.append((rows, again)))
     monkeypatch.setattr(store, "DEFAULT", Path(file_of(tmp_path / "own.csv", ROW)))
-    monkeypatch.setattr(store, "SECOND", Path(file_of(tmp_path / "again.csv", ROW | {"ratio": "3"})))
+    monkeypatch.setattr(store, "REPORTED", (store.DEFAULT,))
+    monkeypatch.setattr(store, "AGAIN", Path(file_of(tmp_path / "again.csv", ROW | {"ratio": "3"})))
     monkeypatch.chdir(tmp_path)
     for path in ("own.csv", f"../{tmp_path.name}/own.csv"):
         assert "--tiny needs --out" in said(capsys, "run", "--tiny", "--out", path)
@@ -165,14 +166,14 @@ def test_the_own_results_are_known_by_any_path(
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "none.csv")
     assert said(capsys, "report", "--results", nowhere) == f"--results: there is no file {nowhere}"
-    assert said(capsys, "reproduce", nowhere) == f"second: there is no file {nowhere}"
+    assert said(capsys, "reproduce", nowhere) == f"again: there is no file {nowhere}"
     assert "is a folder" in said(capsys, "report", "--results", str(tmp_path))
 
 
 def test_runs_that_have_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = file_of(tmp_path / "one.csv", ROW)
-    second = file_of(tmp_path / "two.csv", ROW | {"machine": "another"})
-    assert "has no ratio of a case, machine and allocator that" in said(capsys, "reproduce", second, "--first", first)
+    other = file_of(tmp_path / "two.csv", ROW | {"machine": "another"})
+    assert "has no ratio of a case, machine and allocator that" in said(capsys, "reproduce", other, "--first", first)
 
 
 def test_pages_are_made_of_the_own_results_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
