@@ -1,6 +1,6 @@
 """Builds ``dien_kernels/_C.so``: one shared library without Python symbols, on torch's stable ABI.
 
-Variables: docs/env.md. Objects in ``build/native`` serve until their command or a file they include changes.
+Variables: docs/env.md. Objects in ``build/native`` serve until command, compiler or a file they include changes.
 """
 
 import hashlib
@@ -27,6 +27,8 @@ JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
 CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
 CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(arch.rstrip("af")))
+# One PTX for all: the kernels use nothing newer. It is made once, and stays inside for devices newer than all.
+GENCODE = f"-gencode=arch=compute_{CUDA_PTX},code=[{','.join(f'sm_{arch}' for arch in CUDA_ARCHS)},compute_{CUDA_PTX}]"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
@@ -78,9 +80,9 @@ def run(command, what):
         fail(f"{what} failed")
 
 
-def compile_object(source, command, salt):
+def compile_object(source, command, *versions):
     """The object of one source, compiled unless it is newer than all files in its depfile (a backslash joins lines)."""
-    key = hashlib.sha256(repr((command, salt)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((command, versions)).encode()).hexdigest()[:12]
     target = ROOT / "build/native" / key / f"{source.stem}.o"
     depfile, fresh = target.with_suffix(".d"), target.with_suffix(f".{os.getpid()}.o")
     if target.exists() and depfile.exists():
@@ -106,11 +108,9 @@ def build_native(out, backends):
     if "cuda" in backends:
         linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
-        # One PTX for all: the kernels use nothing newer. It is made once, and stays inside for devices newer than all.
-        codes = ",".join([*(f"sm_{arch}" for arch in CUDA_ARCHS), f"compute_{CUDA_PTX}"])
-        gencode = f"-gencode=arch=compute_{CUDA_PTX},code=[{codes}]"
-        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", gencode]
-        jobs += [(source, nvcc) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+        nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", GENCODE]
+        nvcc_version = subprocess.getoutput("nvcc --version")
+        jobs += [(source, nvcc, nvcc_version) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
     for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
         isa = source.stem.rpartition("_")[2]
         if isa not in ISA_FLAGS or X86:
@@ -118,7 +118,7 @@ def build_native(out, backends):
             jobs.append((source, common + ISA_FLAGS.get(isa, [])))
     jobs += [(source, common + torch_flags) for source in sorted(ROOT.glob("csrc/torch/*.cpp"))]
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(lambda job: compile_object(*job, (version, torch_version)), jobs))
+        objects = list(pool.map(lambda job: compile_object(*job, version, torch_version), jobs))
     fresh = out / f"_C.{os.getpid()}.so"  # moved into place, as a process may be running the old one
     run([*linker, *objects, *libraries, "-o", fresh], "linking _C.so")
     fresh.replace(out / "_C.so")

@@ -92,12 +92,12 @@ class Batch:
                 histories = count_histories(self.offsets)
                 check_index("history_of", self.history_of, "[B]")
                 check_range("history_of", self.history_of, histories)
-                self.rows_total = int(self.offsets.diff()[self.history_of].sum())
+                self.rows_total = count_steps(self.offsets, self.history_of)
 
     @property
     def rows(self) -> int:
         """B."""
-        return next(iter(self.target.values())).shape[0]
+        return count_ids("target", self.target)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with ``function`` applied to every tensor."""
@@ -167,7 +167,7 @@ class Batch:
         if self.history_of is not None:
             check_range("history_of", self.history_of, u)
         if not torch.compiler.is_compiling():  # a graph would break at the number; there the ops that use it ask
-            total = n if self.history_of is None else int(self.offsets.diff()[self.history_of].sum())
+            total = n if self.history_of is None else count_steps(self.offsets, self.history_of)
             if self.rows_total != total:
                 raise ValueError(f"rows_total must be {total}, the steps of every row's history, got {self.rows_total}")
 
@@ -200,6 +200,11 @@ def count_histories(offsets: Tensor) -> int:
     if offsets.shape[0] < 1:
         raise ValueError("offsets must ascend from 0 to the number of behaviours, got []")
     return offsets.shape[0] - 1
+
+
+def count_steps(offsets: Tensor, history_of: Tensor) -> int:
+    """``Batch.rows_total``, of what has been checked."""
+    return int(offsets.diff()[history_of].sum())
 
 
 def count_ids(name: str, fields: Mapping[str, Tensor]) -> int:

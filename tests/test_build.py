@@ -94,17 +94,18 @@ def test_object_serves_until_a_file_it_includes_changes(tmp_path: Path, monkeypa
         path.touch()
         os.utime(path, (0, 0))
 
-    target = setup.compile_object(source, setup.compiler(), "salt")
+    target = setup.compile_object(source, setup.compiler(), "1.0")
     assert "\\\n" in target.with_suffix(".d").read_text()
-    assert setup.compile_object(source, setup.compiler(), "salt") == target
+    assert setup.compile_object(source, setup.compiler(), "1.0") == target
     assert len(compiled) == 1
     for count, changed in enumerate((source, *headers), 2):
         os.utime(changed, ns=(target.stat().st_mtime_ns,) * 2)
-        setup.compile_object(source, setup.compiler(), "salt")
+        setup.compile_object(source, setup.compiler(), "1.0")
         assert len(compiled) == count, changed
+    assert setup.compile_object(source, setup.compiler(), "1.1") != target  # another version of the compiler
     headers[-1].unlink()
     with pytest.raises(SystemExit, match="compiling unit.cpp failed"):
-        setup.compile_object(source, setup.compiler(), "salt")
+        setup.compile_object(source, setup.compiler(), "1.0")
 
 
 def build(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dien_kernels.batch import Batch, check_index, check_mapping, check_range, check_tensor, count_histories, count_ids
+from dien_kernels.batch import (
+    Batch,
+    check_index,
+    check_mapping,
+    check_range,
+    check_tensor,
+    count_histories,
+    count_ids,
+    count_steps,
+)
 
 
 def candidates(
@@ -40,7 +49,7 @@ def candidates(
     if offsets is None:
         offsets = torch.tensor([0, steps])
     histories = count_histories(offsets)
-    rows_total = -1  # to be read from the tensors
+    rows_total = -1  # Batch counts
     if history_of is None:
         if histories not in (1, rows):
             raise ValueError(f"history_of must be given for {rows} targets of {histories} histories, got None")
@@ -49,6 +58,7 @@ def candidates(
     else:
         check_index("history_of", history_of, "[B]")
         check_range("history_of", history_of, histories)
+        rows_total = count_steps(offsets, history_of)
     users = {} if users is None else users
     check_mapping("users", users)
     of_user = {}

@@ -79,7 +79,7 @@ def test_check_takes_what_fits() -> None:
         replace(own, rows_total=4).check(SCHEMA)
 
 
-BAD_MADE: list[tuple[Callable[[], Batch], type[Exception], str]] = [
+BAD_MADE: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Batch({}, OFFSETS, TARGET), ValueError, "history must have at least one field, got none"),
     (lambda: Batch({"item": [1]}, OFFSETS, TARGET), TypeError, r"history\['item'\] must be a torch.Tensor, got list"),  # type: ignore[dict-item]
     (lambda: reading(torch.tensor([0, 5])), ValueError, "history_of must lie between 0 and 2, got values from 0 to 5"),
@@ -91,6 +91,7 @@ BAD_MADE: list[tuple[Callable[[], Batch], type[Exception], str]] = [
     (lambda: reading(FOUR.float()), ValueError, rf"history_of {INDEX} \[B\], got torch.float32 \(4,\)"),
     (lambda: reading([0, 1]), TypeError, "history_of must be a torch.Tensor, got list"),
     (lambda: reading(FOUR[:2], OFFSETS[0]), ValueError, rf"offsets {INDEX} \[U \+ 1\], got torch.int64 \(\)"),
+    (lambda: Batch(ITEMS, OFFSETS, {}).rows, ValueError, "target must have at least one field, got none"),
     (lambda: reading(FOUR[:2], [0, 5]), TypeError, "offsets must be a torch.Tensor, got list"),
 ]
 
@@ -100,7 +101,7 @@ def reading(history_of: Any, offsets: Any = OFFSETS) -> Batch:
 
 
 @pytest.mark.parametrize("make, error, message", BAD_MADE, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_batch_that_cannot_be_made(make: Callable[[], Batch], error: type[Exception], message: str) -> None:
+def test_a_batch_that_cannot_be_made(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
 
