@@ -96,7 +96,7 @@ def about(rows: list[Row], root: str = "") -> str:
         f"allocator: {values('allocator')} ([what that means]({root}benchmarks/README.md)); "
         f"{values('dtype')}; {days}. "
         "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
-        f"(lowest–highest median of a sitting{older}; {_TENTH} on either side). "
+        f"(its spread: lowest–highest median of a sitting of every run{older}, {_TENTH} on either side). "
         'Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
         f"an sgemm of MKL in the same rounds{_limits(rows)}."
     )

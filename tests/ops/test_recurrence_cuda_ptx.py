@@ -190,6 +190,26 @@ def test_nan_where_no_step_is(kind: str) -> None:
         assert torch.equal(tensor, expected.tensors[name]), name
 
 
+@pytest.mark.usefixtures("simulator")
+@pytest.mark.parametrize("reset", ["after", "before"])
+def test_nan_in_a_state_that_no_step_reads(reset: str) -> None:
+    """h0 of a row without steps goes to its h_n, and nowhere else."""
+    case = Case("paper", torch.bfloat16, B=12, T=4, I=8, H=36, ragged="lengths", reset=reset, h0=True)
+    inputs = make(case)
+    idle = torch.tensor([not len(inputs.steps[row]) for row in inputs.rows])
+    assert idle.any()
+    assert not idle.all()
+    expected = simulated(case, Simulator())
+    h0 = torch.where(idle.unsqueeze(1), torch.nan, inputs.leaves["h0"].detach()).requires_grad_()
+    leaves = inputs.leaves | {"h0": h0}
+    with simulating(Simulator()):
+        result = result_of(call(case, inputs, "cuda", **leaves), inputs, leaves)
+    assert result.tensors["h_n"][idle].isnan().all()
+    for name, tensor in result:
+        kept = ~idle if name == "h_n" else slice(None)
+        assert torch.equal(tensor[kept], expected.tensors[name][kept]), name
+
+
 @pytest.mark.ptx
 @pytest.mark.parametrize(
     ("kernel", "padded"),
