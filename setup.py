@@ -1,6 +1,6 @@
 """Builds ``dien_kernels/_C.so``: one shared library without Python symbols, on torch's stable ABI.
 
-Variables: docs/env.md. Objects in ``build/native`` serve until command, compiler or a file they include changes.
+Variables: docs/env.md. Objects in ``build/native`` serve until command, compiler, torch or a file of theirs changes.
 """
 
 import hashlib

@@ -81,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     again = commands.add_parser("reproduce", help="are another run's ratios within the stated spreads?")
     again.set_defaults(action=_reproduce)
     again.add_argument("again", type=Path, nargs="?", default=store.AGAIN, help="the other run's --out")
-    again.add_argument("--first", type=Path, nargs="+", default=store.REPORTED, help="the runs that state the spreads")
+    again.add_argument(
+        "--first",
+        type=Path,
+        action="append",
+        metavar="CSV",
+        help="a run that states the spreads, once for each of them (the repository's two); medians are the first one's",
+    )
     return parser
 
 
@@ -214,9 +220,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    pairs = report.pairs_of(_rows("--first", *options.first), _rows("again", options.again))
+    first = options.first or store.REPORTED
+    if any(options.again.resolve() == path.resolve() for path in first):
+        sys.exit(f"again: {options.again} is one of the runs that state the spreads")
+    pairs = report.pairs_of(_rows("--first", *first), _rows("again", options.again))
     if not pairs:
-        sys.exit(f"{options.again} has no ratio of a case, machine and allocator that {options.first[0]} has")
+        sys.exit(f"{options.again} has no ratio of a case, machine and allocator that {first[0]} has")
     print(report.reproduced(pairs))
 
 

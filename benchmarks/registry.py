@@ -18,6 +18,7 @@ LOADERS = ("loader_0", "loader_2")
 NAMES = (*sum(OPS.values(), ()), *MODELS, *LOADERS)
 MODES = ("fwd", "fwd+bwd", "call", "step", "load", "request")
 OURS = "dien_kernels"
+BASES = (OURS, "gates_keep")  # ratios are relative to these
 PADS = "computes the padding; compared on valid steps"  # the note of a peer that does so with ragged rows
 WRONG_GRADIENT = "wrong-gradient"  # begins the note of a peer that is timed although its gradients are wrong
 # The package, as it is and under other settings; everything else is a peer.

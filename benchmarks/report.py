@@ -22,7 +22,7 @@ _TITLES = {
     "score": "Scores of B candidates for one history",
 }
 _PER_SECOND = ("step", "loader")
-_TENTH = f"{ALLOWANCE - 1:.0%} more"
+_WIDER = f"{ALLOWANCE - 1:.0%} wider"
 
 
 def one_line(row: Row) -> str:
@@ -96,7 +96,7 @@ def about(rows: list[Row], root: str = "") -> str:
         f"allocator: {values('allocator')} ([what that means]({root}benchmarks/README.md)); "
         f"{values('dtype')}; {days}. "
         "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
-        f"(its spread: lowest–highest median of a sitting of every run{older}, {_TENTH} on either side). "
+        f"(its spread: lowest–highest median of a sitting of every run{older}, {_WIDER} on either side). "
         'Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
         f"an sgemm of MKL in the same rounds{_limits(rows)}."
     )
@@ -189,7 +189,7 @@ def counted(pairs: Pairs) -> str:
     half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
     return (
         f"Measured once more: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within their stated spread "
-        f"({narrow} without the {_TENTH} on either side); half of them moved by at most {half:.1%}, nine in ten by at "
+        f"({narrow} within what the sittings gave); half of them moved by at most {half:.1%}, nine in ten by at "
         f"most {most:.1%}."
     )
 
@@ -197,7 +197,8 @@ def counted(pairs: Pairs) -> str:
 def reproduced(pairs: Pairs) -> str:
     """A line for each ratio outside of its spread, and the count."""
     lines = [
-        f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: {_ratio(a)}, then {_ratio(b)}"
+        f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: "
+        f"{_ratio(a)}, then {float(b['ratio']):.2f}×"
         for a, b in pairs
         if not _is_within((a, b))
     ]

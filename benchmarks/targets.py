@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import product
 
 from benchmarks.registry import (
+    BASES,
     LAWS,
     LIBRARIES,
     LOADERS,
     LOOPS,
-    OURS,
     RECURRENT_PEERS,
     SERVE_WIDTHS,
     SHORT_WIDTHS,
@@ -100,7 +100,7 @@ def problem(row: Row) -> Problem:
 
 def is_base(row: Row) -> bool:
     """Whether ratios are relative to this row."""
-    return row["provider"] in (OURS, "gates_keep")
+    return row["provider"] in BASES
 
 
 def bases(rows: list[Row]) -> dict[tuple[Problem, str], Row]:

@@ -203,7 +203,7 @@ def count_histories(offsets: Tensor) -> int:
 
 
 def count_steps(offsets: Tensor, history_of: Tensor) -> int:
-    """``Batch.rows_total``, of what has been checked."""
+    """``Batch.rows_total``; ``history_of`` must be known to lie within ``offsets``."""
     return int(offsets.diff()[history_of].sum())
 
 

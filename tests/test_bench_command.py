@@ -96,11 +96,14 @@ def test_run(words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[s
         (HEADER + "speed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
         (HEADER + line_of(ratio="fast"), "line 2: ratio must be a number or empty, got 'fast'"),
         (HEADER + line_of(H="1.5"), "line 2: H must be a whole number, got '1.5'"),
+        (HEADER + line_of(ratio="0"), "line 2: ratio must be above 0, got '0'"),
+        (HEADER + line_of(ratio_high=""), "line 2: ratio_high must be above 0, got ''"),
+        (HEADER + line_of(ratio_low="", ratio_p20=""), "line 2: ratio_p20 must be above 0, got ''"),
         (CUT, "bad.csv does not end with a newline: its last row is cut"),
         (HEADER + line_of() + line_of(allocator='"keep') + line_of(), "bad.csv, line 3: unexpected end of data"),
         (HEADER + line_of(note="x" * 200_000), "bad.csv, line 2: field larger than field limit"),
     ],
-    ids=["columns", "short", "word", "fraction", "cut", "quote", "long"],
+    ids=["columns", "short", "word", "fraction", "nothing", "open", "unspread", "cut", "quote", "long"],
 )
 def test_a_file_that_holds_no_results(
     content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,13 +157,14 @@ def test_the_own_results_are_known_by_any_path(
     written = []
     monkeypatch.setattr("benchmarks.__main__._write", lambda rows, again: written.append((rows, again)))
     monkeypatch.setattr(store, "DEFAULT", Path(file_of(tmp_path / "own.csv", ROW)))
-    monkeypatch.setattr(store, "REPORTED", (store.DEFAULT,))
+    second = ROW | {"ratio": "2.1", "ratio_high": "2.5"}
+    monkeypatch.setattr(store, "REPORTED", (store.DEFAULT, Path(file_of(tmp_path / "second.csv", second))))
     monkeypatch.setattr(store, "AGAIN", Path(file_of(tmp_path / "again.csv", ROW | {"ratio": "3"})))
     monkeypatch.chdir(tmp_path)
     for path in ("own.csv", f"../{tmp_path.name}/own.csv"):
         assert "--tiny needs --out" in said(capsys, "run", "--tiny", "--out", path)
         main(["report", "--write", "--results", path])
-    assert written == [([ROW], [ROW | {"ratio": "3"}])] * 2
+    assert written == [([ROW | {"ratio_high": "2.5"}], [ROW | {"ratio": "3"}])] * 2
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +178,17 @@ def test_runs_that_have_nothing_in_common(tmp_path: Path, capsys: pytest.Capture
     first = file_of(tmp_path / "one.csv", ROW)
     other = file_of(tmp_path / "two.csv", ROW | {"machine": "another"})
     assert "has no ratio of a case, machine and allocator that" in said(capsys, "reproduce", other, "--first", first)
+
+
+def test_reproduce_takes_the_spread_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = file_of(tmp_path / "one.csv", ROW)
+    second = file_of(tmp_path / "two.csv", ROW | {"ratio": "3", "ratio_low": "2.7", "ratio_high": "3.4"})
+    again = file_of(tmp_path / "three.csv", ROW | {"ratio": "3.7"})
+    for words, within in (((again, "--first", first, "--first", second), 1), (("--first", first, again), 0)):
+        main(["reproduce", *words])
+        assert f"{within} of 1 ratios within" in capsys.readouterr().out
+    same = f"again: {second} is one of the runs that state the spreads"
+    assert said(capsys, "reproduce", second, "--first", first, "--first", second) == same
 
 
 def test_pages_are_made_of_the_own_results_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

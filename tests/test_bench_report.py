@@ -96,7 +96,7 @@ def test_another_run_is_counted_by_the_stated_spread() -> None:
     *moved, counted = report.reproduced(pairs).splitlines()
     assert len(moved) == 1
     assert "torch_gru_packed" in moved[0]
-    assert "1 of 2 ratios within their stated spread (0 without the 10% more on either side)" in counted
+    assert "1 of 2 ratios within their stated spread (0 within what the sittings gave)" in counted
     assert "half of them moved by at most 10.0%, nine in ten by at most 16.7%" in counted
     assert counted in report.counts(first, again)
     assert counted in summary.text(first, "page.md", "picture.svg", again)
@@ -104,18 +104,25 @@ def test_another_run_is_counted_by_the_stated_spread() -> None:
 
 
 def test_the_sittings_of_two_runs_count_in_the_spread(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    first, alone = row("torch_gru_padded", **ratio(2.0)), row("eager_loop", **ratio(4))
-    store.append(one, [row("torch_gru_padded", **ratio(1.0)), row("torch_gru_packed", note="absent"), alone, first])
-    store.append(
-        two, [row("torch_gru_padded", **ratio(2.3)), row("torch_gru_packed", **ratio(3)), row("onednn", **ratio(5))]
-    )
+    def run(name: str, **ratios: float) -> Path:
+        store.append(tmp_path / name, [row(provider, **ratio(middle)) for provider, middle in ratios.items()])
+        return tmp_path / name
+
+    one = run("one.csv", higher=1.0, lower=2.0, alone=4.0)
+    run("one.csv", higher=2.0)  # the newest counts
+    old = row("old", **ratio(2.0)) | {"ratio_low": "", "ratio_high": ""}  # of one sitting
+    store.append(one, [row("absent", note="absent"), old])
+    two = run("two.csv", higher=9.0, lower=1.8, absent=3.0, old=2.5, other=5.0)
+    run("two.csv", higher=2.3)
+
     read = {given["provider"]: given for given in store.read_runs([one, two])}
-    assert read["torch_gru_padded"]["ratio"] == "2.0"
-    assert store.spread(read["torch_gru_padded"]) == pytest.approx((1.9 / 1.1, 2.4 * 1.1))
-    assert not read["torch_gru_packed"]["ratio_low"]  # without a number of the first run there is none to state
-    assert read["eager_loop"] == alone
-    assert "onednn" not in read
+    assert read.keys() == {"higher", "lower", "alone", "absent", "old"}
+    assert (read["higher"]["ratio"], read["lower"]["ratio"]) == ("2.0", "2.0")
+    assert store.spread(read["higher"]) == pytest.approx((1.9 / 1.1, 2.4 * 1.1))
+    assert store.spread(read["lower"]) == pytest.approx((1.7 / 1.1, 2.1 * 1.1))
+    assert store.spread(read["alone"]) == pytest.approx((3.9 / 1.1, 4.1 * 1.1))
+    assert read["old"] == old
+    assert not read["absent"]["ratio_low"]  # without a number of the first run there is none to state
 
 
 def test_a_wrong_gradient_is_named_beside_its_ratio() -> None:

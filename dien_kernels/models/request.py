@@ -49,7 +49,7 @@ def candidates(
     if offsets is None:
         offsets = torch.tensor([0, steps])
     histories = count_histories(offsets)
-    rows_total = -1  # Batch counts
+    rows_total = -1  # Batch counts them itself
     if history_of is None:
         if histories not in (1, rows):
             raise ValueError(f"history_of must be given for {rows} targets of {histories} histories, got None")

@@ -147,7 +147,7 @@ def recurrence_backward(
     else:
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
     if H0 is not None:
-        has_steps = (length > 0)[:, None]  # nobody reads the others, and zero times their NaN would reach a sum
+        has_steps = (length > 0)[:, None]  # h0 of the others is no step's: zero times its NaN would reach a sum
         h0 = tl.load(H0 + state_at, mask=has_steps & inside, other=0.0)
     bias_at = D_BIAS + tl.program_id(0).to(tl.int64) * (4 * H)
     db_r = tl.zeros((ROWS, PADDED), tl.float32)
