@@ -189,7 +189,7 @@ def counted(pairs: Pairs) -> str:
     half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
     return (
         f"Measured once more: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within their stated spread "
-        f"({narrow} within what the sittings gave); half of them moved by at most {half:.1%}, nine in ten by at "
+        f"({narrow} within the unwidened one); half of them moved by at most {half:.1%}, nine in ten by at "
         f"most {most:.1%}."
     )
 

@@ -96,7 +96,7 @@ def test_another_run_is_counted_by_the_stated_spread() -> None:
     *moved, counted = report.reproduced(pairs).splitlines()
     assert len(moved) == 1
     assert "torch_gru_packed" in moved[0]
-    assert "1 of 2 ratios within their stated spread (0 within what the sittings gave)" in counted
+    assert "1 of 2 ratios within their stated spread (0 within the unwidened one)" in counted
     assert "half of them moved by at most 10.0%, nine in ten by at most 16.7%" in counted
     assert counted in report.counts(first, again)
     assert counted in summary.text(first, "page.md", "picture.svg", again)
