@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.tiny and _is_default(options.out):
-        sys.exit("--tiny needs --out: its rows do not belong among the results")
+    if options.tiny and any(options.out.resolve() == path.resolve() for path in (*store.REPORTED, store.AGAIN)):
+        sys.exit("--tiny needs another --out: its rows do not belong among the results")
     work = [
         case
         for name in registry.SUITES

@@ -130,11 +130,21 @@ def _row(path: Path, line: int, values: list[str]) -> Row:
             finite = False
         if not finite:
             raise BadFile(f"{path}, line {line}: {name} must be a number or empty, got {row[name]!r}")
-    if row["ratio"] and row["provider"] not in BASES:
-        for name in ("ratio", *_ends(row)):
-            if float(row[name] or 0) <= 0:
-                raise BadFile(f"{path}, line {line}: {name} must be above 0, got {row[name]!r}")
+    _check_ratio(f"{path}, line {line}", row)
     return row
+
+
+def _check_ratio(at: str, row: Row) -> None:
+    """A time and a ratio are above 0, and a ratio has its spread: what divides by them or draws them need not ask."""
+    names = ("p50_us",) if row["p50_us"] else ()
+    has_spread = row["ratio"] and row["provider"] not in BASES
+    for name in (*names, "ratio", *_ends(row)) if has_spread else names:
+        if float(row[name] or 0) <= 0:
+            raise BadFile(f"{at}: {name} must be above 0, got {row[name]!r}")
+    if has_spread:
+        low, high = sat(row)
+        if not low <= float(row["ratio"]) <= high:
+            raise BadFile(f"{at}: ratio must lie between {' and '.join(_ends(row))}, got {row['ratio']!r}")
 
 
 def key(row: Row) -> tuple[str, ...]:
@@ -162,7 +172,7 @@ def read_runs(paths: Sequence[Path]) -> list[Row]:
     first, *others = ({key(row): row for row in read(path)} for path in paths)
     for other in others:
         for name in first.keys() & other.keys():
-            if first[name]["ratio_low"] and other[name]["ratio_low"]:
+            if all(row["ratio"] and row["ratio_low"] for row in (first[name], other[name])):
                 (low, high), (other_low, other_high) = sat(first[name]), sat(other[name])
                 sides = {"ratio_low": str(min(low, other_low)), "ratio_high": str(max(high, other_high))}
                 first[name] = first[name] | sides

@@ -157,13 +157,7 @@ class Batch:
         if not fits:
             got = None if self.dense is None else tuple(self.dense.shape)
             raise ValueError(f"dense must have shape {(rows, len(schema.dense))}, got {got}")
-        # No views: torch.compile refuses some of them in inference mode.
-        ascending = (self.offsets.min() == 0) & (self.offsets.max() == n) & (self.offsets.diff() >= 0).all()
-        _require(
-            ascending,
-            "offsets must ascend from 0 to the number of behaviours",
-            lambda: f"offsets must ascend from 0 to the {n} behaviours, got {self.offsets.tolist()[:8]} ...",
-        )
+        check_ascending(self.offsets, n)
         if self.history_of is not None:
             check_range("history_of", self.history_of, u)
         if not torch.compiler.is_compiling():  # a graph would break at the number; there the ops that use it ask
@@ -200,6 +194,17 @@ def count_histories(offsets: Tensor) -> int:
     if offsets.shape[0] < 1:
         raise ValueError("offsets must ascend from 0 to the number of behaviours, got []")
     return offsets.shape[0] - 1
+
+
+def check_ascending(offsets: Tensor, behaviours: int) -> None:
+    """Raise ``ValueError`` where histories are not all of the behaviours, one after another; see ``Batch.check``."""
+    # No views: torch.compile refuses some of them in inference mode.
+    ascending = (offsets.min() == 0) & (offsets.max() == behaviours) & (offsets.diff() >= 0).all()
+    _require(
+        ascending,
+        "offsets must ascend from 0 to the number of behaviours",
+        lambda: f"offsets must ascend from 0 to the {behaviours} behaviours, got {offsets.tolist()[:8]} ...",
+    )
 
 
 def count_steps(offsets: Tensor, history_of: Tensor) -> int:

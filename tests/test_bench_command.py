@@ -80,7 +80,8 @@ def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--suite", "speed", "--law", "log"), "no case has all of the --suite, --op, --mode, --law and --batch"),
         (("--batch", "0"), "--batch: must be a whole number from 1 to 2147483647, got '0'"),
         pytest.param(("--batch", "9" * 5000), "--batch: must be a whole number from 1 to", id="--batch 99..."),
-        (("--tiny",), "--tiny needs --out"),
+        (("--tiny",), "--tiny needs another --out"),
+        (("--tiny", "--out", str(store.AGAIN)), "--tiny needs another --out"),
     ],
     ids=" ".join,
 )
@@ -96,14 +97,29 @@ def test_run(words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[s
         (HEADER + "speed,gru\n", f"line 2: 2 values for {len(store.COLUMNS)} columns"),
         (HEADER + line_of(ratio="fast"), "line 2: ratio must be a number or empty, got 'fast'"),
         (HEADER + line_of(H="1.5"), "line 2: H must be a whole number, got '1.5'"),
+        (HEADER + line_of(p50_us="0"), "line 2: p50_us must be above 0, got '0'"),
         (HEADER + line_of(ratio="0"), "line 2: ratio must be above 0, got '0'"),
+        (HEADER + line_of(ratio="2.3"), "line 2: ratio must lie between ratio_low and ratio_high, got '2.3'"),
         (HEADER + line_of(ratio_high=""), "line 2: ratio_high must be above 0, got ''"),
         (HEADER + line_of(ratio_low="", ratio_p20=""), "line 2: ratio_p20 must be above 0, got ''"),
         (CUT, "bad.csv does not end with a newline: its last row is cut"),
         (HEADER + line_of() + line_of(allocator='"keep') + line_of(), "bad.csv, line 3: unexpected end of data"),
         (HEADER + line_of(note="x" * 200_000), "bad.csv, line 2: field larger than field limit"),
     ],
-    ids=["columns", "short", "word", "fraction", "nothing", "open", "unspread", "cut", "quote", "long"],
+    ids=[
+        "columns",
+        "short",
+        "word",
+        "fraction",
+        "no time",
+        "no ratio",
+        "outside",
+        "open",
+        "unspread",
+        "cut",
+        "quote",
+        "long",
+    ],
 )
 def test_a_file_that_holds_no_results(
     content: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -159,12 +175,13 @@ def test_the_own_results_are_known_by_any_path(
     monkeypatch.setattr(store, "DEFAULT", Path(file_of(tmp_path / "own.csv", ROW)))
     second = ROW | {"ratio": "2.1", "ratio_high": "2.5"}
     monkeypatch.setattr(store, "REPORTED", (store.DEFAULT, Path(file_of(tmp_path / "second.csv", second))))
-    monkeypatch.setattr(store, "AGAIN", Path(file_of(tmp_path / "again.csv", ROW | {"ratio": "3"})))
+    again = ROW | {"ratio": "2.2"}
+    monkeypatch.setattr(store, "AGAIN", Path(file_of(tmp_path / "again.csv", again)))
     monkeypatch.chdir(tmp_path)
     for path in ("own.csv", f"../{tmp_path.name}/own.csv"):
-        assert "--tiny needs --out" in said(capsys, "run", "--tiny", "--out", path)
+        assert "--tiny needs another --out" in said(capsys, "run", "--tiny", "--out", path)
         main(["report", "--write", "--results", path])
-    assert written == [([ROW | {"ratio_high": "2.5"}], [ROW | {"ratio": "3"}])] * 2
+    assert written == [([ROW | {"ratio_high": "2.5"}], [again])] * 2
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +200,7 @@ def test_runs_that_have_nothing_in_common(tmp_path: Path, capsys: pytest.Capture
 def test_reproduce_takes_the_spread_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = file_of(tmp_path / "one.csv", ROW)
     second = file_of(tmp_path / "two.csv", ROW | {"ratio": "3", "ratio_low": "2.7", "ratio_high": "3.4"})
-    again = file_of(tmp_path / "three.csv", ROW | {"ratio": "3.7"})
+    again = file_of(tmp_path / "three.csv", ROW | {"ratio": "3.7", "ratio_high": "3.9"})
     for words, within in (((again, "--first", first, "--first", second), 1), (("--first", first, again), 0)):
         main(["reproduce", *words])
         assert f"{within} of 1 ratios within" in capsys.readouterr().out
@@ -201,11 +218,11 @@ def test_report_is_of_the_machine_and_setting_last_used(tmp_path: Path, capsys: 
         ROW,
         ROW | {"machine": "other", "date": "2026-01-02"},
         ROW | {"allocator": "keep, otherwise", "date": "2026-01-03"},
-        ROW | {"date": "2026-01-04", "ratio": "3"},
+        ROW | {"date": "2026-01-04", "ratio": "2.1"},
     ]
     main(["report", "--results", file_of(tmp_path / "all.csv", *rows)])
     text = capsys.readouterr().out
-    assert "3.00×" in text
+    assert "2.10×" in text
     assert text.startswith("one, ")
 
 

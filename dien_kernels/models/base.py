@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dien_kernels.batch import Batch, Schema
+from dien_kernels.batch import Batch, Schema, check_ascending
 from dien_kernels.layers._checks import check_flag, check_weight
 from dien_kernels.models.init import glorot_
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
@@ -55,6 +55,8 @@ def _sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
 
 def pool(values: Tensor, offsets: Tensor) -> Tensor:
     """[U, H]: the sum of each history of ``values`` [N, H]; 0 for an empty one."""
+    if offsets.device.type == "cpu":  # where repeat_interleave would write past its result before it refuses
+        check_ascending(offsets, values.shape[0])
     histories = offsets.shape[0] - 1
     index = torch.arange(histories, device=offsets.device)
     row = torch.repeat_interleave(index, offsets.diff(), output_size=values.shape[0])

@@ -39,7 +39,8 @@ def candidates(
         dense: [B, F].
 
     All indices are int64. Raises ``ValueError`` where ``history_of`` is needed and missing, or out of range;
-    ``TypeError`` or ``ValueError`` naming an argument that is of another type or has another dtype or rank.
+    ``TypeError`` or ``ValueError`` naming an argument of which no batch can be made. ``Batch.check``, which ``score``
+    calls, looks at every value.
 
     >>> batch = candidates({"item": torch.tensor([3, 1, 4])}, {"item": torch.tensor([7, 8])})
     >>> batch.history_of, batch.rows_total

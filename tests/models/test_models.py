@@ -210,6 +210,15 @@ def test_score_needs_a_history_for_one_target() -> None:
         model_of("dien", {}).score(**(request("one history", rows=1) | {"history": {}}))
 
 
+@EACH
+@pytest.mark.parametrize("offsets", [[0, 5, 3], [0, 500, 5], [0, 3, 9]], ids=str)
+def test_histories_that_are_not_the_behaviours_are_refused(offsets: list[int], name: str) -> None:
+    """By the forward alone, without ``Batch.check``: it must not write where no tensor is."""
+    batch = replace(random_batch([3, 2]), offsets=torch.tensor(offsets))
+    with pytest.raises(ValueError, match="offsets"):
+        model_of(name, {}).eval()(batch)
+
+
 @EACH_PRESET
 @EACH
 def test_a_batch_without_rows_has_no_logits(name: str, preset: str | None) -> None:
