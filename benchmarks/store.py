@@ -1,4 +1,4 @@
-"""The result file: one CSV, only ever appended to."""
+"""The result file: one CSV, to which a run only appends."""
 
 from __future__ import annotations
 
