@@ -1,7 +1,7 @@
 """The one type that data and models share: a batch of ranking samples over jagged behaviour histories.
 
-Room card. Lives here: ``Schema`` (which features there are) and ``Batch`` (their values). May import: torch.
-Must not be here: files, sampling, parameters.
+Room card. Lives here: ``Schema`` (which features there are) and ``Batch`` (their values). May import: torch,
+``histories``. Must not be here: files, sampling, parameters.
 
 A row is one (history, target) pair. Rows that stand for one positive and its negatives, or for the candidates of one
 request, read the same history through ``history_of``: models run everything that depends on the history alone once.
@@ -10,11 +10,13 @@ request, read the same history through ``history_of``: models run everything tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dien_kernels.histories import Histories
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Schema:
     def __post_init__(self) -> None:
         if not self.items:
             raise ValueError("items must name at least one field, got none")
-        for kind, fields in (("items", self.items), ("users", self.users)):
-            for name, size in fields.items():
+        for kind, sizes in (("items", self.items), ("users", self.users)):
+            for name, size in sizes.items():
                 if not isinstance(size, int) or size < 1:
                     raise ValueError(f"{kind}[{name!r}] must be a vocabulary size of at least 1, got {size!r}")
 
@@ -69,6 +71,9 @@ class Batch:
         dense: float32 [B, F], or None.
         group: int64 [B], a number for each user, for per-user metrics; None where it is not known.
 
+    ``histories`` is the layout of the behaviours as one value: ``offsets``, ``history_of`` and ``rows_total``. It is
+    made at the first use and serves every op that reads the batch. The tensors must not be changed afterwards.
+
     Raises ``TypeError`` or ``ValueError`` naming an attribute from which ``rows_total`` cannot be made, where that is
     not given; ``check`` looks at all of them.
     """
@@ -83,6 +88,7 @@ class Batch:
     users: dict[str, Tensor] = field(default_factory=dict)
     dense: Tensor | None = None
     group: Tensor | None = None
+    _histories: Histories | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rows_total < 0:
@@ -93,6 +99,16 @@ class Batch:
                 check_index("history_of", self.history_of, "[B]")
                 check_range("history_of", self.history_of, histories)
                 self.rows_total = count_steps(self.offsets, self.history_of)
+
+    @property
+    def histories(self) -> Histories:
+        """The layout of the behaviours, made once (in a graph that torch.compile makes, at every use)."""
+        if torch.compiler.is_compiling():
+            return Histories(None, self.offsets, self.history_of, None, self.rows_total)
+        known = self._histories
+        if known is None or known.offsets is not self.offsets or known.history_of is not self.history_of:
+            known = self._histories = Histories(None, self.offsets, self.history_of, None, self.rows_total)
+        return known
 
     @property
     def rows(self) -> int:
@@ -107,7 +123,8 @@ class Batch:
                 return function(value)
             return {k: function(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-        return replace(self, **{name: over(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+        changed = {f.name: over(getattr(self, f.name)) for f in fields(self) if f.init}
+        return replace(self, **changed)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))

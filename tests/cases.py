@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels import agru, aigru, augru, gru
-from dien_kernels.ops._checks import compute_dtype
+from dien_kernels.checks import compute_dtype
 from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import reference

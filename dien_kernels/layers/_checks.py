@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dien_kernels.ops._checks import (
+from dien_kernels.checks import (
     FLOATS,
     autocast_dtype,
     check_number,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dien_kernels.checks import check_number, check_option, compute_dtype
+from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import (
     check_backend,
     check_dtype,
@@ -17,8 +19,6 @@ from dien_kernels.layers._checks import (
     check_sizes,
 )
 from dien_kernels.layers.activations import Dice
-from dien_kernels.ops._checks import check_number, check_option, compute_dtype
-from dien_kernels.ops._layout import check_ragged, check_rows_total, check_values
 from dien_kernels.ops.attention.op import attention_scores
 
 _ACTIVATIONS = ("sigmoid", "relu", "prelu", "dice", None)
@@ -49,10 +49,12 @@ class BilinearAttention(nn.Module):
         device, dtype: of the parameter ``weight`` [H, D], which starts as U(-1/sqrt(D), 1/sqrt(D)), as a
             ``torch.nn.Linear`` would; the paper gives no rule.
 
-    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None)``:
+    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None,
+    histories=None)``:
         target: [B, D], the dtype of the parameter (float32, float64, bfloat16, float16).
         states: [U, T, H], or [N, H] with ``offsets``; U = B unless ``history`` is given.
         lengths [U], offsets [U + 1], mask [U, T] (at most one), history [B], rows_total: as in the op.
+        histories: all of these as a ``dien_kernels.Histories``; the others must then be None.
 
     Returns scores [B, T]; [N] with ``offsets``; [rows_total] with ``offsets`` and ``history``; float64 for
     float64, else float32. Exactly 0 past a row's length, at masked steps and in rows without a valid step;
@@ -106,6 +108,7 @@ class BilinearAttention(nn.Module):
         mask: Tensor | None = None,
         history: Tensor | None = None,
         rows_total: int | None = None,
+        histories: Histories | None = None,
     ) -> Tensor:
         check_features("target", target, self.target_size, "target_size", self.weight)
         check_features("states", states, self.hidden_size, "hidden_size", self.weight)
@@ -118,6 +121,7 @@ class BilinearAttention(nn.Module):
             mask=mask,
             history=history,
             rows_total=rows_total,
+            histories=histories,
             kind="bilinear",
             scale=self.scale,
             normalize=self.normalize,
@@ -148,7 +152,8 @@ class DINAttention(nn.Module):
         device, dtype: of the parameters: ``linears.i.weight`` and ``.bias``, and ``activations.i.weight``
             (PReLU) or ``activations.i.alpha`` (Dice), initialised as ``torch.nn.Linear`` and ``PReLU`` do.
 
-    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None)``,
+    Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None,
+    histories=None)``,
     result, treatment of padding, derivatives and errors: as in ``BilinearAttention``, with D = H.
 
     >>> DINAttention(4)(torch.randn(2, 4), torch.randn(2, 5, 4), lengths=torch.tensor([5, 0])).sum(1)
@@ -204,13 +209,17 @@ class DINAttention(nn.Module):
         mask: Tensor | None = None,
         history: Tensor | None = None,
         rows_total: int | None = None,
+        histories: Histories | None = None,
     ) -> Tensor:
         weight = self.linears[0].weight
         assert isinstance(weight, Tensor)
         check_features("target", target, self.hidden_size, "hidden_size", weight)
         check_features("states", states, self.hidden_size, "hidden_size", weight)
         if self.activation == "dice":
-            return self._dice(target, states, lengths, offsets, mask, history, rows_total)
+            layout = Histories.given(
+                states, "states", lengths=lengths, offsets=offsets, mask=mask, history=history, histories=histories
+            )
+            return self._dice(target, states, layout, layout.check_rows_total(rows_total))
         biases = [linear.bias for linear in self.linears]
         return attention_scores(
             target,
@@ -223,6 +232,7 @@ class DINAttention(nn.Module):
             mask=mask,
             history=history,
             rows_total=rows_total,
+            histories=histories,
             kind="din",
             activation=self.activation,
             scale=self.scale,
@@ -230,54 +240,37 @@ class DINAttention(nn.Module):
             backend=self.backend,
         )
 
-    def _dice(
-        self,
-        target: Tensor,
-        states: Tensor,
-        lengths: Tensor | None,
-        offsets: Tensor | None,
-        mask: Tensor | None,
-        history: Tensor | None,
-        rows_total: int | None,
-    ) -> Tensor:
-        ragged, _ = check_ragged(states, "states", lengths, offsets, mask, history)
-        histories = states.shape[0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
-        batch = histories if ragged.history is None else ragged.history.shape[0]
+    def _dice(self, target: Tensor, states: Tensor, histories: Histories, rows_total: int) -> Tensor:
+        batch = histories.rows(states)
         if tuple(target.shape) != (batch, self.hidden_size):
             raise ValueError(f"target must have shape [B, H] = {(batch, self.hidden_size)}, got {tuple(target.shape)}")
-        check_rows_total(rows_total, ragged)
-        if not torch.compiler.is_compiling():  # the values cannot be read while a graph is made
-            check_values(ragged, None if offsets is not None else states.shape[1], states.shape[0], None)
-            if rows_total is not None and states.device.type == "cpu":
-                total = int(ragged.offsets.diff()[ragged.history].sum())  # type: ignore[union-attr]
-                if total != rows_total:
-                    raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {rows_total}")
-        of_row = torch.arange(batch, device=states.device) if ragged.history is None else ragged.history
-        if ragged.offsets is None:
-            steps = states.shape[1]
-            if mask is None:
-                step = torch.arange(steps, device=states.device)
-                mask = step < (
-                    states.new_full((histories, 1), steps, dtype=torch.int64)
-                    if ragged.lengths is None
-                    else ragged.lengths.unsqueeze(1)
-                )
-            row, column = mask[of_row].nonzero(as_tuple=True)
-            scores = self._valid_scores(target[row], states[of_row[row], column], row, batch)
-            return scores.new_zeros(batch, steps).index_put((row, column), scores)
-        length = ragged.offsets.diff()[of_row]
-        size = states.shape[0] if rows_total is None else rows_total
+        if not histories.jagged:
+            return self._padded_dice(target, states, histories)
+        size = states.shape[0] if histories.history_of is None else rows_total
         if torch.compiler.is_compiling():  # the graph asks when it runs; what follows would believe any offsets
-            given = ragged.offsets
-            ascending = (given[0] == 0) & (given[-1] == states.shape[0]) & (given.diff() >= 0).all()
+            given, length = histories.offsets, histories.row_lengths()
+            ascending = (given[0] == 0) & (given[-1] == states.shape[0]) & (given.diff() >= 0).all()  # type: ignore[index,union-attr]
             torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of states")
-            torch._assert_async(length.sum() == size, "rows_total must be the steps of the histories named")
-        row = torch.repeat_interleave(torch.arange(batch, device=states.device), length, output_size=size)
-        keys = states
-        if ragged.history is not None:
-            first = ragged.offsets[of_row] - (length.cumsum(0) - length)
-            keys = states[first[row] + torch.arange(size, device=states.device)]
-        return self._valid_scores(target[row], keys, row, batch)
+            torch._assert_async(length.sum() == size, "rows_total must be the steps of the histories named")  # type: ignore[union-attr]
+        else:
+            histories.check_values(total=states.shape[0])
+        row, source = histories.row_of_step(size), histories.source_of_step(size, states.shape[0])
+        return self._valid_scores(target[row], states if source is None else states[source], row, batch)
+
+    def _padded_dice(self, target: Tensor, states: Tensor, histories: Histories) -> Tensor:
+        count, steps = states.shape[:2]
+        batch, mask = target.shape[0], histories.mask
+        if not torch.compiler.is_compiling():  # the values cannot be read while a graph is made
+            histories.check_values(histories=count, steps=steps)
+        if mask is None:
+            length = histories.lengths
+            if length is None:
+                length = torch.full((count,), steps, device=states.device)
+            mask = torch.arange(steps, device=states.device) < length.unsqueeze(1)
+        of_row = torch.arange(batch, device=states.device) if histories.history_of is None else histories.index(count)
+        row, column = mask[of_row].nonzero(as_tuple=True)
+        scores = self._valid_scores(target[row], states[of_row[row], column], row, batch)
+        return scores.new_zeros(batch, steps).index_put((row, column), scores)
 
     def _valid_scores(self, q: Tensor, k: Tensor, row: Tensor, batch: int) -> Tensor:
         """Scores [P] of pairs of targets and states; ``row`` [P] says whose softmax each belongs to."""

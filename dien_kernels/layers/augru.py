@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dien_kernels.checks import check_compute_like, check_like, check_option
+from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
-from dien_kernels.ops._checks import check_like, check_option, check_scalar_like
 from dien_kernels.ops.recurrence.op import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -176,8 +177,18 @@ class _AttentionGRU(nn.Module):
         mask: Tensor | None = None,
         history: Tensor | None = None,
         h0: Tensor | None = None,
+        histories: Histories | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self._run(x, attention, lengths=lengths, offsets=offsets, mask=mask, history=history, h0=h0)
+        return self._run(
+            x,
+            attention,
+            lengths=lengths,
+            offsets=offsets,
+            mask=mask,
+            history=history,
+            h0=h0,
+            histories=histories,
+        )
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         w_ih, w_hh, b_ih = self.weight_ih, self.weight_hh, self.bias_ih
@@ -208,7 +219,7 @@ class _AttentionGRU(nn.Module):
         check_like("weight_hh", self.weight_hh, (rows, self.hidden_size), "[3H, H]", *like)
         for name, bias in (("bias_ih", self.bias_ih), ("bias_hh", self.bias_hh)):
             if bias is not None:
-                check_scalar_like(name, bias, (rows,), "[3H]", *like)
+                check_compute_like(name, bias, (rows,), "[3H]", *like)
 
 
 class AUGRU(_AttentionGRU):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._checks import check_option, check_storage
+from dien_kernels.checks import check_option, check_storage
 
 _SIDES = ("keep", "candidate")
 

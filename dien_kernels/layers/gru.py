@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from dien_kernels.checks import autocast_dtype, check_compute_like, check_number, check_option, check_tensor
+from dien_kernels.histories import Histories, MaskIndex
 from dien_kernels.layers._checks import (
     check_backend,
     check_dtype,
@@ -18,8 +20,8 @@ from dien_kernels.layers._checks import (
     check_size,
 )
 from dien_kernels.layers.convert import Weights, check_source
-from dien_kernels.ops._checks import autocast_dtype, check_number, check_option, check_scalar_like, check_tensor
-from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
+from dien_kernels.ops._layout import compact, spread
+from dien_kernels.ops.recurrence.contract import Inputs
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
 
@@ -92,7 +94,7 @@ class GRU(nn.Module):
             state that stands there (in the reverse direction the one from the right).
         backend: as in ``dien_kernels.gru``.
 
-    Inputs ``(input, hx=None, *, lengths=None, mask=None, offsets=None)``:
+    Inputs ``(input, hx=None, *, lengths=None, mask=None, offsets=None, histories=None)``:
         input: [T, B, I] or, with ``batch_first``, [B, T, I]; [T, I] for one history; [N, I] with ``offsets``;
             or a ``PackedSequence``. The dtype of the parameters: float32, float64, bfloat16 or float16. A
             time-major input is used as it lies.
@@ -102,7 +104,8 @@ class GRU(nn.Module):
         mask: [B, T] bool, True at valid steps, in either layout; left padding and holes are welcome. A masked
             step leaves the state alone in both directions.
         offsets: [B + 1] int64 or int32, ascending from 0 to N: history b owns rows offsets[b]:offsets[b + 1].
-            At most one of the three, and only for a tensor input.
+        histories: one of the three as a ``dien_kernels.Histories`` without ``history_of``, made once for all
+            that reads the batch. At most one of the four, and only for a tensor input.
 
     Returns ``(output, h_n)``:
         output: as ``input`` with D * H features; a ``PackedSequence`` gives one with the same ``batch_sizes``
@@ -259,6 +262,7 @@ class GRU(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        histories: Histories | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
@@ -269,47 +273,46 @@ class GRU(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         offsets: Tensor | None = None,
+        histories: Histories | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        layout = {"lengths": lengths, "mask": mask, "offsets": offsets, "histories": histories}
         if hx is not None:
             check_tensor("hx", hx)
         if isinstance(input, PackedSequence):
-            self._forbid("a PackedSequence, which has its own lengths", lengths, mask, offsets)
+            self._forbid("a PackedSequence, which has its own lengths", layout)
             return self._packed(input, hx)
         self._check_input("input", input)
         input = _cast(input)
-        if offsets is not None or input.dim() == 3:
-            return self._batched(input, hx, lengths, mask, offsets)
+        jagged = offsets is not None or (isinstance(histories, Histories) and histories.jagged)
+        if jagged or input.dim() == 3:
+            time_major = not (self.batch_first or jagged)
+            given = Histories.given(input, "input", **layout, time_major=time_major)  # type: ignore[arg-type]
+            if given.history_of is not None:
+                raise ValueError("histories must not have history_of: a GRU runs each history once, got one that has")
+            return self._batched(input, hx, given, time_major)
         if input.dim() != 2:
             raise ValueError(f"input must be [T, I] or have 3 dimensions, got shape {tuple(input.shape)}")
-        self._forbid("a 2-D input, which is one history", lengths, mask, offsets)
+        self._forbid("a 2-D input, which is one history", layout)
         if hx is not None:
             hx = self._check_hx(hx, None, input).unsqueeze(1)
-        y, h_n = self._stack(input.unsqueeze(0), hx, Ragged(None, None, None), None, False)
+        y, h_n = self._stack(input.unsqueeze(0), hx, Histories(), False)
         return y.squeeze(0), h_n.squeeze(1)
 
     def _check_input(self, name: str, value: Any) -> None:
         check_features(name, value, self.input_size, "input_size", getattr(self, self._names[0][0]))
 
     @staticmethod
-    def _forbid(what: str, lengths: Tensor | None, mask: Tensor | None, offsets: Tensor | None) -> None:
-        for name, value in (("lengths", lengths), ("mask", mask), ("offsets", offsets)):
+    def _forbid(what: str, layout: dict[str, Any]) -> None:
+        for name, value in layout.items():
             if value is not None:
                 raise ValueError(f"{name} must be None for {what}, got a {type(value).__name__}")
 
-    def _batched(
-        self,
-        x: Tensor,
-        hx: Tensor | None,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        offsets: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        time_major = not self.batch_first and offsets is None
-        by_row = x.transpose(0, 1) if time_major else x
-        ragged, index = check_ragged(by_row, "input", lengths, offsets, mask)
+    def _batched(self, x: Tensor, hx: Tensor | None, histories: Histories, time_major: bool) -> tuple[Tensor, Tensor]:
+        index = histories.mask_index()
         if index is None:
-            return self._stack(x, hx, ragged, None, time_major)
-        y, h_n = self._stack(compact(by_row, index), hx, ragged, index, False)
+            return self._stack(x, hx, histories, time_major)
+        by_row = x.transpose(0, 1) if time_major else x
+        y, h_n = self._stack(compact(by_row, index), hx, histories.compacted(), False, index)
         return y.transpose(0, 1) if time_major else y, h_n
 
     def _packed(self, packed: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
@@ -322,12 +325,11 @@ class GRU(nn.Module):
             self._check_hx(hx, batch, data)
             hx = hx.index_select(1, sorted_indices)
         if data.shape[0] == batch * batch_sizes.shape[0]:  # equal lengths: packed is time-major
-            y, h_n = self._stack(data.view(-1, batch, self.input_size), hx, Ragged(None, None, None), None, True)
+            y, h_n = self._stack(data.view(-1, batch, self.input_size), hx, Histories(), True)
             y = y.flatten(0, 1)
         else:
             index = _packed_index(batch_sizes, batch, data)
-            ragged = Ragged(None, index.offsets, None)
-            y, h_n = self._stack(data.index_select(0, index.gather), hx, ragged, None, False)
+            y, h_n = self._stack(data.index_select(0, index.gather), hx, Histories(offsets=index.offsets), False)
             y = y.index_select(0, index.scatter)
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
@@ -339,17 +341,21 @@ class GRU(nn.Module):
         meaning = "[directions * num_layers, H]"
         if batch is not None:
             shape, meaning = (layers, batch, self.hidden_size), "[directions * num_layers, B, H]"
-        return check_scalar_like("hx", hx, shape, meaning, x, "input")
+        return check_compute_like("hx", hx, shape, meaning, x, "input")
 
     def _stack(
-        self, x: Tensor, hx: Tensor | None, ragged: Ragged, index: MaskIndex | None, time_major: bool
+        self,
+        x: Tensor,
+        hx: Tensor | None,
+        histories: Histories,
+        time_major: bool,
+        index: MaskIndex | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All layers and directions over one layout; with ``index``, x is compact and y is spread out
         again."""
         cast = autocast_dtype(x) is not None
         if hx is not None:
-            batch = x.shape[1 if time_major else 0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
-            hx = self._check_hx(hx, batch, x)
+            hx = self._check_hx(hx, histories.count(x, time_major), x)
         directions = 2 if self.bidirectional else 1
         last = len(self._names) - directions
         states: list[Tensor] = []
@@ -365,14 +371,8 @@ class GRU(nn.Module):
                 reverse = i > layer
                 y, h = recurrence(
                     "gru",
-                    x,
-                    None,
-                    w_ih,
-                    w_hh,
-                    b_ih,
-                    b_hh,
-                    h0,
-                    ragged,
+                    Inputs(x, None, w_ih, w_hh, b_ih, b_hh, h0),
+                    histories,
                     reset=self.reset,
                     update=self.update,
                     backend=self.backend,
@@ -381,8 +381,8 @@ class GRU(nn.Module):
                 )
                 if layer == last and index is not None:
                     y = self._spread(y, h0, index, reverse)
-                elif layer == last and self.padded == "carry" and ragged.lengths is not None:
-                    y = _fill(y, _start(h0, h) if reverse else h, ragged.lengths, time_major)
+                elif layer == last and self.padded == "carry" and histories.lengths is not None:
+                    y = _fill(y, _start(h0, h) if reverse else h, histories.lengths, time_major)
                 outputs.append(y)
                 states.append(h)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)

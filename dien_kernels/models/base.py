@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dien_kernels.batch import Batch, Schema, check_ascending
+from dien_kernels.batch import Batch, Schema
+from dien_kernels.checks import check_option, compute_dtype
+from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_flag, check_weight
 from dien_kernels.models.init import glorot_
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
 from dien_kernels.models.request import candidates
-from dien_kernels.ops._checks import check_option, compute_dtype
 
 INITS = ("torch", "glorot")
 
@@ -53,32 +54,24 @@ def _sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
     return out.index_put((row,), values, accumulate=True)  # sorts, where index_add would use atomics
 
 
-def pool(values: Tensor, offsets: Tensor) -> Tensor:
+def pool(values: Tensor, histories: Histories) -> Tensor:
     """[U, H]: the sum of each history of ``values`` [N, H]; 0 for an empty one."""
-    if offsets.device.type == "cpu":  # where repeat_interleave would write past its result before it refuses
-        check_ascending(offsets, values.shape[0])
-    histories = offsets.shape[0] - 1
-    index = torch.arange(histories, device=offsets.device)
-    row = torch.repeat_interleave(index, offsets.diff(), output_size=values.shape[0])
-    return _sum(values, row, histories)
+    each = histories.each_once()
+    return _sum(values, each.row_of_step(values.shape[0]), each.count(values))
 
 
-def attend(values: Tensor, scores: Tensor, batch: Batch) -> Tensor:
+def attend(values: Tensor, scores: Tensor, histories: Histories) -> Tensor:
     """[B, H]: the sum of each row's history of ``values`` [N, H], weighted by its ``scores`` [rows_total]."""
-    length, first = batch.offsets.diff(), batch.offsets[:-1]
-    if batch.history_of is not None:
-        length, first = length[batch.history_of], first[batch.history_of]
-    index = torch.arange(batch.rows, device=length.device)
-    row = torch.repeat_interleave(index, length, output_size=scores.shape[0])
-    if batch.history_of is not None:
-        shift = first - (length.cumsum(0) - length)
-        values = values[shift[row] + torch.arange(scores.shape[0], device=length.device)]
-    return _sum(values * scores.to(values.dtype).unsqueeze(1), row, batch.rows)
+    total = scores.shape[0]
+    source = histories.source_of_step(total, values.shape[0])
+    if source is not None:
+        values = values[source]
+    return _sum(values * scores.to(values.dtype).unsqueeze(1), histories.row_of_step(total), histories.rows(values))
 
 
-def of_rows(values: Tensor, batch: Batch) -> Tensor:
+def of_rows(values: Tensor, histories: Histories) -> Tensor:
     """``values`` [U, ...] of the histories, for the rows that read them: [B, ...]."""
-    return values if batch.history_of is None else values[batch.history_of]
+    return values if histories.history_of is None else values[histories.history_of]
 
 
 class RankingModel(nn.Module):
@@ -208,10 +201,11 @@ class RankingModel(nn.Module):
         with self.part("mlp"):
             inputs = [*embedded.context, embedded.target]
             if self.pooling is not None:
-                pooled = pool(embedded.history, batch.offsets)
+                histories = batch.histories
+                pooled = pool(embedded.history, histories)
                 if self.pooling == "mean":
                     pooled = pooled / batch.offsets.diff().clamp(min=1).unsqueeze(1)
-                pooled = of_rows(pooled, batch)
+                pooled = of_rows(pooled, histories)
                 inputs.append(pooled)
                 if self.product:
                     inputs.append(embedded.target * pooled)
@@ -229,7 +223,7 @@ class RankingModel(nn.Module):
             if given is not None and given.keys() != wanted.keys():
                 raise ValueError(f"batch.{name} must have the fields {sorted(wanted)}, got {sorted(given)}")
         rows = (
-            batch.offsets.shape[0] - 1 if batch.history_of is None else batch.history_of.shape[0],
+            batch.histories.rows(),
             *(ids.shape[0] for ids in batch.users.values()),
             *(() if batch.dense is None else (batch.dense.shape[0],)),
         )

@@ -87,8 +87,8 @@ class DIN(RankingModel):
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         with self.part("attention"):
-            scores = self.attention(embedded.target, embedded.history, batch)
-            return Interest([attend(embedded.history, scores, batch)], None, scores)
+            scores = self.attention(embedded.target, embedded.history, batch.histories)
+            return Interest([attend(embedded.history, scores, batch.histories)], None, scores)
 
 
 class PlainGRU(RankingModel):
@@ -136,5 +136,5 @@ class PlainGRU(RankingModel):
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         with self.part("extractor"):
-            _, last = self.extractor(embedded.history, offsets=batch.offsets)
-            return Interest([of_rows(last[0], batch)])
+            _, last = self.extractor(embedded.history, histories=batch.histories.each_once())
+            return Interest([of_rows(last[0], batch.histories)])

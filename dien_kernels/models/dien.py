@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.checks import check_option
 from dien_kernels.layers._checks import check_weight
 from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
 from dien_kernels.models.init import gate_bias_
 from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, gru_of
 from dien_kernels.models.parts import Embedded
 from dien_kernels.models.presets import AUTHORS_ATTENTION, AUTHORS_GRU, AUTHORS_HEAD, PAPER_GRU, PAPER_HEAD
-from dien_kernels.ops._checks import check_option
 
 
 class DIEN(RankingModel):
@@ -193,27 +193,27 @@ class DIEN(RankingModel):
         return self.auxiliary is not None
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
-        offsets = batch.offsets
+        histories = batch.histories
         with self.part("extractor"):
-            states, _ = self.extractor(embedded.history, offsets=offsets)
+            states, _ = self.extractor(embedded.history, histories=histories.each_once())
         auxiliary = None
         if self.auxiliary is not None and embedded.negatives is not None:
             with self.part("auxiliary"):
-                auxiliary = self.auxiliary(states, embedded.history, embedded.negatives, offsets)
+                auxiliary = self.auxiliary(states, embedded.history, embedded.negatives, histories.each_once())
         if self.attends_inside:
             assert self.attention is not None
             with self.part("attention"):
-                scores = self.attention(embedded.target, states, batch)
+                scores = self.attention(embedded.target, states, histories)
             with self.part("evolution"):
-                _, last = self.evolution(states, scores, offsets=offsets, history=batch.history_of)
+                _, last = self.evolution(states, scores, histories=histories)
             return Interest([last], auxiliary, scores)
         with self.part("evolution"):
-            states, last = self.evolution(states, offsets=offsets)
+            states, last = self.evolution(states, histories=histories.each_once())
         if self.attention is None:
-            return Interest([of_rows(last[0], batch)], auxiliary)
+            return Interest([of_rows(last[0], histories)], auxiliary)
         with self.part("attention"):
-            scores = self.attention(embedded.target, states, batch)
-            return Interest([attend(states, scores, batch)], auxiliary, scores)
+            scores = self.attention(embedded.target, states, histories)
+            return Interest([attend(states, scores, histories)], auxiliary, scores)
 
 
 class TwoLayerGRU(DIEN):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dien_kernels.checks import check_number
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention
-from dien_kernels.ops._checks import check_number
 
 Recurrence = GRU | AUGRU | AGRU | AIGRU
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.batch import Batch
+from dien_kernels.checks import check_number, check_option
+from dien_kernels.histories import Histories
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
 from dien_kernels.layers._checks import check_sizes
 from dien_kernels.models.parts import Norm
-from dien_kernels.ops._checks import check_number, check_option
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 
 FORMS = ("paper", "authors", "prediction_flow")
@@ -96,15 +96,9 @@ class Attention(nn.Module):
                 if isinstance(slope, nn.PReLU):
                     nn.init.constant_(slope.weight, prelu_init)
 
-    def forward(self, target: Tensor, states: Tensor, batch: Batch) -> Tensor:
+    def forward(self, target: Tensor, states: Tensor, histories: Histories) -> Tensor:
         query = target if self.query is None else self.query(target)
-        scores: Tensor = self.scores(
-            query,
-            states,
-            offsets=batch.offsets,
-            history=batch.history_of,
-            rows_total=None if batch.history_of is None else batch.rows_total,
-        )
+        scores: Tensor = self.scores(query, states, histories=histories)
         return scores.sigmoid() if self.sigmoid else scores
 
 
@@ -162,7 +156,7 @@ class Auxiliary(nn.Module):
         if activation == "prelu":
             self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in units)
 
-    def forward(self, states: Tensor, positive: Tensor, negative: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, states: Tensor, positive: Tensor, negative: Tensor, histories: Histories) -> Tensor:
         own = self.normalizer in ("padded", "history")
         loss = auxiliary_loss(
             states,
@@ -172,7 +166,7 @@ class Auxiliary(nn.Module):
             [linear.bias for linear in self.linears],  # type: ignore[misc]
             slopes=[slope.weight for slope in self.slopes],  # type: ignore[misc]
             affine=None if self.norm is None else self.norm.affine(),
-            offsets=offsets,
+            histories=histories,
             kind=self.kind,
             activation=self.activation if self.kind == "mlp" else "sigmoid",
             normalizer="joint" if own else self.normalizer,
@@ -180,7 +174,7 @@ class Auxiliary(nn.Module):
         )
         if not own:
             return loss
-        length = offsets.diff()
+        length = histories.history_lengths()
         terms = (length - 1).clamp(min=0).sum() * (1 + negative.shape[1])
         slots = length.new_tensor(length.shape[0])
         if self.normalizer == "padded" and length.shape[0] > 0:  # of no histories none is the longest

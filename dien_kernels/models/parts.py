@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.checks import check_number, check_option
 from dien_kernels.layers import Dice
 from dien_kernels.layers._checks import check_flag, check_size, check_sizes, check_weight
-from dien_kernels.ops._checks import check_number, check_option
 
 ACTIVATIONS = ("dice", "prelu", "relu", "sigmoid")
 STATISTICS = ("moving", "batch")

@@ -1,6 +1,6 @@
 """What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
 
-Room card. Lives here: ``needs_autograd``, ``distinct``, ``by_position``, ``differentiable_once``. May import: torch.
+Room card. Lives here: ``function_of``, which makes an op's ``autograd.Function``, and its parts. May import: torch.
 Must not be here: any op's own derivative.
 """
 
@@ -109,3 +109,48 @@ def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
         return tuple(None if g is None else next(refusing) for g in gradients)
 
     return wrapped
+
+
+def function_of(
+    forward: Callable[..., Any],
+    kept: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+    backward: Callable[..., Sequence[Tensor | None]],
+    *,
+    outputs: int,
+) -> Any:
+    """The ``autograd.Function`` of an op, to be applied to ``(backend, groups, options, *tensors)``.
+
+    Args:
+        forward: ``forward(backend, groups, options, tensors)`` returns a tensor or a tuple of tensors.
+        kept: of these, the ones that the backward needs, beside the inputs.
+        backward: ``backward(ctx, gradients, tensors, kept)`` returns a gradient or None for each of the tensors;
+            ``ctx.backend``, ``ctx.groups`` and ``ctx.options`` are those of the call, and a gradient that does not
+            arrive is None.
+        outputs: how many of the outputs, from the first on, have a derivative.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        @by_position
+        def forward(backend, groups, options, *tensors):  # type: ignore[no-untyped-def]
+            return forward(backend, groups, options, tensors)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+            ctx.backend, ctx.groups, ctx.options, *tensors = inputs
+            ctx.count = len(tensors)
+            results = output if isinstance(output, tuple) else (output,)
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*results[outputs:])
+            ctx.save_for_backward(*tensors, *kept(results))
+
+        @staticmethod
+        @differentiable_once
+        def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
+            saved = ctx.saved_tensors
+            if all(gradient is None for gradient in gradients[:outputs]):
+                return (None,) * (3 + ctx.count)
+            found = backward(ctx, gradients[:outputs], saved[: ctx.count], saved[ctx.count :])
+            return (None, None, None, *found)
+
+    return Function

@@ -10,21 +10,22 @@ which every op splits its own way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dien_kernels.ops._checks import (
+from dien_kernels.checks import (
+    check_compute_like,
     check_like,
     check_option,
-    check_scalar_like,
     check_tensor,
     compute_dtype,
 )
 
-ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
+Activation = Literal["sigmoid", "relu", "prelu"]
+ACTIVATIONS: tuple[str | None, ...] = (*get_args(Activation), None)
 TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 
 
@@ -96,7 +97,7 @@ def check_layers(
     for i, bias in enumerate(biases):
         size = weights[i].shape[0]
         checked_biases.append(
-            empty if bias is None else check_scalar_like(f"biases[{i}]", bias, (size,), f"[M{i + 1}]", like, like_name)
+            empty if bias is None else check_compute_like(f"biases[{i}]", bias, (size,), f"[M{i + 1}]", like, like_name)
         )
     for i, slope in enumerate(slopes):
         name, size = f"slopes[{i}]", weights[i].shape[0]
@@ -104,7 +105,7 @@ def check_layers(
         if slope.dim() == 0:
             slope = slope.reshape(1)
         shape = (1,) if tuple(slope.shape) == (1,) else (size,)
-        checked_slopes.append(check_scalar_like(name, slope, shape, f"[1] or [M{i + 1}]", like, like_name))
+        checked_slopes.append(check_compute_like(name, slope, shape, f"[1] or [M{i + 1}]", like, like_name))
     return Layers(list(weights), checked_biases, checked_slopes)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import readers_of
 
 # Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
 ABSENT = importlib.util.find_spec("triton") is None
@@ -58,10 +58,13 @@ def precision(x: Tensor) -> str:
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Every launch goes through here; a test that compiles or simulates the kernels takes its place."""
+def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, **arguments: Any) -> None:
+    """Launch a kernel on the device of ``like``, every argument by name.
+
+    Every launch goes through here; a test that compiles or simulates the kernels takes its place.
+    """
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
-        kernel[grid](*arguments, **options)
+        kernel[grid](**arguments)
 
 
 def compiler_options(warps: int, registers: int | None = None) -> dict[str, Any]:
@@ -72,13 +75,12 @@ def compiler_options(warps: int, registers: int | None = None) -> dict[str, Any]
     return options
 
 
-def sum_readers(
+def sum_rows_of_history(
     by_row: Tensor,
     total: Tensor,
-    history: Tensor,
-    histories: int,
-    ragged: tuple[Tensor | None, ...],
-    sizes: tuple[int, ...],
+    layout: Histories,
+    y_start: Tensor | None,
+    sizes: dict[str, int],
     *,
     parts: int,
     hidden: int,
@@ -86,13 +88,29 @@ def sum_readers(
 ) -> None:
     """Into ``total`` [x_rows, parts * hidden]: gradients of rows' steps, summed over a history's rows in row order.
 
-    ``ragged``: lengths, offsets, starts of rows in y. Steps that no row has read are not written.
-    """  # fmt: skip
+    ``y_start``: where rows start in ``by_row``, if not where they start in x. Steps that no row has read are not
+    written.
+    """
     from dien_kernels.ops import triton_kernel
 
+    readers = layout.rows_of_history(sizes["histories"])
     launch(
-        triton_kernel.sum_readers, (histories, parts), total,
-        by_row, total, *readers_of(history, histories), *ragged, *sizes,
-        TIME_MAJOR=time_major, H=hidden, PADDED=padded_size(hidden), ROW_WIDTH=by_row.stride(0),
-        TOTAL_WIDTH=parts * hidden, STEPS=16, **compiler_options(4),
-    )  # fmt: skip
+        triton_kernel.sum_rows_of_history,
+        (sizes["histories"], parts),
+        total,
+        BY_ROW=by_row,
+        TOTAL=total,
+        ROWS_OF_HISTORY=readers.rows,
+        FIRST=readers.first,
+        LENGTHS=layout.lengths,
+        OFFSETS=layout.offsets,
+        Y_START=y_start,
+        **sizes,
+        TIME_MAJOR=time_major,
+        H=hidden,
+        PADDED=padded_size(hidden),
+        ROW_WIDTH=by_row.stride(0),
+        TOTAL_WIDTH=parts * hidden,
+        STEPS=16,
+        **compiler_options(4),
+    )

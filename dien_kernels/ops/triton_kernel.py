@@ -170,8 +170,8 @@ def steps_of(batch, histories, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def sum_readers(
-    BY_ROW, TOTAL, READERS, FIRST_READER, LENGTHS, OFFSETS, Y_START, batch, histories, steps, x_rows, y_rows,
+def sum_rows_of_history(
+    BY_ROW, TOTAL, ROWS_OF_HISTORY, FIRST, LENGTHS, OFFSETS, Y_START, batch, histories, steps, x_rows, y_rows,
     TIME_MAJOR: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROW_WIDTH: tl.constexpr,
     TOTAL_WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
@@ -190,13 +190,13 @@ def sum_readers(
         if TIME_MAJOR:
             x = history
     x_step, y_step, _ = steps_of(batch, histories, False, TIME_MAJOR)
-    first, end = tl.load(FIRST_READER + history), tl.load(FIRST_READER + history + 1)
+    first, end = tl.load(FIRST + history), tl.load(FIRST + history + 1)
     for t0 in range(0, length, STEPS):
         t = t0 + tl.arange(0, STEPS).to(tl.int64)
         mask = (t < length)[:, None] & (unit < H)[None, :]
         total = tl.zeros((STEPS, PADDED), tl.float32)
-        for reader in range(first, end):
-            row = tl.load(READERS + reader)
+        for k in range(first, end):
+            row = tl.load(ROWS_OF_HISTORY + k)
             if OFFSETS is not None:
                 y = tl.load(Y_START + row)
                 exists = (y + t < y_rows)[:, None]

@@ -1,20 +1,17 @@
-"""The contract of the attention scores: public op, checks, fakes, autograd.
+"""Attention scores as one op: its schemas, backends and derivative, and the public function with its checks.
 
-``attention_scores`` checks its arguments, picks a backend and calls its raw op. Masks need no compaction
-here: scores of different steps meet in the softmax only.
+Masks need no compaction here: scores of different steps meet in the softmax only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
-from dien_kernels.ops._checks import (
+from dien_kernels.checks import (
     autocast,
     check_like,
     check_number,
@@ -23,12 +20,14 @@ from dien_kernels.ops._checks import (
     check_tensor,
     compute_dtype,
 )
-from dien_kernels.ops._compiled import refuses_cpu
-from dien_kernels.ops._dispatch import Call, register_backend, select
-from dien_kernels.ops._layout import check_ragged, check_rows_total
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
-from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.attention import reference, triton_launch
+from dien_kernels.histories import Histories
+from dien_kernels.ops._autograd import needs_autograd
+from dien_kernels.ops._cpu import refuses_cpu
+from dien_kernels.ops._dispatch import BackendName, Call, select
+from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
+from dien_kernels.ops._op import Op, Pass
+from dien_kernels.ops.attention import reference, torch_backend, triton_launch
+from dien_kernels.ops.attention.contract import KINDS, Gradients, Inputs, Kind, Options
 
 _TENSORS = (
     "Tensor target, Tensor states, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -37,67 +36,68 @@ _TENSORS = (
 _OPTIONS = "SymInt rows_total, bool bilinear, int activation, float scale, bool softmax"
 FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor"
 BWD_SCHEMA = f"(Tensor dscores, {_TENSORS}, Tensor scores, {_OPTIONS}) -> Tensor[]"
+_FLAT = 9  # flat tensors and lists of tensors before the options
 
 
-def _fake_fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, rows_total, *options):  # type: ignore[no-untyped-def]
-    if offsets is None:
-        shape: tuple[Any, ...] = (target.shape[0], states.shape[1])
-    else:
-        shape = (states.shape[0] if history is None else rows_total,)
+def _grouped_fwd(*flat: Any) -> tuple[Any, ...]:
+    target, states, weights, biases, slopes, lengths, offsets, mask, history = flat[:_FLAT]
+    options = Options(*flat[_FLAT:])
+    histories = Histories(lengths, offsets, history, mask, options.rows_total)
+    return Inputs(target, states, Layers(weights, biases, slopes)), histories, options
+
+
+def _grouped_bwd(dscores: Tensor, *flat: Any) -> tuple[Any, ...]:
+    scores = flat[_FLAT]
+    inputs, histories, options = _grouped_fwd(*flat[:_FLAT], *flat[_FLAT + 1 :])
+    return dscores, inputs, histories, scores, options
+
+
+def _fake_fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
+    target, states, _ = inputs
+    shape: tuple[Any, ...] = (target.shape[0], states.shape[1] if states.dim() == 3 else 0)
+    if histories.jagged:
+        shape = (states.shape[0] if histories.history_of is None else options.rows_total,)
     return target.new_empty(shape, dtype=compute_dtype(target.dtype))
 
 
-def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type: ignore[no-untyped-def]
-    return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
+def _fake_bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
+    layers = Layers(*([t.new_empty(t.shape) for t in tensors] for tensors in inputs.layers))
+    return Gradients(inputs.target.new_empty(inputs.target.shape), inputs.states.new_empty(inputs.states.shape), layers)
 
 
-for _suffix in ("native", "triton", "reference"):
-    define_raw(f"_attention_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
-    define_raw(f"_attention_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
-implement_raw("_attention_triton_fwd", triton_launch.fwd)
-implement_raw("_attention_triton_bwd", triton_launch.bwd)
-implement_raw("_attention_reference_fwd", reference.fwd)
-implement_raw("_attention_reference_bwd", reference.bwd)
-register_backend("attention_scores", "cpu", refuses_cpu)
-register_backend("attention_scores", "triton", triton_launch.refuses)
-register_backend("attention_scores", "reference", reference.refuses)
+ATTENTION = Op(
+    "attention_scores",
+    "attention",
+    {
+        "fwd": Pass(FWD_SCHEMA, _grouped_fwd, _fake_fwd, lambda scores: scores),
+        "bwd": Pass(BWD_SCHEMA, _grouped_bwd, _fake_bwd, Gradients.tensors),
+    },
+)
+ATTENTION.backend("cpu", refuses_cpu)
+ATTENTION.backend("triton", triton_launch.refuses, triton_launch)
+ATTENTION.backend("torch", torch_backend.refuses, torch_backend)
+ATTENTION.backend("reference", reference.refuses, reference)
+_FWD, _BWD = ATTENTION.raw["fwd"], ATTENTION.raw["bwd"]
+_LAYOUT = 4  # lengths, offsets, mask and history, behind target and states
 
-_SUFFIXES = {"cpu": "native", "triton": "triton", "reference": "reference"}
-_FWD = {backend: raw(f"_attention_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
-_BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
+
+def _arguments(counts: tuple[int, int, int], tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """The raw ops' tensors and lists from one flat list: target, states, the layout, then all layers."""
+    target, states, *rest = tensors
+    return target, states, *split_layers(counts, rest[_LAYOUT:]), *rest[:_LAYOUT]
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    @by_position
-    def forward(backend, counts, options, target, states, lengths, offsets, mask, history, *layers):  # type: ignore[no-untyped-def]
-        return _FWD[backend](target, states, *split_layers(counts, layers), lengths, offsets, mask, history, *options)
+def _forward(backend: str, counts: tuple[int, int, int], options: Options, tensors: tuple[Any, ...]) -> Any:
+    return _FWD[backend](*_arguments(counts, tensors), *options)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        ctx.backend, ctx.counts, ctx.options, *tensors = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output)
 
-    @staticmethod
-    @differentiable_once
-    def backward(ctx, da):  # type: ignore[no-untyped-def]
-        target, states, lengths, offsets, mask, history, *layers, scores = ctx.saved_tensors
-        if da is None:
-            return (None,) * (9 + len(layers))
-        dq, dstates, *dlayers = _BWD[ctx.backend](
-            da,
-            target,
-            states,
-            *split_layers(ctx.counts, layers),
-            lengths,
-            offsets,
-            mask,
-            history,
-            scores,
-            *ctx.options,
-        )
-        return (None, None, None, dq, dstates, None, None, None, None, *dlayers)
+def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
+    arguments = _arguments(ctx.groups, tensors)
+    dtarget, dstates, *dlayers = _BWD[ctx.backend](*arriving, *arguments, *kept, *ctx.options)
+    return dtarget, dstates, *(None,) * _LAYOUT, *dlayers
+
+
+ATTENTION.derivative(_forward, lambda results: results, _backward, outputs=1)
 
 
 def attention_scores(
@@ -112,11 +112,12 @@ def attention_scores(
     mask: Tensor | None = None,
     history: Tensor | None = None,
     rows_total: int | None = None,
-    kind: str = "bilinear",
-    activation: str | None = "sigmoid",
+    histories: Histories | None = None,
+    kind: Kind = "bilinear",
+    activation: Activation | None = "sigmoid",
     scale: float | None = None,
-    normalize: str | None = "softmax",
-    backend: str = "auto",
+    normalize: Literal["softmax"] | None = "softmax",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """How much each step of a history matters to a target: the scalars ``a`` of AUGRU, AGRU and AIGRU.
 
@@ -150,6 +151,8 @@ def attention_scores(
             shared where that pays.
         rows_total: with ``offsets`` and ``history`` only, and required there: the steps of all rows,
             sum_b length[history[b]], so that the size of the result never depends on data on a device.
+        histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask, history and
+            rows_total say and is checked once for all ops that read a batch; the five must then be None.
         kind: ``"bilinear"`` or ``"din"``.
         activation: din only: ``"sigmoid"``, ``"relu"``, ``"prelu"`` or None, after every layer but the last.
         scale: a number, or None for 1. RecBole's 1/sqrt(D), for one, is a scale.
@@ -178,7 +181,7 @@ def attention_scores(
     tensor([[0.2500, 0.2500, 0.2500, 0.2500, 0.0000],
             [0.0000, 0.0000, 0.0000, 0.0000, 0.0000]])
     """
-    check_option("kind", kind, ("bilinear", "din"))
+    check_option("kind", kind, KINDS)
     check_option("normalize", normalize, ("softmax", None))
     if scale is not None:
         check_number("scale", scale, "a number or None")
@@ -189,41 +192,32 @@ def attention_scores(
     check_storage("states", states)
     check_tensor("target", target)
     target, weights, states = autocast(target, states), autocast(weights, states), autocast(states, states)
-    ragged, _ = check_ragged(states, "states", lengths, offsets, mask, history)
-    if mask is not None:
-        ragged = ragged._replace(lengths=None)
+    layout = Histories.given(
+        states, "states", lengths=lengths, offsets=offsets, mask=mask, history=history, histories=histories
+    )
     if target.dim() != 2:
         raise ValueError(f"target must have shape [B, D], got {tuple(target.shape)}")
-    histories = states.shape[0] if ragged.offsets is None else ragged.offsets.shape[0] - 1
-    batch = histories if ragged.history is None else ragged.history.shape[0]
-    check_like("target", target, (batch, target.shape[1]), "[B, D]", states, "states")
+    check_like("target", target, (layout.rows(states), target.shape[1]), "[B, D]", states, "states")
     hidden = states.shape[-1]
     if hidden < 1:
         raise ValueError(f"states must have at least one feature, got shape {tuple(states.shape)}")
     layers = _check_weights(target, states, weights, biases, slopes, kind, activation)
-    rows_total = check_rows_total(rows_total, ragged)
-
+    options = Options(
+        rows_total=layout.check_rows_total(rows_total),
+        bilinear=kind == "bilinear",
+        activation=ACTIVATIONS.index(activation) if kind == "din" else 0,
+        scale=1.0 if scale is None else float(scale),
+        softmax=normalize == "softmax",
+    )
     widths = tuple(w.shape[0] for w in layers.weights[:-1])
     call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind, widths)
-    name = select(call, backend)
-    options = (
-        rows_total,
-        kind == "bilinear",
-        ACTIVATIONS.index(activation) if kind == "din" else 0,
-        1.0 if scale is None else float(scale),
-        normalize == "softmax",
-    )
-    tensors = layers.tensors()
-    if needs_autograd((target, states, *tensors)):
+    name, flat = select(call, backend), layers.tensors()
+    where = (layout.lengths, layout.offsets, layout.mask, layout.history_of)
+    if needs_autograd((target, states, *flat)):
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
-        scores: Tensor = _Attention.apply(
-            name,
-            counts,
-            options,
-            *distinct((target, states, ragged.lengths, ragged.offsets, mask, ragged.history, *tensors)),
-        )
+        scores: Tensor = ATTENTION.apply(name, counts, options, (target, states, *where, *flat))
     else:
-        scores = _FWD[name](target, states, *layers, ragged.lengths, ragged.offsets, mask, ragged.history, *options)
+        scores = _FWD[name](target, states, *layers, *where, *options)
     return scores
 
 

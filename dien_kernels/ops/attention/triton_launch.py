@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS
+from dien_kernels.ops.attention.contract import Gradients, Inputs, Options, check_index_values
 
 MAX_HIDDEN = 256
 MAX_DIN = 128  # of a network with hidden layers: above, its backward spills on some devices
@@ -64,77 +65,68 @@ def configuration(hidden: int, bilinear: bool) -> Launch:
     return (_BILINEAR if bilinear else _DIN)[_triton.padded_size(hidden)]
 
 
-class _Job:
-    """A call's tensors and numbers in the form the kernels want."""
+class _Problem:
+    """The tensors and numbers of one call in the form that the kernels take."""
 
-    def __init__(
-        self, target: Tensor, states: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[Tensor],
-        lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None, history: Tensor | None,
-        options: tuple[Any, ...],
-    ) -> None:  # fmt: skip
-        rows_total, self.bilinear, activation, scale, self.softmax = options
-        ragged = Ragged(lengths, offsets, history)
+    def __init__(self, inputs: Inputs, histories: Histories, options: Options) -> None:
+        target, states, (weights, biases, slopes) = inputs
+        check_index_values(states, histories, options.rows_total)
+        self.bilinear = options.bilinear
         self.batch, self.hidden = target.shape[0], states.shape[-1]
-        if offsets is None:
-            self.histories, self.steps = states.shape[:2]
-            check_values(ragged, self.steps, self.histories, None)
-            self.y_rows = self.batch * self.steps
-            self.shape: tuple[int, ...] = (self.batch, self.steps)
-        else:
-            self.histories, self.steps = offsets.shape[0] - 1, 0
-            check_values(ragged, None, states.shape[0], None)
-            if history is not None and history.device.type == "cpu":
-                total = int(offsets.diff()[history].sum())
-                if total != rows_total:
-                    raise ValueError(
-                        f"rows_total must be {total}, the steps of the histories named, got {rows_total}"
-                    )  # fmt: skip
-            self.y_rows = states.shape[0] if history is None else rows_total
+        self.histories, self.steps = histories.count(states), histories.steps(states)
+        self.y_rows = self.batch * self.steps
+        self.shape: tuple[int, ...] = (self.batch, self.steps)
+        if histories.jagged:
+            self.y_rows = states.shape[0] if histories.history_of is None else options.rows_total
             self.shape = (self.y_rows,)
-        self.lengths, self.offsets, self.history = (None if t is None else t.contiguous() for t in ragged)
-        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
-        self.all_written = lengths is None and offsets is None and mask is None
+        self.layout = histories.map(Tensor.contiguous)
+        self.all_written = histories.full
         self.states = states.contiguous()
         self.x_rows = states.numel() // self.hidden
-        row_lengths, self.y_start = self._row_lengths()
+        row_lengths = histories.row_lengths() if self.histories else None
+        # Offsets that descend, which nobody has read, would let rows start before the scores: ``row_starts`` clamps
+        # them.
+        shared = histories.jagged and histories.history_of is not None and row_lengths is not None
+        self.y_start = histories.row_starts(self.y_rows) if shared else None
         self.q = target.float()
         if row_lengths is not None:  # rows without a step act on nothing
             self.q = torch.where((row_lengths > 0).unsqueeze(1), self.q, 0)
         self.layers = _Layers(self.q, weights, biases, slopes, self.bilinear)
-        self.sizes = (self.batch, self.histories, self.steps, self.x_rows, self.y_rows)
-        self.where = (self.lengths, self.offsets, self.mask, self.history, self.y_start)
         self.launch = configuration(self.hidden, self.layers.v is not None)
-        self.options = dict(
-            SCALE=scale, SOFTMAX=self.softmax, H=self.hidden,
+        self.constants = dict(
+            SCALE=options.scale, SOFTMAX=options.softmax, H=self.hidden,
             STEPS=self.launch.steps, **_triton.compiler_options(self.launch.warps, self.launch.registers),
         )  # fmt: skip
         if self.layers.v is not None:
-            self.options["PADDED"] = _triton.padded_size(self.hidden)
+            self.constants["PADDED"] = _triton.padded_size(self.hidden)
         else:
             second = self.layers.second
-            self.options |= dict(
-                ACTIVATION=ACTIVATIONS[activation] or "none", M2=second, PADDED_2=_triton.padded_size(max(second, 1)),
-                BLOCK=self.launch.block, PRECISION=_triton.precision(states),
+            self.constants |= dict(
+                ACTIVATION=ACTIVATIONS[options.activation] or "none", M2=second,
+                PADDED_2=_triton.padded_size(max(second, 1)), BLOCK=self.launch.block,
+                PRECISION=_triton.precision(states),
             )  # fmt: skip
 
-    def _row_lengths(self) -> tuple[Tensor | None, Tensor | None]:
-        """Each row's number of valid steps where rows differ, and its start in y where that is not its start in x."""
-        length = self.lengths
-        if self.histories == 0:
-            return None, None
-        if self.offsets is not None:
-            length = self.offsets.diff()
-        elif self.mask is not None:
-            length = self.mask.sum(1)
-        if length is None or self.history is None:
-            return length, None
-        length = length[self.history.clamp(0, self.histories - 1)]
-        # Offsets that fall, which nobody has read, would let rows start before the scores.
-        return length, (length.cumsum(0) - length).clamp(0, self.y_rows) if self.offsets is not None else None
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The numbers that say how large the tensors are, by the names of the kernels' parameters."""
+        return dict(
+            batch=self.batch, histories=self.histories, steps=self.steps, x_rows=self.x_rows, y_rows=self.y_rows
+        )  # fmt: skip
 
     @property
-    def nothing(self) -> bool:
-        """No step at all; the kernels would have nothing to point at."""
+    def rows(self) -> dict[str, Tensor | None]:
+        """The tensors that say where a row's steps lie."""
+        layout = self.layout
+        return dict(
+            LENGTHS=layout.lengths, OFFSETS=layout.offsets,
+            MASK=None if layout.mask is None else layout.mask.view(torch.uint8),
+            HISTORY=layout.history_of, Y_START=self.y_start,
+        )  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no step at all; the kernels would have nothing to point at."""
         return self.batch == 0 or self.x_rows == 0 or self.y_rows == 0
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -172,131 +164,140 @@ class _Layers:
         each = [s.expand(w.shape[0]).contiguous() for s, w in zip(slopes, weights, strict=False)]
         self.slope_1, self.slope_2 = (*each, None, None)[:2]
 
-    def of_steps(self) -> tuple[Tensor | None, ...]:
-        return self.r, self.w_step, self.w_p, self.slope_1, self.w_2, self.b_2, self.slope_2, self.last
+    @property
+    def of_steps(self) -> dict[str, Tensor | None]:
+        """What the kernels of a network with hidden layers read at every step."""
+        return dict(
+            R=self.r, W_STEP=self.w_step, W_P=self.w_p, SLOPE_1=self.slope_1, W_2=self.w_2, B_2=self.b_2,
+            SLOPE_2=self.slope_2, W_LAST=self.last,
+        )  # fmt: skip
 
 
-def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
-    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, options)
-    scores = job.new(*job.shape)
-    if job.nothing:
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
+    problem = _Problem(inputs, histories, options)
+    scores = problem.new(*problem.shape)
+    if problem.empty:
         return scores.zero_()
     from dien_kernels.ops.attention import triton_kernel
 
-    layers = job.layers
+    layers = problem.layers
+    arguments: dict[str, Any] = {"STATES": problem.states, "SCORES": scores, **problem.rows, **problem.sizes}
+    arguments |= problem.constants
     if layers.v is not None:
-        _triton.launch(
-            triton_kernel.bilinear_forward, (job.batch,), states,
-            job.states, layers.v, layers.offset, *job.where, scores, *job.sizes, **job.options,
-        )  # fmt: skip
+        kernel = triton_kernel.bilinear_forward
+        arguments |= dict(V=layers.v, OFFSET=layers.offset)
     else:
-        _triton.launch(
-            triton_kernel.din_forward, (job.batch,), states,
-            job.states, job.q, *layers.of_steps(), layers.b_last, *job.where, scores, *job.sizes,
-            layers.width, job.hidden, **job.options,
-        )  # fmt: skip
+        kernel = triton_kernel.din_forward
+        arguments |= dict(Q=problem.q, B_LAST=layers.b_last, width=layers.width, hidden=problem.hidden)
+        arguments |= layers.of_steps
+    _triton.launch(kernel, (problem.batch,), inputs.states, **arguments)
     return scores
 
 
-def bwd(dscores, target, states, weights, biases, slopes, lengths, offsets, mask, history, scores, *options):  # type: ignore[no-untyped-def]
-    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, options)
-    inputs = (target, states, *weights, *biases, *slopes)
-    if job.nothing:
-        return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
+def bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
+    problem = _Problem(inputs, histories, options)
+    if problem.empty:
+        return Gradients.like(inputs, lambda t: torch.zeros_like(t, memory_format=torch.contiguous_format))
     from dien_kernels.ops.attention import triton_kernel
 
-    layers, shared = job.layers, job.history is not None
-    by_row = job.new(job.y_rows, job.hidden, dtype=torch.float32 if shared else states.dtype)
-    where = (*job.where, scores, dscores.contiguous(), by_row)
+    layers, shared = problem.layers, histories.history_of is not None
+    by_row = problem.new(problem.y_rows, problem.hidden, dtype=torch.float32 if shared else inputs.states.dtype)
+    arguments: dict[str, Any] = {
+        "STATES": problem.states, "SCORES": scores, "DSCORES": dscores.contiguous(), "DSTATES": by_row,
+        **problem.rows, **problem.sizes, **problem.constants,
+    }  # fmt: skip
     if layers.v is not None:
         dv = torch.zeros_like(layers.v)
         d_offset = None if layers.offset is None else torch.empty_like(layers.offset)
-        _triton.launch(
-            triton_kernel.bilinear_backward, (job.batch,), states,
-            job.states, layers.v, *where, dv, d_offset, *job.sizes, **job.options,
-        )  # fmt: skip
-        gradients = _of_vectors(job, weights, dv, d_offset)
+        arguments |= dict(V=layers.v, DV=dv, D_OFFSET=d_offset)
+        _triton.launch(triton_kernel.bilinear_backward, (problem.batch,), inputs.states, **arguments)
+        gradients = _of_vectors(problem, inputs.layers.weights, dv, d_offset)
     else:
-        programs = min(job.batch, 2 * _triton.processors_of(states))
-        sums = _Sums(job, programs)
-        dq, dr = torch.zeros_like(job.q), sums.rows
-        _triton.launch(
-            triton_kernel.din_backward, (programs,), states,
-            job.states, job.q, *layers.of_steps(), *where, dq, dr, *sums.buffers, *job.sizes, layers.width,
-            job.hidden, layers.second, programs, **job.options, PADDED=_triton.padded_size(job.hidden),
+        programs = min(problem.batch, 2 * _triton.processors_of(inputs.states))
+        sums = _Sums(problem, programs)
+        dq = torch.zeros_like(problem.q)
+        arguments |= dict(
+            Q=problem.q, DQ=dq, DR=sums.rows, width=layers.width, hidden=problem.hidden, second_width=layers.second,
+            programs=programs, PADDED=_triton.padded_size(problem.hidden), **layers.of_steps, **sums.buffers,
         )  # fmt: skip
-        gradients = _of_layers(job, sums, dq, dr, biases, slopes)
+        _triton.launch(triton_kernel.din_backward, (programs,), inputs.states, **arguments)
+        gradients = _of_layers(problem, sums, dq, sums.rows, inputs.layers.biases, inputs.layers.slopes)
     d_states = by_row
     if shared:
-        d_states = torch.zeros_like(job.states)
-        assert job.history is not None
-        ragged = (job.lengths, job.offsets, job.y_start)
-        _triton.sum_readers(
-            by_row, d_states, job.history, job.histories, ragged, job.sizes,
-            parts=1, hidden=job.hidden, time_major=False,
+        d_states = torch.zeros_like(problem.states)
+        _triton.sum_rows_of_history(
+            by_row, d_states, problem.layout, problem.y_start, problem.sizes,
+            parts=1, hidden=problem.hidden, time_major=False,
         )  # fmt: skip
     dq, *rest = gradients
-    return [g.to(t.dtype) for g, t in zip((dq, d_states.view(states.shape), *rest), inputs, strict=True)]
+    return Gradients.of(inputs, [dq, d_states.view(inputs.states.shape), *rest])
 
 
-def _of_vectors(job: _Job, weights: list[Tensor], dv: Tensor, d_offset: Tensor | None) -> list[Tensor]:
+def _of_vectors(problem: _Problem, weights: list[Tensor], dv: Tensor, d_offset: Tensor | None) -> list[Tensor]:
     """From v's gradient, and the offset's, those of what they are made of: q, the weights, the bias."""
-    layers = job.layers
-    if job.bilinear:
-        return [dv @ weights[0].float(), dv.t() @ job.q] if weights else [dv]  # (A6)
+    layers = problem.layers
+    if problem.bilinear:
+        return [dv @ weights[0].float(), dv.t() @ problem.q] if weights else [dv]  # (A6)
     assert d_offset is not None
     d_row = d_offset.unsqueeze(1)
     dq = dv * layers.w_p + d_row @ layers.w_row
-    return [dq, _first_weights(job, d_row, dv.sum(0, True), (dv * job.q).sum(0, True)), *_bias_gradients(job, [d_row])]
+    return [
+        dq,
+        _first_weights(problem, d_row, dv.sum(0, True), (dv * problem.q).sum(0, True)),
+        *_bias_gradients(problem, [d_row]),
+    ]
 
 
-def _first_weights(job: _Job, d_row: Tensor, d_step: Tensor, d_p: Tensor) -> Tensor:
-    dw_row = d_row.t() @ job.q
+def _first_weights(problem: _Problem, d_row: Tensor, d_step: Tensor, d_p: Tensor) -> Tensor:
+    dw_row = d_row.t() @ problem.q
     return torch.cat((dw_row, d_step, dw_row - d_step, d_p), 1)  # (A9)
 
 
 class _Sums:
     """The partial sums of ``din_backward``'s programs: how many each layer has, and their totals."""
 
-    def __init__(self, job: _Job, programs: int) -> None:
-        width, second = job.layers.width, job.layers.second
+    def __init__(self, problem: _Problem, programs: int) -> None:
+        width, second = problem.layers.width, problem.layers.second
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=job.states.device)
+            return torch.zeros(shape, dtype=torch.float32, device=problem.states.device)
 
-        self.step = zeros(programs, width, job.hidden)
-        self.p = zeros(programs, width, job.hidden)
+        self.step = zeros(programs, width, problem.hidden)
+        self.p = zeros(programs, width, problem.hidden)
         self.w_2 = zeros(programs, max(second, 1), width)
         self.first = zeros(programs, 2, width)
         self.second = zeros(programs, 3, max(second, 1))
         self.last_bias = zeros(programs)
-        self.rows = zeros(job.batch, width)  # r's gradient, which belongs to rows
-        dz_2 = job.states.new_empty(programs, job.launch.steps, max(second, 1))
-        self.buffers = (dz_2, self.step, self.p, self.w_2, self.first, self.second, self.last_bias)
+        self.rows = zeros(problem.batch, width)  # r's gradient, which belongs to rows
+        dz_2 = problem.states.new_empty(programs, problem.launch.steps, max(second, 1))
+        self.buffers = dict(
+            DZ_2=dz_2, D_STEP=self.step, D_P=self.p, D_W2=self.w_2, D_FIRST=self.first, D_SECOND=self.second,
+            D_LAST_BIAS=self.last_bias,
+        )  # fmt: skip
 
 
 def _of_layers(
-    job: _Job, sums: _Sums, dq: Tensor, dr: Tensor, biases: list[Tensor], slopes: list[Tensor]
+    problem: _Problem, sums: _Sums, dq: Tensor, dr: Tensor, biases: list[Tensor], slopes: list[Tensor]
 ) -> list[Tensor]:
-    layers = job.layers
+    layers = problem.layers
     ds_1, dw_last = sums.first.sum(0)
     db_2, ds_2, dw_last_2 = sums.second.sum(0)
-    weights = [_first_weights(job, dr, sums.step.sum(0), sums.p.sum(0))]
+    weights = [_first_weights(problem, dr, sums.step.sum(0), sums.p.sum(0))]
     if layers.second:
         weights.append(sums.w_2.sum(0))
         dw_last = dw_last_2
     weights.append(dw_last.unsqueeze(0))
     d_bias = [dr, db_2.unsqueeze(0)] if layers.second else [dr]
     d_slopes = [d.sum(0, True) if s.numel() == 1 else d for d, s in zip((ds_1, ds_2), slopes, strict=False)]
-    d_biases = _bias_gradients(job, [*d_bias, sums.last_bias.unsqueeze(1)])
+    d_biases = _bias_gradients(problem, [*d_bias, sums.last_bias.unsqueeze(1)])
     return [dq + dr @ layers.w_row, *weights, *d_biases, *d_slopes]
 
 
-def _bias_gradients(job: _Job, by_part: list[Tensor]) -> list[Tensor]:
+def _bias_gradients(problem: _Problem, by_part: list[Tensor]) -> list[Tensor]:
     """One for each layer's bias, empty where it has none; nothing where no layer has."""
-    if not job.layers.given:
+    if not problem.layers.given:
         return []
     return [
         part.new_empty(0) if bias is None else part.sum(0)
-        for part, bias in zip(by_part, job.layers.biases, strict=True)
+        for part, bias in zip(by_part, problem.layers.biases, strict=True)
     ]  # fmt: skip

@@ -1,34 +1,43 @@
-"""The contract of the auxiliary loss: public op, checks, fakes, autograd.
+"""The auxiliary loss as one op: its schemas, backends and derivative, and the public function with its checks.
 
-``auxiliary_loss`` checks its arguments, folds the affine map, the two-class output and masks into plain
-torch, picks a backend and calls its raw op.
+``auxiliary_loss`` folds the affine map, the two-class output and masks into plain torch before it picks a backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
-from dien_kernels.ops._checks import (
+from dien_kernels.checks import (
     autocast,
+    check_compute_like,
     check_like,
     check_number,
     check_option,
-    check_scalar_like,
     check_storage,
     check_tensor,
     compute_dtype,
 )
-from dien_kernels.ops._compiled import refuses_cpu
-from dien_kernels.ops._dispatch import Call, register_backend, select
-from dien_kernels.ops._layout import check_ragged, compact
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
-from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.auxiliary_loss import reference
-from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
+from dien_kernels.histories import Histories
+from dien_kernels.ops._autograd import needs_autograd
+from dien_kernels.ops._cpu import refuses_cpu
+from dien_kernels.ops._dispatch import BackendName, Call, select
+from dien_kernels.ops._layout import compact
+from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
+from dien_kernels.ops._op import Op, Pass
+from dien_kernels.ops.auxiliary_loss import reference, torch_backend
+from dien_kernels.ops.auxiliary_loss.contract import (
+    KINDS,
+    NORMALIZERS,
+    Inputs,
+    Kind,
+    LossAndGradients,
+    Normalizer,
+    Options,
+)
 
 _TENSORS = (
     "Tensor states, Tensor positive, Tensor negative, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -40,59 +49,60 @@ FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor"
 FWD_BWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> Tensor[]"
 
 
-def _fake_fwd(states, *rest):  # type: ignore[no-untyped-def]
-    return states.new_empty((), dtype=compute_dtype(states.dtype))
+def _grouped(*flat: Any) -> tuple[Any, ...]:
+    states, positive, negative, weights, biases, slopes, lengths, offsets, *options = flat
+    inputs = Inputs(states, positive, negative, Layers(weights, biases, slopes))
+    return inputs, Histories(lengths, offsets), Options(*options)
 
 
-def _fake_fwd_bwd(states, positive, negative, weights, biases, slopes, *rest):  # type: ignore[no-untyped-def]
-    compute = compute_dtype(states.dtype)
-    inputs = (states, positive, negative, *weights, *biases, *slopes)
-    return [_fake_fwd(states), *(t.new_empty(t.shape, dtype=compute) for t in inputs)]
+def _fake_fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
+    return inputs.states.new_empty((), dtype=compute_dtype(inputs.states.dtype))
 
 
-for _suffix in ("native", "reference"):
-    define_raw(f"_auxiliary_loss_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
-    define_raw(f"_auxiliary_loss_{_suffix}_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
-implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
-implement_raw("_auxiliary_loss_reference_fwd_bwd", reference.fwd_bwd)
-register_backend("auxiliary_loss", "cpu", refuses_cpu)
-register_backend("auxiliary_loss", "reference", reference.refuses)
+def _fake_fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
+    compute = compute_dtype(inputs.states.dtype)
 
-_SUFFIXES = {"cpu": "native", "reference": "reference"}
-_FWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
-_FWD_BWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd_bwd") for backend, suffix in _SUFFIXES.items()}
+    def like(t: Tensor) -> Tensor:
+        return t.new_empty(t.shape, dtype=compute)
+
+    states, positive, negative, layers = inputs
+    gradients = Layers(*([like(t) for t in tensors] for tensors in layers))
+    return LossAndGradients(
+        _fake_fwd(inputs, histories, options), like(states), like(positive), like(negative), gradients
+    )
 
 
-class _AuxiliaryLoss(torch.autograd.Function):
-    """The derivative of a scalar is known but for a factor: it is computed with the loss, and scaled in the backward.
+AUXILIARY_LOSS = Op(
+    "auxiliary_loss",
+    "auxiliary_loss",
+    {
+        "fwd": Pass(FWD_SCHEMA, _grouped, _fake_fwd, lambda loss: loss),
+        "fwd_bwd": Pass(FWD_BWD_SCHEMA, _grouped, _fake_fwd_bwd, LossAndGradients.tensors),
+    },
+)
+AUXILIARY_LOSS.backend("cpu", refuses_cpu)
+AUXILIARY_LOSS.backend("torch", torch_backend.refuses, torch_backend)
+AUXILIARY_LOSS.backend("reference", reference.refuses, reference)
+_FWD, _FWD_BWD = AUXILIARY_LOSS.raw["fwd"], AUXILIARY_LOSS.raw["fwd_bwd"]
 
-    So nothing is computed twice and no logits are kept; what is kept has the inputs' size. The inputs are saved only so
-    that a second derivative can be refused by each of them.
-    """
 
-    @staticmethod
-    @by_position
-    def forward(backend, counts, options, states, positive, negative, lengths, offsets, *layers):  # type: ignore[no-untyped-def]
-        split = split_layers(counts, layers)
-        return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
+def _forward(backend: str, counts: tuple[int, int, int], options: Options, tensors: tuple[Any, ...]) -> Any:
+    states, positive, negative, lengths, offsets, *layers = tensors
+    split = split_layers(counts, layers)
+    return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _, _, _, states, positive, negative, _, _, *layers = inputs
-        ctx.count = len(output) - 1
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:], states, positive, negative, *layers)
 
-    @staticmethod
-    @differentiable_once
-    def backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
-        if dloss is None:
-            return (None,) * (5 + ctx.count)
-        gradients, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        scaled = [(d * dloss).to(t.dtype) for d, t in zip(gradients, inputs, strict=True)]
-        dstates, dpos, dneg, *dlayers = scaled
-        return (None, None, None, dstates, dpos, dneg, None, None, *dlayers)
+def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
+    """The derivative of a scalar is known but for a factor: the forward has computed it with the loss, and here it is
+    scaled. So nothing is computed twice and no logits are kept; what is kept has the inputs' size. The inputs are saved
+    for their dtypes, and so that a second derivative can be refused by each of them."""
+    states, positive, negative, _, _, *layers = tensors
+    inputs = (states, positive, negative, *layers)
+    dstates, dpositive, dnegative, *dlayers = ((d * arriving[0]).to(t.dtype) for d, t in zip(kept, inputs, strict=True))
+    return dstates, dpositive, dnegative, None, None, *dlayers
+
+
+AUXILIARY_LOSS.derivative(_forward, lambda results: results[1:], _backward, outputs=1)
 
 
 def auxiliary_loss(
@@ -107,12 +117,13 @@ def auxiliary_loss(
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
     mask: Tensor | None = None,
-    kind: str = "inner",
-    activation: str | None = "sigmoid",
-    normalizer: str = "joint",
-    eps: float | str = 0.0,
+    histories: Histories | None = None,
+    kind: Kind = "inner",
+    activation: Activation | None = "sigmoid",
+    normalizer: Normalizer = "joint",
+    eps: float | Literal["clamp"] = 0.0,
     shift: bool = True,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """The loss by which an interest state tells the next behaviour from negatives (arXiv 1809.03672, eq. 6).
 
@@ -155,6 +166,8 @@ def auxiliary_loss(
         lengths: [B] int64 or int32, between 0 and T.
         offsets: [B + 1] int64 or int32, ascending from 0 to N.
         mask: [B, T] bool; the behaviour "after" a step is then the one at the next True.
+        histories: a ``dien_kernels.Histories`` without ``history_of``, which says what lengths, offsets and
+            mask say and is checked once for all ops that read a batch; the three must then be None.
         kind: ``"inner"`` or ``"mlp"``.
         activation: mlp only: ``"sigmoid"``, ``"relu"``, ``"prelu"`` or None, after every layer but the last.
         normalizer: as above; ``"padded"`` needs padded input.
@@ -180,7 +193,7 @@ def auxiliary_loss(
     >>> auxiliary_loss(h, e, n, lengths=torch.tensor([5, 1]))
     tensor(0.6931)
     """
-    check_option("kind", kind, ("inner", "mlp"))
+    check_option("kind", kind, KINDS)
     check_option("normalizer", normalizer, NORMALIZERS)
     if not isinstance(shift, bool):
         raise TypeError(f"shift must be a bool, got {type(shift).__name__}")
@@ -199,8 +212,10 @@ def auxiliary_loss(
     check_tensor("positive", positive)
     check_tensor("negative", negative)
     positive, negative, weights, states = (autocast(v, states) for v in (positive, negative, weights, states))
-    ragged, index = check_ragged(states, "states", lengths, offsets, mask)
-    if offsets is not None and normalizer == "padded":
+    layout = Histories.given(states, "states", lengths=lengths, offsets=offsets, mask=mask, histories=histories)
+    if layout.history_of is not None:
+        raise ValueError("histories must not have history_of: each history has its loss once, got one that has")
+    if layout.jagged and normalizer == "padded":
         raise ValueError("normalizer must not be 'padded' with offsets: jagged input has no T, got 'padded'")
     hidden = states.shape[-1]
     if hidden < 1:
@@ -208,27 +223,25 @@ def auxiliary_loss(
     negative = _check_behaviours(states, positive, negative, kind)
     layers = _check_weights(states, positive, weights, biases, slopes, affine, kind, activation)
 
+    index = layout.mask_index()
     if index is not None:
         states, positive, negative = (compact(t, index) for t in (states, positive, negative))
+        layout = layout.compacted()
     name = select(Call("auxiliary_loss", states.device.type, states.dtype, positive.shape[-1], hidden, kind), backend)
-    options = (
-        kind == "inner",
-        ACTIVATIONS.index(activation) if kind == "mlp" else 0,
-        NORMALIZERS.index(normalizer),
-        -1.0 if isinstance(eps, str) else float(eps),
-        int(shift),
+    options = Options(
+        inner=kind == "inner",
+        activation=ACTIVATIONS.index(activation) if kind == "mlp" else 0,
+        normalizer=NORMALIZERS.index(normalizer),
+        eps=-1.0 if isinstance(eps, str) else float(eps),
+        ahead=int(shift),
     )
-    tensors = layers.tensors()
-    if needs_autograd((states, positive, negative, *tensors)):
+    flat, where = layers.tensors(), (layout.lengths, layout.offsets)
+    if needs_autograd((states, positive, negative, *flat)):
         counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
-        loss: Tensor = _AuxiliaryLoss.apply(
-            name,
-            counts,
-            options,
-            *distinct((states, positive, negative, ragged.lengths, ragged.offsets, *tensors)),
-        )[0]
+        tensors = (states, positive, negative, *where, *flat)
+        loss: Tensor = AUXILIARY_LOSS.apply(name, counts, options, tensors)[0]
     else:
-        loss = _FWD[name](states, positive, negative, *layers, ragged.lengths, ragged.offsets, *options)
+        loss = _FWD[name](states, positive, negative, *layers, *where, *options)
     return loss
 
 
@@ -274,7 +287,7 @@ def _check_weights(
         if not isinstance(affine, (list, tuple)) or len(affine) != 2:
             raise TypeError(f"affine must be a pair (scale, shift) or None, got {type(affine).__name__}")
         scale, move = (
-            check_scalar_like(f"affine[{i}]", v, (inputs,), "[H + D]", states, "states") for i, v in enumerate(affine)
+            check_compute_like(f"affine[{i}]", v, (inputs,), "[H + D]", states, "states") for i, v in enumerate(affine)
         )
         first = matrices[0].to(scale.dtype)
         bias = first @ move

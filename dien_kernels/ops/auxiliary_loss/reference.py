@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
-from dien_kernels.ops._checks import compute_dtype
+from dien_kernels.checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free

@@ -1,4 +1,4 @@
-"""The CUDA C++ backend's host side: what it refuses, which instance runs, launches; ``loop_job`` has the rest.
+"""The CUDA C++ backend's host side: what it refuses, which instance runs, launches; ``gpu_problem`` has the rest.
 
 The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` or ``WIDE``, to which W_ih x is padded.
 """
@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from dien_kernels import _native
+from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, readers_of
-from dien_kernels.ops._register import raw
-from dien_kernels.ops.recurrence import loop_job
-from dien_kernels.ops.recurrence.loop_job import Job, float32_product
+from dien_kernels.ops._register import define_raw, raw
+from dien_kernels.ops.recurrence import gpu_problem
+from dien_kernels.ops.recurrence.contract import Forward, Gradients, Inputs
+from dien_kernels.ops.recurrence.forms import Options
+from dien_kernels.ops.recurrence.gpu_problem import BackwardBuffers, Problem, float32_product
 
 SIZES = (8, 16, 32, 40, 64, 112, 128)  # padded H of the instances, csrc/cuda/instances.h
 FUSED = 64  # the largest I and H whose input projection the forward's loop makes; 16-bit storage
@@ -43,6 +45,12 @@ SUM_READERS_SCHEMA = (
     "int batch, int histories, int steps, int x_rows, int y_rows, bool time_major) -> ()"
 )
 SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
+
+
+def define_launches() -> None:
+    """Define the raw ops that launch the kernels; the native library implements them."""
+    for name, schema in SCHEMAS.items():
+        define_raw(f"_cuda_recurrence_{name}", schema, lambda *_: None)
 
 
 _older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
@@ -171,113 +179,110 @@ def _launch(name: str, *arguments: Any) -> None:
     raw(f"_cuda_recurrence_{name}")(*arguments)
 
 
-def _used_rows(job: Job, rows: Tensor) -> Tensor:
+def _used_rows(problem: Problem, rows: Tensor) -> Tensor:
     """[3H, ...] with zeros for a gate that nothing reads (AGRU's update): NaN in its weights is no one's."""
-    if job.beta0 != 0 or job.beta1 != 0:
+    if problem.options.beta0 != 0 or problem.options.beta1 != 0:
         return rows
-    r, _, n = rows.split(job.hidden)
+    r, _, n = rows.split(problem.hidden)
     return torch.cat((r, torch.zeros_like(r), n))
 
 
-def _projection(job: Job, size: int) -> Tensor:
+def _projection(problem: Problem, size: int) -> Tensor:
     """W_ih x and, unless it is scaled afterwards, the biases that are added to it in any case: [x_rows, 3 * size]."""
-    hidden, given = job.hidden, [job.b_ih, job.b_hh]
-    if job.b_hh is not None and not job.reset_before:
-        given[1] = pad(job.b_hh[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
-    biases = [] if job.scale_input else [b for b in given if b is not None]
+    hidden, given = problem.hidden, [problem.b_ih, problem.b_hh]
+    if problem.b_hh is not None and not problem.options.reset_before:
+        given[1] = pad(problem.b_hh[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
+    biases = [] if problem.options.scale_input else [b for b in given if b is not None]
     bias = None
     if biases:
-        total = sum(biases[1:], biases[0]).to(job.w_ih.dtype)
-        bias = loop_job.padded(_used_rows(job, total), hidden, size)
-    return linear(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size), bias)
+        total = sum(biases[1:], biases[0]).to(problem.w_ih.dtype)
+        bias = gpu_problem.padded(_used_rows(problem, total), hidden, size)
+    return linear(problem.x, gpu_problem.padded(_used_rows(problem, problem.w_ih), hidden, size), bias)
 
 
-def _inputs(job: Job, order: Tensor, projection: Tensor, size: int) -> tuple[Any, ...]:
+def _inputs(problem: Problem, projection: Tensor, size: int) -> tuple[Any, ...]:
     """The arguments of ``_INPUTS``."""
+    layout, o = problem.layout, problem.options
     return (
-        *job.rows(order), projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
-        *job.sizes, job.reverse, job.time_major,
-        job.alpha0, job.alpha1, job.beta0, job.beta1, job.scale_input, job.keep_side, job.reset_before, size,
+        problem.order, layout.lengths, layout.offsets, layout.history_of, problem.y_start,
+        projection, problem.attention, problem.w_hh, problem.b_ih, problem.b_hh, problem.h0,
+        *problem.sizes.values(), o.reverse, o.time_major,
+        o.alpha0, o.alpha1, o.beta0, o.beta1, o.scale_input, o.keep_side, o.reset_before, size,
     )  # fmt: skip
 
 
-def _fragments(job: Job, size: int) -> Tensor | None:
+def _fragments(problem: Problem, size: int) -> Tensor | None:
     """What threads stream: of W_hh and of its transpose the words of a gate, a step of the product and a thread."""
-    if job.w_hh.dtype != torch.float32 or size <= LARGE:
+    if problem.w_hh.dtype != torch.float32 or size <= LARGE:
         return None
-    w = pad(loop_job.padded(_used_rows(job, job.w_hh), job.hidden, size), (0, size - job.hidden)).unflatten(
-        0, (3, size)
-    )
+    w = pad(
+        gpu_problem.padded(_used_rows(problem, problem.w_hh), problem.hidden, size), (0, size - problem.hidden)
+    ).unflatten(0, (3, size))
     both = torch.stack((w, w.transpose(1, 2)))
     # Columns of the product: warp, group; what is summed: step, half, place (csrc/cuda/tile16.cuh).
     return both.view(2, 3, size // 8, 8, size // 8, 2, 4).permute(0, 1, 4, 2, 3, 6, 5).contiguous()
 
 
-def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    hidden = w_hh.shape[1]
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
+    hidden = inputs.w_hh.shape[1]
     if hidden % 2:  # pairs of units travel together: one more, that stays zero
-        y, h_n, order = fwd(
-            x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, *options
-        )
-        return y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), order
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
-    y = job.new(*job.y_shape)
-    order = job.order()
-    if job.nothing:
-        return *loop_job.forward_of_nothing(job, y), order
-    return y, run_forward(job, order, y), order
+        y, h_n, kept = fwd(_even(inputs), histories, options)
+        return Forward(y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), kept)
+    problem = Problem(inputs, histories, options)
+    if problem.empty:
+        return gpu_problem.empty_forward(problem)
+    y = problem.new(*problem.y_shape)
+    return Forward(y, run_forward(problem, y), gpu_problem.nothing_kept(problem))
 
 
-def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
+def run_forward(problem: Problem, y: Tensor | None) -> Tensor:
     """The states after each row's last step; those after every step go to ``y``, unless it is None."""
-    x, hidden, fused = job.x, job.hidden, fuses(job)
-    size = padded_size(max(hidden, job.input) if fused else hidden)
+    x, hidden, fused = problem.x, problem.hidden, fuses(problem)
+    size = padded_size(max(hidden, problem.input) if fused else hidden)
     narrow = x.dtype != torch.float32
-    h_n = x.new_empty(job.batch, hidden)
-    tiles = tiles_of(job.batch, narrow, size, fused, job.row_lengths is not None, multiprocessors_of(x))
-    projection = x.contiguous() if fused else _projection(job, size)
-    streamed = _fragments(job, size)  # with the transpose's behind them, which are the backward's
-    inputs = _inputs(job, order, projection, size)
-    _launch("forward", *inputs, job.w_ih.contiguous() if fused else None, streamed, y, h_n, *tiles)
+    h_n = x.new_empty(problem.batch, hidden)
+    ragged = problem.row_lengths is not None
+    tiles = tiles_of(problem.batch, narrow, size, fused, ragged, multiprocessors_of(x))
+    projection = x.contiguous() if fused else _projection(problem, size)
+    streamed = _fragments(problem, size)  # with the transpose's behind them, which are the backward's
+    w_ih = problem.w_ih.contiguous() if fused else None
+    _launch("forward", *_inputs(problem, projection, size), w_ih, streamed, y, h_n, *tiles)
     return h_n
 
 
-def fuses(job: Job) -> bool:
-    """Whether the forward's loop makes W_ih x: ``Forward.w_ih`` of csrc/cuda/params.h. Histories' is made but once."""
+def fuses(problem: Problem) -> bool:
+    """Whether the forward's loop makes W_ih x (``Forward.w_ih`` of csrc/cuda/params.h); that of shared histories is
+    made once for each history, before the loop."""
+    options = problem.options
     return (
-        job.x.dtype != torch.float32
-        and max(job.input, job.hidden) <= FUSED
-        and job.input % 4 == 0
-        and job.x.data_ptr() % 8 == 0
-        and not (job.shared or job.reset_before or job.scale_input)
+        problem.x.dtype != torch.float32
+        and max(problem.input, problem.hidden) <= FUSED
+        and problem.input % 4 == 0
+        and problem.x.data_ptr() % 8 == 0
+        and not (problem.shared or options.reset_before or options.scale_input)
     )
 
 
-def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
-    hidden = w_hh.shape[1]
+def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
+    hidden = inputs.w_hh.shape[1]
     if hidden % 2:
         dy, dh_n, y = (None if t is None else pad(t, (0, 1)) for t in (dy, dh_n, y))
-        dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = bwd(
-            dy, dh_n, x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, y, order,
-            need_dx, *options,
-        )  # fmt: skip
-        dw_ih, dw_hh, db_ih, db_hh = (
-            loop_job.unpadded(t, hidden, hidden + 1) for t in (dw_ih, dw_hh[:, :hidden], db_ih, db_hh)
+        return _without_last_unit(bwd(dy, dh_n, _even(inputs), histories, y, kept, need_dx, options), hidden)
+    problem = Problem(inputs, histories, options)
+    if problem.empty:
+        return gpu_problem.empty_backward(problem, dh_n, need_dx)
+    if max(problem.x_rows, problem.y_rows) >= 2**31:
+        raise ValueError(
+            f"the CUDA backward counts steps in 32 bits, and there are {max(problem.x_rows, problem.y_rows)}"
         )
-        return dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0[:, :hidden].contiguous()
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
-    if job.nothing:
-        return loop_job.backward_of_nothing(job, dh_n, need_dx)
-    if max(job.x_rows, job.y_rows) >= 2**31:
-        raise ValueError(f"the CUDA backward counts steps in 32 bits, and there are {max(job.x_rows, job.y_rows)}")
     size = padded_size(hidden)
-    left = loop_job.left(job, -(-job.batch // 16), size)
-    projection = float32_product(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
+    buffers = BackwardBuffers.allocate(problem, -(-problem.batch // 16), size)
+    projection = float32_product(problem.x, gpu_problem.padded(_used_rows(problem, problem.w_ih), hidden, size))
     _launch(
-        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(job, size),
-        left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
+        "backward", *_inputs(problem, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(problem, size),
+        buffers.gates, buffers.states, buffers.d_attention, buffers.d_bias, buffers.dh0,
     )  # fmt: skip
-    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
+    return gpu_problem.gradients(problem, buffers, need_dx, lambda dgx: _sum_rows(problem, dgx))
 
 
 def _aligned(t: Tensor | None) -> Tensor | None:
@@ -288,23 +293,33 @@ def _aligned(t: Tensor | None) -> Tensor | None:
     return t.clone() if t.data_ptr() % (2 * t.itemsize) else t
 
 
-def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
-    dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
-    assert job.history is not None
-    readers = readers_of(job.history, job.histories)
-    _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
+def _sum_rows(problem: Problem, dgx_rows: Tensor) -> Tensor:
+    dgx, layout = dgx_rows.new_zeros(problem.x_rows, dgx_rows.shape[1]), problem.layout
+    readers = layout.rows_of_history(problem.histories)
+    _launch(
+        "sum_readers", dgx_rows, dgx, *readers, layout.lengths, layout.offsets, problem.y_start,
+        *problem.sizes.values(), problem.options.time_major,
+    )  # fmt: skip
     return dgx
 
 
-def _even(
-    hidden: int, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h0: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _even(inputs: Inputs) -> Inputs:
     """Weights, biases and h0 with one more unit, all zeros."""
-    b_ih, b_hh = (None if b is None else loop_job.padded(b, hidden, hidden + 1) for b in (b_ih, b_hh))
-    return (
-        loop_job.padded(w_ih, hidden, hidden + 1),
-        loop_job.padded(pad(w_hh, (0, 1)), hidden, hidden + 1),
-        b_ih,
-        b_hh,
-        None if h0 is None else pad(h0, (0, 1)),
+    hidden = inputs.w_hh.shape[1]
+    b_ih, b_hh = (None if b is None else gpu_problem.padded(b, hidden, hidden + 1) for b in (inputs.b_ih, inputs.b_hh))
+    return inputs._replace(
+        w_ih=gpu_problem.padded(inputs.w_ih, hidden, hidden + 1),
+        w_hh=gpu_problem.padded(pad(inputs.w_hh, (0, 1)), hidden, hidden + 1),
+        b_ih=b_ih,
+        b_hh=b_hh,
+        h0=None if inputs.h0 is None else pad(inputs.h0, (0, 1)),
     )
+
+
+def _without_last_unit(found: Gradients, hidden: int) -> Gradients:
+    """The gradients of ``_even``'s results without those of the unit that was added."""
+    w_ih, w_hh, b_ih, b_hh = (
+        gpu_problem.unpadded(t, hidden, hidden + 1)
+        for t in (found.w_ih, found.w_hh[:, :hidden], found.b_ih, found.b_hh)
+    )
+    return found._replace(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=found.h0[:, :hidden].contiguous())

@@ -1,42 +1,42 @@
-"""The contract of the recurrence: public ops, checks, fakes, autograd.
+"""The recurrence as one op: its schemas, backends and derivative, and the checked core of every public op and layer.
 
-``gru``, ``augru``, ``agru`` and ``aigru`` check their arguments, bring masks and carried padding into plain
-torch, and hand everything else to ``recurrence``, which picks a backend and calls its raw op.
+``gru``, ``augru``, ``agru`` and ``aigru`` (``functional.py``) check their arguments and bring masks and carried
+padding into plain torch in ``run``; ``recurrence`` picks a backend and calls its raw op.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dien_kernels.ops import _gates
-from dien_kernels.ops._autograd import by_position, differentiable_once, distinct, needs_autograd
-from dien_kernels.ops._checks import (
+from dien_kernels.checks import (
     autocast,
     autocast_dtype,
+    check_compute_like,
     check_like,
     check_option,
-    check_scalar_like,
     check_storage,
     check_tensor,
     compute_dtype,
 )
-from dien_kernels.ops._compiled import refuses_cpu
-from dien_kernels.ops._dispatch import Call, register_backend, select
-from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
-from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import cuda_launch, reference, triton_launch
-from dien_kernels.ops.recurrence.reference import Options, form_of
-
-_Op = TypeVar("_Op", bound=Callable[..., Any])
+from dien_kernels.histories import Histories
+from dien_kernels.ops import _gates
+from dien_kernels.ops._autograd import needs_autograd
+from dien_kernels.ops._cpu import refuses_cpu
+from dien_kernels.ops._dispatch import Call, select
+from dien_kernels.ops._layout import compact, spread
+from dien_kernels.ops._op import Op, Pass
+from dien_kernels.ops._order import longest_first
+from dien_kernels.ops.recurrence import cuda_launch, reference, torch_backend, triton_launch
+from dien_kernels.ops.recurrence.contract import Forward, Gradients, Inputs
+from dien_kernels.ops.recurrence.forms import Options, form_of
 
 _TENSORS = (
     "Tensor x, Tensor? attention, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "Tensor? lengths, Tensor? offsets, Tensor? history"
+    "Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? order"
 )
 _OPTIONS = (
     "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
@@ -44,134 +44,93 @@ _OPTIONS = (
 )
 FWD_SCHEMA = f"({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 BWD_SCHEMA = (
-    f"(Tensor? dy, Tensor? dh_n, {_TENSORS}, Tensor y, Tensor gates, bool need_dx, {_OPTIONS}) "
+    f"(Tensor? dy, Tensor? dh_n, {_TENSORS}, Tensor y, Tensor kept, bool need_dx, {_OPTIONS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_INPUTS = len(Inputs._fields)
 
 
-def _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    opts, hidden = Options(*options), w_hh.shape[1]
-    if offsets is not None:
-        batch = offsets.shape[0] - 1 if history is None else history.shape[0]
-        shape: tuple[Any, ...] = (x.shape[0] if attention is None else attention.shape[0],)
-    else:
-        steps, batch = x.shape[:2] if opts.time_major else (x.shape[1], x.shape[0])
-        batch = batch if history is None else history.shape[0]
-        shape = (steps, batch) if opts.time_major else (batch, steps)
-    gates = w_hh.new_empty(_gates_shape(shape, hidden, opts.kept_units), dtype=compute_dtype(x.dtype))
-    return x.new_empty((*shape, hidden)), x.new_empty((batch, hidden)), gates
+def _grouped_fwd(*flat: Any) -> tuple[Any, ...]:
+    lengths, offsets, history, order = flat[_INPUTS : _INPUTS + 4]
+    histories = Histories(lengths, offsets, history).with_order(order)
+    return Inputs(*flat[:_INPUTS]), histories, Options(*flat[_INPUTS + 4 :])
 
 
-def _gates_shape(shape: tuple[Any, ...], hidden: Any, units: int) -> tuple[Any, ...]:
-    """Four values a unit, for whole groups of ``units`` units; nothing where ``units`` is 0."""
-    return (*shape, 4 * ((hidden + units - 1) // units * units)) if units else (0,)
+def _grouped_bwd(dy: Tensor | None, dh_n: Tensor | None, *flat: Any) -> tuple[Any, ...]:
+    tensors, (y, kept, need_dx, *options) = flat[: _INPUTS + 4], flat[_INPUTS + 4 :]
+    inputs, histories, opts = _grouped_fwd(*tensors, *options)
+    return dy, dh_n, inputs, histories, y, kept, need_dx, opts
 
 
-def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
-    y, h_n, gates = _fake_fwd(*arguments)
-    return y, h_n, gates.new_empty((0,))  # the reference recomputes always
-
-
-def _fake_ordered_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest):  # type: ignore[no-untyped-def]
-    y, h_n, _ = _fake_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest)
-    ordered = lengths is not None or offsets is not None
-    return y, h_n, x.new_empty((h_n.shape[0] if ordered else 0,), dtype=torch.int64)  # the rows' order
-
-
-def _fake_bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest):  # type: ignore[no-untyped-def]
-    _, offsets, history, y, _, need_dx, *options = rest
-    compute, hidden = compute_dtype(x.dtype), w_hh.shape[1]
-    jagged = offsets is not None
-    batch = (
-        (history if history is not None else offsets).shape[0] - (history is None)
-        if jagged
-        else y.shape[Options(*options).time_major]
+def _fake_fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
+    x, hidden, units = inputs.x, inputs.w_hh.shape[1], options.kept_units
+    batch, steps = histories.rows(x, options.time_major), histories.steps(x, options.time_major)
+    shape: tuple[Any, ...] = (steps, batch) if options.time_major else (batch, steps)
+    if histories.jagged:
+        shape = (x.shape[0] if inputs.attention is None else inputs.attention.shape[0],)
+    # Four values a unit, for whole groups of units; nothing where there are none.
+    kept = (*shape, 4 * ((hidden + units - 1) // units * units)) if units else (0,)
+    return Forward(
+        x.new_empty((*shape, hidden)),
+        x.new_empty((batch, hidden)),
+        x.new_empty(kept, dtype=compute_dtype(x.dtype)),
     )
-    return (
+
+
+def _fake_bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
+    x, hidden, compute = inputs.x, inputs.w_hh.shape[1], compute_dtype(inputs.x.dtype)
+    batch = histories.rows() if histories.jagged else y.shape[options.time_major]
+    return Gradients(
         x.new_empty(x.shape if need_dx else (0,)),
-        x.new_empty((0,)) if attention is None else x.new_empty(attention.shape, dtype=compute),
-        w_ih.new_empty(w_ih.shape),
-        w_hh.new_empty(w_hh.shape),
+        x.new_empty((0,)) if inputs.attention is None else x.new_empty(inputs.attention.shape, dtype=compute),
+        inputs.w_ih.new_empty(inputs.w_ih.shape),
+        inputs.w_hh.new_empty(inputs.w_hh.shape),
         x.new_empty((3 * hidden,), dtype=compute),
         x.new_empty((3 * hidden,), dtype=compute),
         x.new_empty((batch, hidden), dtype=compute),
     )
 
 
-for _suffix, _fake in (
-    ("native", _fake_fwd),
-    ("cuda", _fake_ordered_fwd),
-    ("triton", _fake_ordered_fwd),
-    ("reference", _fake_reference_fwd),
-):
-    define_raw(f"_recurrence_{_suffix}_fwd", FWD_SCHEMA, _fake)
-    define_raw(f"_recurrence_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
-for _name, _schema in cuda_launch.SCHEMAS.items():  # launches, implemented by the native library
-    define_raw(f"_cuda_recurrence_{_name}", _schema, lambda *_: None)
-implement_raw("_recurrence_cuda_fwd", cuda_launch.fwd)
-implement_raw("_recurrence_cuda_bwd", cuda_launch.bwd)
-implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
-implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
-implement_raw("_recurrence_reference_fwd", reference.fwd)
-implement_raw("_recurrence_reference_bwd", reference.bwd)
-register_backend("recurrence", "cpu", refuses_cpu)
-register_backend("recurrence", "cuda", cuda_launch.refuses)
-register_backend("recurrence", "triton", triton_launch.refuses)
-register_backend("recurrence", "reference", reference.refuses)
-
-_SUFFIXES = {"cpu": "native", "cuda": "cuda", "triton": "triton", "reference": "reference"}
-_FWD = {backend: raw(f"_recurrence_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
-_BWD = {backend: raw(f"_recurrence_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
+RECURRENCE = Op(
+    "recurrence",
+    "recurrence",
+    {
+        "fwd": Pass(FWD_SCHEMA, _grouped_fwd, _fake_fwd, tuple),
+        "bwd": Pass(BWD_SCHEMA, _grouped_bwd, _fake_bwd, tuple),
+    },
+)
+cuda_launch.define_launches()
+RECURRENCE.backend("cpu", refuses_cpu)
+RECURRENCE.backend("cuda", cuda_launch.refuses, cuda_launch)
+RECURRENCE.backend("triton", triton_launch.refuses, triton_launch)
+RECURRENCE.backend("torch", torch_backend.refuses, torch_backend)
+RECURRENCE.backend("reference", reference.refuses, reference)
+_FWD, _BWD = RECURRENCE.raw["fwd"], RECURRENCE.raw["bwd"]
+_READ_ORDER = ("cuda", "triton")  # the backends whose loops take rows in the order of ``Histories.order``
+_KEEP_GATES = ("cpu",)  # the backends whose forward can keep the gates for its backward
 
 
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    @by_position
-    def forward(backend, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, options):  # type: ignore[no-untyped-def]
-        return _FWD[backend](x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options)
+def _forward(backend: str, _: None, options: Options, tensors: tuple[Any, ...]) -> Any:
+    return _FWD[backend](*tensors, *options)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        backend, *tensors, options = inputs
-        y, _, gates = output
-        ctx.backend, ctx.options = backend, options
-        ctx.mark_non_differentiable(gates)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, y, gates)
 
-    @staticmethod
-    @differentiable_once
-    def backward(ctx, dy, dh_n, _):  # type: ignore[no-untyped-def]
-        x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest = ctx.saved_tensors
-        dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0 = _BWD[ctx.backend](
-            dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, *rest, ctx.needs_input_grad[1], *ctx.options
-        )
-        return (
-            None,
-            dx if ctx.needs_input_grad[1] else None,
-            None if attention is None else da,
-            dw_ih,
-            dw_hh,
-            None if b_ih is None else db_ih,
-            None if b_hh is None else db_hh,
-            None if h0 is None else dh0,
-            None,
-            None,
-            None,
-            None,
-        )
+def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
+    need_dx = ctx.needs_input_grad[3]  # behind the backend, the groups and the options
+    found = Gradients(*_BWD[ctx.backend](*arriving, *tensors, *kept, need_dx, *ctx.options))
+    inputs = Inputs(*tensors[:_INPUTS])
+    wanted = [None if given is None else gradient for given, gradient in zip(inputs, found, strict=True)]
+    if not need_dx:
+        wanted[0] = None
+    return *wanted, None, None, None, None
+
+
+RECURRENCE.derivative(_forward, lambda results: (results[0], results[2]), _backward, outputs=2)
 
 
 def recurrence(
     kind: str,
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    ragged: Ragged,
+    inputs: Inputs,
+    histories: Histories,
     *,
     reset: str = "after",
     update: str | None = None,
@@ -181,28 +140,32 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """The checked core of every public op and layer: pick a backend and run its raw op.
 
-    ``kind`` is a name that ``form_of`` knows; with ``time_major`` x is [T,B,I] and y [T,B,H]; with ``reverse`` each row
-    runs from its last valid step to its first. Arguments are taken as checked.
+    ``kind`` is a name that ``form_of`` knows; with ``time_major`` x is [T, U, I] and y [T, B, H]; with ``reverse``
+    each row runs from its last valid step to its first. ``histories`` has no mask: ``compact`` and
+    ``Histories.compacted`` come first. Arguments are taken as checked.
     """
-    form = form_of(kind)
-    needs_grad = needs_autograd((x, attention, w_ih, w_hh, b_ih, b_hh, h0))
-    call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset, backward=needs_grad)
-    name = select(call, backend)
-    options = Options(
-        form.alpha0,
-        form.alpha1,
-        form.beta0,
-        form.beta1,
-        form.scale_input,
-        (update or form.update) == "keep",
-        reset == "before",
-        reverse,
-        time_major,
-        _gates.kept_units() if needs_grad else 0,
+    form, x, hidden = form_of(kind), inputs.x, inputs.w_hh.shape[1]
+    needs_grad = needs_autograd(inputs)
+    name = select(
+        Call("recurrence", x.device.type, x.dtype, x.shape[-1], hidden, reset, backward=needs_grad),
+        backend,
     )
-    tensors = (x, attention, w_ih, w_hh, b_ih, b_hh, h0, *ragged)
+    options = Options(
+        alpha0=form.alpha0,
+        alpha1=form.alpha1,
+        beta0=form.beta0,
+        beta1=form.beta1,
+        scale_input=form.scale_input,
+        keep_side=(update or form.update) == "keep",
+        reset_before=reset == "before",
+        reverse=reverse,
+        time_major=time_major,
+        kept_units=_gates.kept_units() if needs_grad and name in _KEEP_GATES else 0,
+    )
+    order = histories.order(longest_first) if name in _READ_ORDER else None
+    tensors = (*inputs, histories.lengths, histories.offsets, histories.history_of, order)
     if needs_grad:
-        y, h_n, _ = _Recurrence.apply(name, *distinct(tensors), options)
+        y, h_n, _ = RECURRENCE.apply(name, None, options, tensors)
     else:  # an autograd.Function costs many times a raw op per call, and serving runs batches of one
         y, h_n, _ = _FWD[name](*tensors, *options)
     return y, h_n
@@ -228,365 +191,70 @@ def check_weights(
     check_like(names[0], w_ih, (rows, size), "[3 * H, I]", x, x_name)
     check_like(names[1], w_hh, (rows, rows // 3), "[3 * H, H]", x, x_name)
     if b_ih is not None:
-        b_ih = check_scalar_like(names[2], b_ih, (rows,), "[3 * H]", x, x_name)
+        b_ih = check_compute_like(names[2], b_ih, (rows,), "[3 * H]", x, x_name)
     if b_hh is not None:
-        b_hh = check_scalar_like(names[3], b_hh, (rows,), "[3 * H]", x, x_name)
+        b_hh = check_compute_like(names[3], b_hh, (rows,), "[3 * H]", x, x_name)
     return b_ih, b_hh
 
 
-def _run(
+def run(
     kind: str,
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
-    mask: Tensor | None,
-    history: Tensor | None,
-    h0: Tensor | None,
+    inputs: Inputs,
+    layout: dict[str, Any],
+    *,
     reset: str,
     update: str | None,
     padded: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Check every argument, then run; masks and carried padding are plain torch around the core."""
+    """Check every argument of a public op, then run it; masks and carried padding are plain torch around the core.
+
+    ``layout`` has the keywords of ``Histories.given`` beside the data.
+    """
     check_option("reset", reset, ("after", "before"))
     check_option("update", update, (None, "keep", "candidate"))
     check_option("padded", padded, ("zero", "carry"))
+    x, attention, w_ih, w_hh, b_ih, b_hh, h0 = inputs
     check_storage("x", x)
     check_tensor("w_ih", w_ih)
     check_tensor("w_hh", w_hh)
     if autocast_dtype(x) is not None:  # the big operands take it; attention, biases, h0, state and sums stay float32
         w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
-    ragged, index = check_ragged(x, "x", lengths, offsets, mask, history)
+    histories = Histories.given(x, "x", **layout)
     b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh)
-    jagged = offsets is not None
-    if ragged.history is not None:
-        batch = ragged.history.shape[0]
-    else:
-        batch = offsets.shape[0] - 1 if offsets is not None else x.shape[0]
+    batch = histories.rows(x)
     if kind != "gru":
-        check_tensor("attention", attention)
-        assert attention is not None
-        if jagged:
-            if attention.dim() != 1:
-                raise ValueError(f"attention must have one dimension with offsets, got shape {tuple(attention.shape)}")
-            rows = x.shape[0] if history is None else attention.shape[0]
-            attention = check_scalar_like("attention", attention, (rows,), "[N]", x, "x")
-        else:
-            attention = check_scalar_like("attention", attention, (batch, x.shape[1]), "[B, T]", x, "x")
+        attention = _check_attention(attention, x, histories, batch)
+    elif histories.history_of is not None:
+        raise ValueError("histories must not have history_of: a GRU runs each history once, got one that has")
     if h0 is not None:
-        h0 = check_scalar_like("h0", h0, (batch, w_hh.shape[1]), "[B, H]", x, "x")
+        h0 = check_compute_like("h0", h0, (batch, w_hh.shape[1]), "[B, H]", x, "x")
 
-    row_index = index
-    if index is not None:
-        x = compact(x, index)
-        if ragged.history is not None:  # the clamp only keeps this gather inside; the op reports the value
-            of_row = ragged.history.clamp(0, max(index.mask.shape[0] - 1, 0))
-            row_index = MaskIndex(*(t[of_row] for t in index))
+    index, row_index = histories.mask_index(), histories.row_mask_index()
+    if index is not None and row_index is not None:
+        x, histories = compact(x, index), histories.compacted()
         if attention is not None:
-            assert row_index is not None
             attention = compact(attention, row_index)
-    y, h_n = recurrence(
-        kind, x, attention, w_ih, w_hh, b_ih, b_hh, h0, ragged, reset=reset, update=update, backend=backend
-    )
+    inputs = Inputs(x, attention, w_ih, w_hh, b_ih, b_hh, h0)
+    y, h_n = recurrence(kind, inputs, histories, reset=reset, update=update, backend=backend)
     if row_index is not None:
         before = None
         if padded == "carry":
             before = torch.zeros_like(h_n) if h0 is None else h0.to(h_n.dtype)
         y = spread(y, row_index, before)
-    elif padded == "carry" and ragged.lengths is not None:
-        length = ragged.lengths if ragged.history is None else ragged.lengths[ragged.history]
-        valid = torch.arange(x.shape[1], device=x.device) < length.unsqueeze(1)
+    elif padded == "carry" and histories.lengths is not None:
+        length = histories.row_lengths()
+        valid = torch.arange(x.shape[1], device=x.device) < length.unsqueeze(1)  # type: ignore[union-attr]
         y = torch.where(valid.unsqueeze(2), y, h_n.unsqueeze(1))
     return y, h_n
 
 
-# The words that every public op's docstring ends with, so that help() shows them and they are written once.
-_ARGUMENTS = """
-U is the number of histories in ``x``, B the number of rows that are run (the same, unless rows share
-histories), T the padded number of steps, N the number of steps of a jagged batch, I and H the sizes of
-input and state. "Storage" is the dtype of ``x``: float32, float64, bfloat16 or float16; "compute" is
-float64 for float64 and float32 for the others.
-
-Args:
-    x: inputs, [U, T, I] or, with ``offsets``, [N, I]. Storage.
-    w_ih: [3 * H, I], storage; rows [r | u | n] as in ``torch.nn.GRU``.
-    w_hh: [3 * H, H], storage; the same rows.
-    b_ih, b_hh: [3 * H] or None (zero); compute or storage dtype.
-    lengths: int64 or int32 [U], in steps, each from 0 to T; None: all T steps.
-    offsets: int64 or int32 [U + 1], from 0 to N and ascending: history i is rows
-        offsets[i] to offsets[i + 1] - 1 of x.
-    mask: bool [U, T], True for real steps; holes and left padding are welcome. At most one of lengths,
-        offsets and mask may be given; none has a gradient.
-    h0: state before the first step, [B, H] or None (zero); compute or storage dtype.
-    reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
-    update: the side on which the weights store the update gate: ``"keep"`` (it multiplies h, as in
-        ``torch.nn.GRU``) or ``"candidate"`` (it multiplies n); None: the side that is named above.
-    padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
-        state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
-        gradient.
-    backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; one that is named runs or
-        raises.
-
-Returns:
-    y, the state after each step, [B, T, H] or in jagged form [N, H] (rows one after another), and h_n, the
-    last state of each row, [B, H] (h0 for rows of length 0); both in the storage dtype. x, attention,
-    weights, biases and h0 have gradients, once: there is no double backward.
-
-Raises:
-    ValueError: a wrong shape, device or option, more than one of lengths, offsets and mask; on the CPU also
-        index values out of range.
-    TypeError: no tensor, or a tensor of a wrong dtype.
-    RuntimeError: a backend that was named refuses the call; the message gives its reason.
-
-Under autocast x, w_ih and w_hh are cast, nothing else. Equations: docs/math.md.
-"""
-
-_ATTENTION_ARGUMENTS = """
-Beside the arguments below:
-    attention: one number for each row and step, [B, T], or in jagged form one for each step of each row
-        (rows one after another); compute or storage dtype. It is not clamped, and has a gradient.
-    history: int64 or int32 [B], from 0 to U - 1, in any order: row b runs over history ``history[b]``, so
-        that many candidates share one history and its input projection. x, lengths, offsets and mask then
-        describe the U histories; attention, h0, y and h_n the B rows. None: each history is one row. No
-        gradient.
-"""
-
-
-def _documented(function: _Op) -> _Op:
-    """Put the family's common words behind an op's own."""
-    with_attention = "attention" in inspect.signature(function).parameters
-    common = (_ATTENTION_ARGUMENTS if with_attention else "") + _ARGUMENTS
-    function.__doc__ = inspect.cleandoc(function.__doc__ or "") + "\n" + common
-    return function
-
-
-@_documented
-def gru(
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    mask: Tensor | None = None,
-    h0: Tensor | None = None,
-    reset: str = "after",
-    update: str | None = None,
-    padded: str = "zero",
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """A gated recurrent unit over ragged sequences: with default options the function of ``torch.nn.GRU``.
-
-    With z the stored update gate and h the state before the step::
-
-        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
-        z = sigmoid(W_iu x + b_iu + W_hu h + b_hu)
-        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))     or, reset="before", ... + W_hn (r * h) + b_hn
-        h' = z * h + (1 - z) * n                          or, update="candidate", (1 - z) * h + z * n
-
-    ``update=None`` means ``"keep"``. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
-
-    >>> import torch
-    >>> from dien_kernels import gru
-    >>> x, w_ih, w_hh = torch.randn(2, 5, 3), torch.randn(12, 3), torch.randn(12, 4)
-    >>> y, h_n = gru(x, w_ih, w_hh, lengths=torch.tensor([5, 2]))
-    >>> y.shape, h_n.shape, y[1, 2:].any().item(), torch.equal(y[1, 1], h_n[1])
-    (torch.Size([2, 5, 4]), torch.Size([2, 4]), False, True)
-    """
-    return _run(
-        "gru",
-        x,
-        None,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        lengths,
-        offsets,
-        mask,
-        None,
-        h0,
-        reset,
-        update,
-        padded,
-        backend,
-    )
-
-
-@_documented
-def augru(
-    x: Tensor,
-    attention: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    mask: Tensor | None = None,
-    history: Tensor | None = None,
-    h0: Tensor | None = None,
-    form: str = "paper",
-    reset: str = "after",
-    update: str | None = None,
-    padded: str = "zero",
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """A GRU whose update gate is scaled by attention (AUGRU); ``form`` says how: three different functions.
-
-    r and n are those of ``gru``; u is the gate as a step towards the candidate (the stored gate z if
-    ``update`` is ``"candidate"``, 1 - z if it is ``"keep"``); a is the attention of the row and step::
-
-        h' = (1 - g) * h + g * n
-        form="paper"            g = a * u              update=None means "candidate"
-        form="authors"          g = a + (1 - a) * u    update=None means "keep": (1 - a) * z of h is kept
-        form="prediction_flow"  g = (1 - a) + a * u    update=None means "keep": a * z of h is kept
-
-    Sources: equations (11) and (12) of https://arxiv.org/abs/1809.03672 (paper);
-    https://github.com/mouna99/dien (authors, with ``reset="before"``). Raises ValueError for another form.
-
-    >>> import torch
-    >>> from dien_kernels import augru
-    >>> x, w_ih, w_hh = torch.randn(2, 5, 3), torch.randn(12, 3), torch.randn(12, 4)
-    >>> candidates = torch.tensor([1, 0, 0])  # three candidates on two histories
-    >>> y, h_n = augru(x, torch.rand(3, 5), w_ih, w_hh, history=candidates)
-    >>> y.shape, h_n.shape
-    (torch.Size([3, 5, 4]), torch.Size([3, 4]))
-    """
-    check_option("form", form, ("paper", "authors", "prediction_flow"))
-    return _run(
-        form,
-        x,
-        attention,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        lengths,
-        offsets,
-        mask,
-        history,
-        h0,
-        reset,
-        update,
-        padded,
-        backend,
-    )
-
-
-@_documented
-def agru(
-    x: Tensor,
-    attention: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    mask: Tensor | None = None,
-    history: Tensor | None = None,
-    h0: Tensor | None = None,
-    reset: str = "after",
-    update: str | None = None,
-    padded: str = "zero",
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """A GRU whose update gate is replaced by attention (AGRU).
-
-    r and n are those of ``gru``; a is the attention of the row and step::
-
-        h' = (1 - a) * h + a * n
-
-    The update rows of weights and biases are accepted, unused, and get zero gradient; ``update`` changes
-    nothing. Source: equation (10) of https://arxiv.org/abs/1809.03672.
-
-    >>> import torch
-    >>> from dien_kernels import agru
-    >>> x, w_ih, w_hh = torch.randn(2, 5, 3), torch.randn(12, 3), torch.randn(12, 4)
-    >>> y, h_n = agru(x, torch.zeros(2, 5), w_ih, w_hh, h0=torch.ones(2, 4))
-    >>> torch.equal(h_n, torch.ones(2, 4))  # attention 0 leaves the state alone
-    True
-    """
-    return _run(
-        "agru",
-        x,
-        attention,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        lengths,
-        offsets,
-        mask,
-        history,
-        h0,
-        reset,
-        update,
-        padded,
-        backend,
-    )
-
-
-@_documented
-def aigru(
-    x: Tensor,
-    attention: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    *,
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    mask: Tensor | None = None,
-    history: Tensor | None = None,
-    h0: Tensor | None = None,
-    reset: str = "after",
-    update: str | None = None,
-    padded: str = "zero",
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """A GRU that reads inputs scaled by attention (AIGRU): ``gru`` of a * x.
-
-    The product W_ih x is made once for each history and scaled afterwards::
-
-        r = sigmoid(a * (W_ir x) + b_ir + W_hr h + b_hr)      and u, n, h' likewise as in ``gru``
-
-    ``update=None`` means ``"keep"``. Source: equation (9) of https://arxiv.org/abs/1809.03672.
-
-    >>> import torch
-    >>> from dien_kernels import aigru, gru
-    >>> x, a = torch.randn(2, 5, 3), torch.rand(2, 5)
-    >>> w_ih, w_hh = torch.randn(12, 3), torch.randn(12, 4)
-    >>> y, _ = aigru(x, a, w_ih, w_hh)
-    >>> torch.allclose(y, gru(a.unsqueeze(2) * x, w_ih, w_hh)[0], atol=1e-5)
-    True
-    """
-    return _run(
-        "aigru",
-        x,
-        attention,
-        w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        lengths,
-        offsets,
-        mask,
-        history,
-        h0,
-        reset,
-        update,
-        padded,
-        backend,
-    )
+def _check_attention(attention: Tensor | None, x: Tensor, histories: Histories, batch: int) -> Tensor:
+    check_tensor("attention", attention)
+    assert attention is not None
+    if not histories.jagged:
+        return check_compute_like("attention", attention, (batch, x.shape[1]), "[B, T]", x, "x")
+    if attention.dim() != 1:
+        raise ValueError(f"attention must have one dimension with offsets, got shape {tuple(attention.shape)}")
+    rows = x.shape[0] if histories.history_of is None else attention.shape[0]
+    return check_compute_like("attention", attention, (rows,), "[N]", x, "x")

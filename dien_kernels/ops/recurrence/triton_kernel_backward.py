@@ -2,9 +2,9 @@
 
 Products over all steps are left to torch: dx and dW_ih of GATES, the gates' gradients; dW_hh of GATES and STATES.
 The gates' own products are made in the loop or, where W_hh and its transpose leave no room, as products over all
-steps too: ``operands`` writes what they read into STATES, and they come in as MADE_RU and MADE_N. Where not even the
-transpose finds room, the loop is that of ``triton_kernel_wide``. Equation numbers are those of docs/math.md; limits and
-layout are those of ``triton_kernel``.
+steps too: ``operands`` writes what they read into STATES, and they come in as PRODUCTS_RU and PRODUCTS_N. Where not
+    even the transpose finds room, the loop is that of ``triton_kernel_wide``. Equation numbers are those of
+    docs/math.md; limits and layout are those of ``triton_kernel``.
 """
 
 # mypy: ignore-errors
@@ -34,7 +34,7 @@ def state_before(Y, H0, row, at, t, length, unit, H: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def operands(
-    PROJECTION, ATTENTION, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, MADE_RU, STATES,
+    PROJECTION, ATTENTION, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, PRODUCTS_RU, STATES,
     batch, histories, steps, x_rows, y_rows,
     SCALE_INPUT: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr, H: tl.constexpr,
     PADDED: tl.constexpr, ROWS: tl.constexpr, STATE_WIDTH: tl.constexpr,
@@ -55,14 +55,14 @@ def operands(
         at = y + t * y_step
         h = state_before(Y, H0, row, at - y_step, t, length, unit, H)
         states_at = STATES + at * STATE_WIDTH
-        if MADE_RU is None:
+        if PRODUCTS_RU is None:
             store_row(states_at, to(h, DTYPE), mask)
         else:
             gx_r = tl.load((PROJECTION + (x + t * x_step) * (3 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
             if SCALE_INPUT:
                 gx_r *= tl.load(ATTENTION + a_at + t * a_step, mask=valid, other=0.0)[:, None]
             b_r, _, _, _ = biases(B_IH, B_HH, H, PADDED, ROWS)
-            gh_r = tl.load((MADE_RU + at * (2 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
+            gh_r = tl.load((PRODUCTS_RU + at * (2 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
             store_row(states_at + H, to(sigmoid(gx_r + b_r + gh_r) * h, DTYPE), mask)
 
 
@@ -108,7 +108,7 @@ def store_gradients(
 @triton.jit(do_not_specialize=SIZES)
 def recurrence_backward(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, DY, DH_N,
-    MADE_RU, MADE_N, GATES, STATES, D_ATTENTION, D_BIAS, DH0,
+    PRODUCTS_RU, PRODUCTS_N, GATES, STATES, D_ATTENTION, D_BIAS, DH0,
     batch, histories, steps, x_rows, y_rows,
     ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr, SCALE_INPUT: tl.constexpr,
     KEEP_SIDE: tl.constexpr, RESET_BEFORE: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
@@ -179,21 +179,21 @@ def recurrence_backward(
 
         # The gates, once more, from the forward's operands.
         states_at = STATES + y * STATE_WIDTH
-        if MADE_RU is None:
+        if PRODUCTS_RU is None:
             operand = to(h, DTYPE)
             store_row(states_at, operand, mask)
             a_r = dot(operand, w_r, gx_r + b_r, PRECISION)
             a_u = dot(operand, w_u, gx_u + b_u, PRECISION)
         else:
-            ru_at = (MADE_RU + y * RU_WIDTH)[:, None] + unit[None, :]
+            ru_at = (PRODUCTS_RU + y * RU_WIDTH)[:, None] + unit[None, :]
             a_r = gx_r + b_r + tl.load(ru_at, mask=mask, other=0.0)
             a_u = gx_u + b_u + tl.load(ru_at + H, mask=mask, other=0.0)
-            n_at = (MADE_N + (y * N_WIDTH + N_COLUMN))[:, None] + unit[None, :]
+            n_at = (PRODUCTS_N + (y * N_WIDTH + N_COLUMN))[:, None] + unit[None, :]
             gh_n = b_hn + tl.load(n_at, mask=mask, other=0.0)
         r = sigmoid(a_r)
         u = sigmoid(-a_u if KEEP_SIDE else a_u)
         if RESET_BEFORE:
-            if MADE_N is None:
+            if PRODUCTS_N is None:
                 q = to(r * h, DTYPE)
                 store_row(states_at + H, q, mask)
                 a_n = dot(q, w_n, gx_n + (b_n + b_hn), PRECISION)
@@ -201,7 +201,7 @@ def recurrence_backward(
                 a_n = gx_n + b_n + gh_n
             n = tanh(a_n, DTYPE)
         else:
-            if MADE_N is None:
+            if PRODUCTS_N is None:
                 gh_n = dot(operand, w_n, b_hn, PRECISION)
             n = tanh(gx_n + b_n + r * gh_n, DTYPE)
 

@@ -51,7 +51,7 @@ def _sum_rows(x, mask):
 @triton.jit(do_not_specialize=SIZES)
 def recurrence_backward_wide(
     PROJECTION, ATTENTION, W_HH, B_IH, B_HH, H0, ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, Y, DY, DH_N,
-    MADE_RU, MADE_N, GATES, D_ATTENTION, D_BIAS, DH0,
+    PRODUCTS_RU, PRODUCTS_N, GATES, D_ATTENTION, D_BIAS, DH0,
     batch, histories, steps, x_rows, y_rows, hidden,
     ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr, SCALE_INPUT: tl.constexpr,
     KEEP_SIDE: tl.constexpr, RESET_BEFORE: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
@@ -100,13 +100,13 @@ def recurrence_backward_wide(
             gx_r, gx_u, gx_n = p_r, p_u, p_n
             if SCALE_INPUT:
                 gx_r, gx_u, gx_n = a[:, None] * p_r, a[:, None] * p_u, a[:, None] * p_n
-            ru_at = (MADE_RU + y * RU_WIDTH)[:, None] + unit[None, :]
+            ru_at = (PRODUCTS_RU + y * RU_WIDTH)[:, None] + unit[None, :]
             b_r = _bias(B_IH, unit, inside, h) + _bias(B_HH, unit, inside, h)
             b_u = _bias(B_IH, H + unit, inside, h) + _bias(B_HH, H + unit, inside, h)
             r = sigmoid(gx_r + b_r + tl.load(ru_at, mask=mask, other=0.0))
             a_u = gx_u + b_u + tl.load(ru_at + H, mask=mask, other=0.0)
             u = sigmoid(-a_u if KEEP_SIDE else a_u)
-            n_at = (MADE_N + (y * N_WIDTH + N_COLUMN))[:, None] + unit[None, :]
+            n_at = (PRODUCTS_N + (y * N_WIDTH + N_COLUMN))[:, None] + unit[None, :]
             gh_n = _bias(B_HH, 2 * H + unit, inside, h) + tl.load(n_at, mask=mask, other=0.0)
             gx_n += _bias(B_IH, 2 * H + unit, inside, h)
             n = tanh(gx_n + gh_n if RESET_BEFORE else gx_n + r * gh_n, DTYPE)
@@ -144,7 +144,7 @@ def recurrence_backward_wide(
                 dq = _product(zero, gates_at + DGH_N, valid, W_HH + 2 * H * H, unit, hidden, H, CHUNK, PRECISION)
                 h = state_before(Y, H0, row, y - y_step, t, length, unit, H)
                 p_r = tl.load((PROJECTION + x * (3 * H))[:, None] + unit[None, :], mask=mask, other=0.0)
-                made_r = tl.load((MADE_RU + y * RU_WIDTH)[:, None] + unit[None, :], mask=mask, other=0.0)
+                made_r = tl.load((PRODUCTS_RU + y * RU_WIDTH)[:, None] + unit[None, :], mask=mask, other=0.0)
                 b_r = _bias(B_IH, unit, inside, h) + _bias(B_HH, unit, inside, h)
                 r = sigmoid((a[:, None] * p_r if SCALE_INPUT else p_r) + b_r + made_r)
                 da_r = tl.where(mask, dq * h * r * (1.0 - r), 0.0)  # (14b), (15)

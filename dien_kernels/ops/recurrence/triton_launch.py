@@ -1,19 +1,20 @@
-"""The Triton backend's host side: what it refuses, launch configurations, launches; ``loop_job`` has the rest."""
+"""The Triton backend's host side: what it refuses, launch configurations, launches; ``gpu_problem`` has the rest."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged
-from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops.recurrence import gpu_problem
+from dien_kernels.ops.recurrence.contract import Forward, Inputs
+from dien_kernels.ops.recurrence.forms import Options
+from dien_kernels.ops.recurrence.gpu_problem import BackwardBuffers, Problem, float32_product
 
 MAX_HIDDEN = 256
-COUNTED_ROWS = 16_384  # their order is counted in one launch, B * B comparisons; above, sorting is less work
 STEP_PROGRAMS = 8  # of ``operands`` for each tile of rows
 
 
@@ -30,9 +31,9 @@ class Launch(NamedTuple):
     warps: int
     registers: int | None = None  # for each thread at most; told only where ptxas would take fewer and spill
     rows: int = 16  # of the batch in a program: the least that a matrix instruction takes
-    made: bool = False  # backward: the gates' products are made over all steps before the loop
+    precomputed: bool = False  # backward: the gates' products are made over all steps before the loop
     inputs: int = 0  # forward: W_ih x is made in the loop up to this padded input size
-    block: int = 0  # backward: units at a time where a tile of all would leave no registers; then ``made`` holds
+    block: int = 0  # backward: units at a time where a tile of all would leave no registers; then ``precomputed`` holds
 
 
 # By padded hidden size and bits of storage: chosen by compiled instructions, spills and barriers, not yet by time
@@ -55,21 +56,21 @@ _BACKWARD_16 = {
     16: ((0, Launch(0, 2, 1, 2, 224)),),
     32: ((0, Launch(0, 2, 1, 4, 168)),),
     64: ((0, Launch(0, 2, 1, 8, 168)),),
-    128: ((159_872, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 8, made=True, block=128))),
-    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
+    128: ((159_872, Launch(0, 2, 1, 8, precomputed=True)), (0, Launch(32, 1, 1, 8, precomputed=True, block=128))),
+    256: ((0, Launch(32, 1, 1, 8, precomputed=True, block=128)),),
 }
 _BACKWARD_32 = {
     16: ((0, Launch(0, 2, 1, 2)),),
     32: ((0, Launch(0, 2, 1, 4)),),
-    64: ((151_616, Launch(0, 2, 1, 8, made=True)), (0, Launch(32, 1, 1, 4, 224, made=True, block=64))),
-    128: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
-    256: ((0, Launch(32, 1, 1, 8, made=True, block=128)),),
+    64: ((151_616, Launch(0, 2, 1, 8, precomputed=True)), (0, Launch(32, 1, 1, 4, 224, precomputed=True, block=64))),
+    128: ((0, Launch(32, 1, 1, 8, precomputed=True, block=128)),),
+    256: ((0, Launch(32, 1, 1, 8, precomputed=True, block=128)),),
 }
 # The backward of a size that does not fill its padding, by bytes of an element and padded size, where the weights stay
 # on chip: masks take registers, and with the launch above it would spill.
 _ODD = {
-    (2, 128): Launch(32, 1, 1, 8, made=True, block=128),
-    (4, 64): Launch(0, 1, 1, 8, made=True),
+    (2, 128): Launch(32, 1, 1, 8, precomputed=True, block=128),
+    (4, 64): Launch(0, 1, 1, 8, precomputed=True),
 }
 
 
@@ -83,40 +84,37 @@ def configuration(hidden: int, itemsize: int, backward: bool, shared_memory: int
     return launch
 
 
-def counted_order(lengths: Tensor) -> Tensor:
-    """The order of a stable descending sort of int64 ``lengths``, in one launch."""
-    from dien_kernels.ops.recurrence.triton_kernel import length_order
-
-    order, batch = torch.empty_like(lengths), lengths.numel()
-    _triton.launch(
-        length_order, (-(-batch // 32),), order, lengths, order, batch, ROWS=32, BLOCK=128,
-        **_triton.compiler_options(4),
-    )  # fmt: skip
-    return order
-
-
-class _Job(loop_job.Job):
+class _Problem(Problem):
     @property
-    def options(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for."""
+        o = self.options
         return dict(
-            ALPHA0=self.alpha0, ALPHA1=self.alpha1, BETA0=self.beta0, BETA1=self.beta1, SCALE_INPUT=self.scale_input,
-            KEEP_SIDE=self.keep_side, RESET_BEFORE=self.reset_before, REVERSE=self.reverse, TIME_MAJOR=self.time_major,
+            ALPHA0=o.alpha0, ALPHA1=o.alpha1, BETA0=o.beta0, BETA1=o.beta1, SCALE_INPUT=o.scale_input,
+            KEEP_SIDE=o.keep_side, RESET_BEFORE=o.reset_before, REVERSE=o.reverse, TIME_MAJOR=o.time_major,
             H=self.hidden, PADDED=_triton.padded_size(self.hidden), PRECISION=_triton.precision(self.x),
         )  # fmt: skip
 
-    def order(self) -> Tensor:
-        """Rows from the longest to the shortest, so that those of a program end together; empty: as they are."""
-        if self.row_lengths is None or self.nothing or self.batch > COUNTED_ROWS:
-            return super().order()
-        return counted_order(self.row_lengths)
+    @property
+    def rows(self) -> dict[str, Tensor | None]:
+        """The tensors that say where a row's steps lie."""
+        layout = self.layout
+        return dict(
+            ORDER=self.order, LENGTHS=layout.lengths, OFFSETS=layout.offsets, HISTORY=layout.history_of,
+            Y_START=self.y_start,
+        )  # fmt: skip
+
+    @property
+    def recurrent(self) -> dict[str, Tensor | None]:
+        """The tensors that every loop reads beside its input."""
+        return dict(ATTENTION=self.attention, W_HH=self.w_hh, B_IH=self.b_ih, B_HH=self.b_hh, H0=self.h0)
 
     def configuration(self, backward: bool) -> Launch:
         return configuration(self.hidden, self.x.itemsize, backward, _triton.shared_memory_of(self.x))
 
     def projection(self) -> Tensor:
         """W_ih x in float32, as all sums: rounded to 16 bits it would be the attention gradient's largest error."""
-        return loop_job.float32_product(self.x, self.w_ih)
+        return float32_product(self.x, self.w_ih)
 
 
 def _compiled(launch: Launch) -> dict[str, Any]:
@@ -126,100 +124,111 @@ def _compiled(launch: Launch) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
-    y = job.new(*job.y_shape)
-    order = job.order()
-    if job.nothing:
-        return *loop_job.forward_of_nothing(job, y), order
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
+    problem = _Problem(inputs, histories, options)
+    if problem.empty:
+        return gpu_problem.empty_forward(problem)
     from dien_kernels.ops.recurrence.triton_kernel import recurrence_forward
 
-    launch = job.configuration(backward=False)
-    h_n = x.new_empty(job.batch, job.hidden)
-    inputs = _triton.padded_size(job.input)
-    fused = inputs <= launch.inputs and not job.shared
+    x, launch = inputs.x, problem.configuration(backward=False)
+    y, h_n = problem.new(*problem.y_shape), x.new_empty(problem.batch, problem.hidden)
+    padded_input = _triton.padded_size(problem.input)
+    fused = padded_input <= launch.inputs and not problem.shared
     _triton.launch(
-        recurrence_forward, (-(-job.batch // launch.rows),), x,
-        job.x.contiguous() if fused else job.projection(), job.attention, job.w_ih.contiguous() if fused else None,
-        job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, h_n,
-        x.new_empty(job.batch, 2 * job.hidden) if launch.chunk else None,
-        *job.sizes, job.hidden, **job.options, **_compiled(launch),
-        INPUT=job.input if fused else 1, I_PADDED=inputs if fused else 16,
-    )  # fmt: skip
-    return y, h_n, order
+        recurrence_forward,
+        (-(-problem.batch // launch.rows),),
+        x,
+        X=problem.x.contiguous() if fused else problem.projection(),
+        W_IH=problem.w_ih.contiguous() if fused else None,
+        Y=y,
+        H_N=h_n,
+        SCRATCH=x.new_empty(problem.batch, 2 * problem.hidden) if launch.chunk else None,
+        hidden=problem.hidden,
+        INPUT=problem.input if fused else 1,
+        I_PADDED=padded_input if fused else 16,
+        **problem.recurrent,
+        **problem.rows,
+        **problem.sizes,
+        **problem.constants,
+        **_compiled(launch),
+    )
+    return Forward(y, h_n, gpu_problem.nothing_kept(problem))
 
 
-def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
-    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
-    if job.nothing:
-        return loop_job.backward_of_nothing(job, dh_n, need_dx)
-    launch = job.configuration(backward=True)
-    programs = -(-job.batch // launch.rows)
-    left = loop_job.left(job, programs, job.hidden)
-    columns = left.columns
-    projection = job.projection()
-    made = _made(job, projection, order, y, left.states) if launch.made else (None, None)
-    before = (
-        projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0, *job.rows(order), y,
-        None if dy is None else dy.contiguous(), None if dh_n is None else dh_n.contiguous(), *made, left.gates,
+def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
+    problem = _Problem(inputs, histories, options)
+    if problem.empty:
+        return gpu_problem.empty_backward(problem, dh_n, need_dx)
+    launch = problem.configuration(backward=True)
+    programs = -(-problem.batch // launch.rows)
+    buffers = BackwardBuffers.allocate(problem, programs, problem.hidden)
+    columns, projection = buffers.columns, problem.projection()
+    products: tuple[Tensor | None, Tensor | None] = (None, None)
+    if launch.precomputed:
+        products = _precomputed_products(problem, projection, y, buffers.states)
+    arguments: dict[str, Any] = dict(
+        PROJECTION=projection, Y=y, DY=None if dy is None else dy.contiguous(),
+        DH_N=None if dh_n is None else dh_n.contiguous(), PRODUCTS_RU=products[0], PRODUCTS_N=products[1],
+        GATES=buffers.gates, D_ATTENTION=buffers.d_attention, D_BIAS=buffers.d_bias, DH0=buffers.dh0,
+        GATE_WIDTH=columns.width, DGX=columns.dgx, DGH_R=columns.dgh_r, DGH_U=columns.dgh_u, DGH_N=columns.dgh_n,
+        **problem.recurrent, **problem.rows, **problem.sizes,
     )  # fmt: skip
-    how: dict[str, Any] = _compiled(launch) | {
-        "GATE_WIDTH": columns.width, "DGX": columns.dgx, "DGH_R": columns.dgh_r, "DGH_U": columns.dgh_u,
-        "DGH_N": columns.dgh_n,
-    }  # fmt: skip
+    constants, compiled = problem.constants, _compiled(launch)
     if launch.block:
         from dien_kernels.ops.recurrence.triton_kernel_wide import recurrence_backward_wide
 
-        for name in ("STAGES", "UNROLL"):
-            del how[name]
-        whole = {name: value for name, value in job.options.items() if name != "PADDED"}
-        _triton.launch(
-            recurrence_backward_wide, (programs,), x, *before, left.d_attention, left.d_bias, left.dh0, *job.sizes,
-            job.hidden,
-            **whole, **how, BLOCK=launch.block,
-        )  # fmt: skip
+        kernel, unused = recurrence_backward_wide, ("STAGES", "UNROLL", "PADDED")
+        arguments |= dict(hidden=problem.hidden, BLOCK=launch.block)
     else:
         from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
 
-        del how["CHUNK"]
-        _triton.launch(
-            recurrence_backward, (programs,), x, *before, left.states, left.d_attention, left.d_bias, left.dh0,
-            *job.sizes, **job.options, **how,
-        )  # fmt: skip
-    return loop_job.gradients(job, left, need_dx, lambda by_row: _sum_readers(job, by_row))
+        kernel, unused = recurrence_backward, ("CHUNK",)
+        arguments |= dict(STATES=buffers.states)
+    arguments |= {name: value for name, value in (constants | compiled).items() if name not in unused}
+    _triton.launch(kernel, (programs,), inputs.x, **arguments)
+    return gpu_problem.gradients(problem, buffers, need_dx, lambda by_row: _sum_rows(problem, by_row))
 
 
-def _sum_readers(job: _Job, by_row: Tensor) -> Tensor:
-    total = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
-    assert job.history is not None
-    ragged = (job.lengths, job.offsets, job.y_start)
-    _triton.sum_readers(
-        by_row, total, job.history, job.histories, ragged, job.sizes,
-        parts=3, hidden=job.hidden, time_major=job.time_major,
+def _sum_rows(problem: _Problem, by_row: Tensor) -> Tensor:
+    total = problem.w_hh.new_zeros(problem.x_rows, 3 * problem.hidden)
+    _triton.sum_rows_of_history(
+        by_row, total, problem.layout, problem.y_start, problem.sizes,
+        parts=3, hidden=problem.hidden, time_major=problem.options.time_major,
     )  # fmt: skip
     return total
 
 
-def _made(job: _Job, projection: Tensor, order: Tensor, y: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+def _precomputed_products(problem: _Problem, projection: Tensor, y: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     """The gates' products with W_hh over all steps, of r with u and of n; ``states`` is filled on the way."""
     from dien_kernels.ops.recurrence.triton_kernel_backward import operands
 
-    hidden, rows = job.hidden, 16
+    hidden, rows = problem.hidden, 16
     names = ("SCALE_INPUT", "REVERSE", "TIME_MAJOR", "H", "PADDED")
-    options = {name: job.options[name] for name in names}
+    constants = {name: problem.constants[name] for name in names}
+    recurrent = {name: value for name, value in problem.recurrent.items() if name != "W_HH"}
 
-    def fill(made_ru: Tensor | None) -> None:
+    def fill(products_ru: Tensor | None) -> None:
         _triton.launch(
-            operands, (-(-job.batch // rows), STEP_PROGRAMS), y,
-            projection, job.attention, job.b_ih, job.b_hh, job.h0, *job.rows(order), y, made_ru, states, *job.sizes,
-            **options, ROWS=rows, STATE_WIDTH=states.stride(0),
+            operands,
+            (-(-problem.batch // rows), STEP_PROGRAMS),
+            y,
+            PROJECTION=projection,
+            Y=y,
+            PRODUCTS_RU=products_ru,
+            STATES=states,
+            ROWS=rows,
+            STATE_WIDTH=states.stride(0),
+            **recurrent,
+            **problem.rows,
+            **problem.sizes,
+            **constants,
             **_triton.compiler_options(8 if hidden > 128 else 4, 128),
-        )  # fmt: skip
+        )
 
     fill(None)
-    if not job.reset_before:
-        made = loop_job.float32_product(states, job.w_hh)
-        return made, made
-    made_ru = loop_job.float32_product(states[:, :hidden], job.w_hh[: 2 * hidden])
-    fill(made_ru)
-    return made_ru, loop_job.float32_product(states[:, hidden:], job.w_hh[2 * hidden :])
+    if not problem.options.reset_before:
+        products = float32_product(states, problem.w_hh)
+        return products, products
+    products_ru = float32_product(states[:, :hidden], problem.w_hh[: 2 * hidden])
+    fill(products_ru)
+    return products_ru, float32_product(states[:, hidden:], problem.w_hh[2 * hidden :])

@@ -1,4 +1,9 @@
-"""Argument checks shared by the public ops: every message names the argument, what came and what is allowed."""
+"""Argument checks shared by all rooms: every message names the argument, what was given and what is allowed.
+
+Room card. Lives here: checks of single values and tensors, and the dtype rules they need. May import: torch. Must not
+be
+here: checks that know an op, a layer or a file.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +75,7 @@ def check_like(name: str, value: Any, shape: tuple[int, ...], meaning: str, like
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
 
 
-def check_scalar_like(
+def check_compute_like(
     name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Tensor, like_name: str
 ) -> Tensor:
     """As ``check_like``, but float32 is welcome beside 16-bit storage; returns the value in the compute dtype."""
@@ -89,26 +94,15 @@ def check_scalar_like(
     return checked
 
 
-def check_index(
-    name: str, value: Any, shape: tuple[int | None, ...], meaning: str, like: Tensor, like_name: str
-) -> Tensor:
-    """An int32 or int64 tensor of ``shape`` (None: any size) on the device of ``like``; returns it as int64.
-
-    Sizes are put into words only after a check has failed: before, that would freeze them in compiled graphs.
-    """
+def check_index(name: str, value: Any, meaning: str) -> Tensor:
+    """An int32 or int64 tensor with one dimension, of the size that ``meaning`` names; returns it as int64."""
     check_tensor(name, value)
     if value.dtype != torch.int64:
         if value.dtype != torch.int32:
             raise TypeError(f"{name} must have dtype int64 or int32, got {value.dtype}")
         value = value.long()
-    sizes = tuple(value.shape)
-    if len(sizes) != len(shape) or any(
-        want is not None and got != want for got, want in zip(sizes, shape, strict=True)
-    ):
-        wanted = meaning if None in shape else f"{meaning} = {shape}"
-        raise ValueError(f"{name} must have shape {wanted}, got {sizes}")
-    if value.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must have shape {meaning}, got {tuple(value.shape)}")
     checked: Tensor = value
     return checked
 

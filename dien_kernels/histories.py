@@ -1,0 +1,584 @@
+"""``Histories``: how the steps of a batch of histories lie in memory, as one value.
+
+Room card. Lives here: the type that every op, layer, model, loader and backend reads the layout of a batch from, its
+checks, and the tensors that follow from it. May import: torch, ``checks``. Must not be here: the data that is laid
+out, and mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from dien_kernels.checks import check_index, check_tensor
+
+_T = TypeVar("_T")
+
+
+class MaskIndex(NamedTuple):
+    """Where the steps of a boolean mask go when its holes are squeezed out; made once, used for every tensor."""
+
+    slot: Tensor  # [U, T] compact step of each valid step, T (a slot that is cut off) for the others
+    source: Tensor  # [U, T] compact step whose state stands at each step: the last valid one so far, at least 0
+    so_far: Tensor  # [U, T] number of valid steps up to and including this one
+    mask: Tensor
+
+
+class RowsOfHistory(NamedTuple):
+    """The rows that read each history, in ascending order: ``rows[first[u] : first[u + 1]]`` read history u."""
+
+    rows: Tensor
+    first: Tensor
+
+
+class Histories:
+    """How U histories of different lengths lie in memory, and which of them each of B rows reads.
+
+    The data itself, for example inputs or states, is a tensor beside this value. One of four layouts:
+
+    - ``Histories()``: data [U, T, ...], every history has all T steps;
+    - ``lengths``, int64 [U]: data [U, T, ...], history u is steps 0 to ``lengths[u]`` - 1, and what follows is padding;
+    - ``mask``, bool [U, T]: data [U, T, ...], the steps of a history are those where the mask is True;
+    - ``offsets``, int64 [U + 1], from 0 to N and ascending: data [N, ...], history u is ``offsets[u]`` to ``offsets[u
+      + 1]`` - 1.
+
+    ``history_of``, int64 [B], names the history that each row reads; None means that U = B and that row b reads
+    history b. ``rows_total`` is the number of steps of all rows together, which a jagged result with shared histories
+    has; it is -1 where no ``history_of`` or no ``offsets`` is given, or where it is not known.
+
+    The attributes must not be changed after construction: tensors that follow from them (the order of the rows by
+    length, the row of each step, ...) are computed at first use and kept, so that two recurrences on one batch sort
+    it once. Under ``torch.compile`` they are not kept, as the compiler merges equal computations itself.
+
+    A value can be passed to functions that are compiled with ``torch.compile(fullgraph=True, dynamic=True)`` or
+    exported with ``torch.export``, as it is a pytree of its attributes; it can be pickled, and ``to`` moves it to
+    another device. No attribute has a gradient.
+
+    The constructor takes what it is given; ``of`` checks it first and is what users should call.
+    """
+
+    __slots__ = ("_kept", "history_of", "lengths", "mask", "offsets", "rows_total")
+
+    def __init__(
+        self,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        history_of: Tensor | None = None,
+        mask: Tensor | None = None,
+        rows_total: int = -1,
+    ) -> None:
+        self.lengths = lengths
+        self.offsets = offsets
+        self.history_of = history_of
+        self.mask = mask
+        self.rows_total = rows_total
+        self._kept: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history_of: Tensor | None = None,
+        rows_total: int | None = None,
+        name: str = "history_of",
+    ) -> Histories:
+        """A checked value from at most one of ``lengths``, ``offsets`` and ``mask``, and from ``history_of``.
+
+        Args:
+            lengths: int64 or int32 [U], in steps, each at least 0.
+            offsets: int64 or int32 [U + 1], ascending from 0 to N.
+            mask: bool [U, T], True for the steps that count.
+            history_of: int64 or int32 [B], from 0 to U - 1.
+            rows_total: the steps of all rows together. It is counted where it is not given and reading ``offsets`` does
+                not wait for a device.
+            name: what errors call ``history_of``.
+
+        Values of index tensors are read where this does not wait for a device: on the CPU, outside of compiled
+        graphs. That lengths fit into the padded steps, and that offsets end with N, is checked when data is at hand.
+
+        Raises ``TypeError`` or ``ValueError`` naming the argument that is wrong, what was given and what is allowed.
+
+        >>> histories = Histories.of(offsets=torch.tensor([0, 2, 2, 5]), history_of=torch.tensor([2, 0, 2]))
+        >>> histories.rows_total, histories.row_lengths()
+        (8, tensor([3, 2, 3]))
+        """
+        histories = cls(
+            *_checked(lengths, offsets, mask),
+            None if history_of is None else check_index(name, history_of, "[B]"),
+            mask,
+        )
+        histories._check_devices(name)
+        histories.rows_total = histories._steps_of_rows(rows_total)
+        if not torch.compiler.is_compiling():
+            histories.check_values(name=name)
+        return histories
+
+    @classmethod
+    def given(
+        cls,
+        data: Tensor,
+        data_name: str,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history: Tensor | None = None,
+        histories: Histories | None = None,
+        time_major: bool = False,
+    ) -> Histories:
+        """What the ops' keywords say of ``data``: ``histories`` itself, or a value made of the others, which are its
+        sugar.
+
+        Only types, dtypes, shapes and devices are checked, as the ops read the values. Errors call ``history_of``
+        "history", as the ops do.
+        """
+        if histories is None:
+            histories = cls(
+                *_checked(lengths, offsets, mask),
+                None if history is None else check_index("history", history, "[B]"),
+                mask,
+            )
+        else:
+            if not isinstance(histories, Histories):
+                raise TypeError(f"histories must be a dien_kernels.Histories, got {type(histories).__name__}")
+            for other, value in (("lengths", lengths), ("offsets", offsets), ("mask", mask), ("history", history)):
+                if value is not None:
+                    raise ValueError(f"{other} must be None where histories is given, got a {type(value).__name__}")
+        histories.check_data(data, data_name, time_major)
+        return histories
+
+    @classmethod
+    def from_jagged(cls, jagged: Any) -> tuple[Tensor, Histories]:
+        """The values [N, ...] and the layout of a jagged tensor, neither of them copied.
+
+        Args:
+            jagged: an object with methods ``values()`` and ``offsets()``: a ``JaggedTensor`` of TorchRec, or a nested
+                tensor of
+                torch with ``layout=torch.jagged``.
+
+        Offsets of int32 are widened to int64. The way back needs no method: ``JaggedTensor(values,
+        offsets=h.offsets)`` or ``torch.nested.nested_tensor_from_jagged(values, h.offsets)``. Raises ``TypeError``
+        for anything else, and as ``of``.
+
+        >>> nested = torch.nested.nested_tensor_from_jagged(torch.randn(5, 3), torch.tensor([0, 2, 5]))
+        >>> values, histories = Histories.from_jagged(nested)
+        >>> values.shape, histories.offsets
+        (torch.Size([5, 3]), tensor([0, 2, 5]))
+        """
+        if isinstance(jagged, Tensor) and jagged.layout is not torch.jagged:
+            raise TypeError(f"jagged must be a jagged tensor, got a torch.Tensor with layout {jagged.layout}")
+        if not (callable(getattr(jagged, "values", None)) and callable(getattr(jagged, "offsets", None))):
+            raise TypeError(f"jagged must have methods values() and offsets(), got {type(jagged).__name__}")
+        values, offsets = jagged.values(), jagged.offsets()
+        check_tensor("jagged.values()", values)
+        histories = cls.of(offsets=offsets)
+        histories.check_values(total=values.shape[0])
+        return values, histories
+
+    @property
+    def jagged(self) -> bool:
+        """Whether the data is [N, ...], one history after another."""
+        return self.offsets is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether every history is known to have all steps of its padded data."""
+        return self.lengths is None and self.offsets is None and self.mask is None
+
+    def count(self, data: Tensor | None = None, time_major: bool = False) -> int:
+        """U, the number of histories; only where all of them are full is ``data``, [U, T, ...] or [T, U, ...],
+        asked."""
+        if self.offsets is not None:
+            return self.offsets.shape[0] - 1
+        known = self.lengths if self.lengths is not None else self.mask
+        if known is not None:
+            return known.shape[0]
+        if data is None:
+            raise ValueError(
+                "data must be given where every history is full: nothing else says how many there are, got None"
+            )
+        return data.shape[1 if time_major else 0]
+
+    def rows(self, data: Tensor | None = None, time_major: bool = False) -> int:
+        """B, the number of rows; ``data`` as in ``count``."""
+        return self.count(data, time_major) if self.history_of is None else self.history_of.shape[0]
+
+    def steps(self, data: Tensor, time_major: bool = False) -> int:
+        """T, the padded number of steps; 0 for jagged data, whose longest history only reading the offsets would
+        tell."""
+        return 0 if self.offsets is not None else data.shape[0 if time_major else 1]
+
+    def device(self) -> torch.device | None:
+        """Where the tensors are; None where there is none."""
+        return next((t.device for t in self._tensors() if t is not None), None)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Histories:
+        """The value with ``function`` applied to every tensor."""
+        return Histories(*(None if t is None else function(t) for t in self._tensors()), self.rows_total)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Histories:
+        """The value on another device."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def each_once(self) -> Histories:
+        """The histories themselves, without ``history_of``: the layout of what runs once for each history."""
+        return self if self.history_of is None else self._keep("each_once", self._each_once)
+
+    def _each_once(self) -> Histories:
+        return Histories(self.lengths, self.offsets, None, self.mask)
+
+    def compacted(self) -> Histories:
+        """The layout after ``compact``: the steps of a mask, moved to the front of their histories, have lengths."""
+        return self if self.mask is None else self._keep("compacted", self._compacted)
+
+    def _compacted(self) -> Histories:
+        assert self.mask is not None
+        return Histories(self.mask.sum(1), None, self.history_of)
+
+    # Tensors that follow.
+
+    def history_lengths(self) -> Tensor | None:
+        """int64 [U], the number of steps of each history; None where all have T."""
+        if self.offsets is not None:
+            return self._keep("history_lengths", self.offsets.diff)
+        if self.mask is not None:
+            return self.compacted().lengths
+        return self.lengths
+
+    def row_lengths(self) -> Tensor | None:
+        """int64 [B], the number of steps of each row; None where all have T."""
+        if self.history_of is None:
+            return self.history_lengths()
+        return None if self.full else self._keep("row_lengths", self._row_lengths)
+
+    def _row_lengths(self) -> Tensor:
+        length = self.history_lengths()
+        assert length is not None
+        return length[self.index(length.shape[0])]
+
+    def index(self, histories: int) -> Tensor:
+        """int64 [B], the history of each row, within 0 to U - 1 also where nobody has read the values."""
+        assert self.history_of is not None
+        return self.history_of.clamp(0, max(histories - 1, 0))
+
+    def order(self, sort: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
+        """int64 [B], the rows from the longest to the shortest, equal ones as they are; None where all have T steps.
+
+        ``sort`` computes this order from the lengths, faster than ``argsort`` where the caller knows how.
+        """
+        length = self.row_lengths()
+        if length is None:
+            return None
+        return self._keep("order", lambda: longest_first(length) if sort is None else sort(length))
+
+    def with_order(self, order: Tensor | None) -> Histories:
+        """This value, with an order that ``order`` has computed before."""
+        if order is not None:
+            self._kept["order"] = order
+        return self
+
+    def row_starts(self, total: int) -> Tensor:
+        """int64 [B], where each row starts in a jagged result of ``total`` steps: the sum of the lengths before it."""
+        assert self.offsets is not None
+        if self.history_of is None:
+            return self.offsets[:-1]
+        return self._keep("row_starts", self._row_starts).clamp(0, total)
+
+    def _row_starts(self) -> Tensor:
+        length = self.row_lengths()
+        assert length is not None
+        return length.cumsum(0) - length
+
+    def row_of_step(self, total: int) -> Tensor:
+        """int64 [``total``], the row of each step of all rows, one row after another; for jagged data.
+
+        ``total`` is N, or ``rows_total`` with shared histories. Steps that no row has, where ``total`` is wrong and
+        nobody has read the values, are given to the last row.
+        """
+        return self._keep(("row_of_step", total), lambda: self._row_of_step(total))
+
+    def _row_of_step(self, total: int) -> Tensor:
+        length = self.row_lengths()
+        assert length is not None
+        rows = torch.arange(length.shape[0], device=length.device)
+        if length.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_values(total=total if self.history_of is None else None)
+            self.check_steps_of_rows(total)  # repeat_interleave would write past its result before it complains
+            return torch.repeat_interleave(rows, length, output_size=total)
+        step = torch.arange(total, device=length.device)
+        return torch.searchsorted(length.cumsum(0), step, right=True).clamp(max=max(length.shape[0] - 1, 0))
+
+    def source_of_step(self, total: int, data_rows: int) -> Tensor | None:
+        """int64 [``total``], the row of jagged data [``data_rows``, ...] that each step of all rows reads; None: its
+        own."""
+        if self.history_of is None:
+            return None
+        return self._keep(("source_of_step", total, data_rows), lambda: self._source_of_step(total, data_rows))
+
+    def _source_of_step(self, total: int, data_rows: int) -> Tensor:
+        assert self.offsets is not None
+        shift = self.offsets[:-1][self.index(self.offsets.shape[0] - 1)] - self._keep("row_starts", self._row_starts)
+        source = shift[self.row_of_step(total)] + torch.arange(total, device=self.offsets.device)
+        return source.clamp(0, max(data_rows - 1, 0))
+
+    def rows_of_history(self, histories: int) -> RowsOfHistory:
+        """The rows that read each of U = ``histories`` histories."""
+        return self._keep(("rows_of_history", histories), lambda: self._rows_of_history(histories))
+
+    def _rows_of_history(self, histories: int) -> RowsOfHistory:
+        assert self.history_of is not None
+        by_history, rows = self.history_of.sort(stable=True)
+        first = torch.searchsorted(by_history, torch.arange(histories + 1, device=rows.device))
+        return RowsOfHistory(rows, first)
+
+    def mask_index(self) -> MaskIndex | None:
+        """How the steps of ``mask`` are squeezed together and spread out again; None without a mask."""
+        return None if self.mask is None else self._keep("mask_index", self._mask_index)
+
+    def _mask_index(self) -> MaskIndex:
+        assert self.mask is not None
+        count = self.mask.cumsum(1)
+        source = (count - 1).clamp(min=0)
+        return MaskIndex(torch.where(self.mask, source, self.mask.shape[1]), source, count, self.mask)
+
+    def row_mask_index(self) -> MaskIndex | None:
+        """``mask_index`` of each row instead of each history."""
+        index = self.mask_index()
+        if index is None or self.history_of is None:
+            return index
+        return self._keep("row_mask_index", self._row_mask_index)
+
+    def _row_mask_index(self) -> MaskIndex:
+        index = self.mask_index()
+        assert index is not None
+        row = self.index(index.mask.shape[0])
+        return MaskIndex(*(t[row] for t in index))
+
+    # Checks.
+
+    def check_data(self, data: Tensor, name: str, time_major: bool = False) -> None:
+        """Raise ``ValueError`` where ``data``, [U, T, ...] ([T, U, ...] with ``time_major``) or [N, ...], has another
+        layout.
+
+        Shapes and devices alone are compared; sizes are put into words only after a check has failed, as before they
+        would become constants of compiled graphs.
+        """
+        if self.offsets is not None:
+            if data.dim() != 2:
+                raise ValueError(f"{name} must be [N, features] with offsets, got shape {tuple(data.shape)}")
+        elif data.dim() != 3:
+            raise ValueError(
+                f"{name} must be [B, T, features], or [N, features] with offsets, got shape {tuple(data.shape)}"
+            )
+        else:
+            histories, steps = (1, 0) if time_major else (0, 1)
+            if self.lengths is not None:
+                if self.lengths.shape[0] != data.shape[histories]:
+                    got, want = tuple(self.lengths.shape), (data.shape[histories],)
+                    raise ValueError(f"lengths must have shape [U] = {want}, got {got}")
+            elif self.mask is not None:
+                want = (data.shape[histories], data.shape[steps])
+                if self.mask.shape != want:
+                    raise ValueError(f"mask must have shape [B, T] = {want}, got {tuple(self.mask.shape)}")
+        for field, tensor in self._named_tensors():
+            if tensor is not None and tensor.device != data.device:
+                raise ValueError(f"{field} must be on the device of {name}, {data.device}, got {tensor.device}")
+        if self.history_of is not None and self.history_of.shape[0] > 0 and self.count(data, time_major) == 0:
+            rows = self.history_of.shape[0]
+            raise ValueError(f"history must be empty where {name} has no history (U = 0), got {rows} rows")
+
+    def check_values(
+        self,
+        *,
+        histories: int | None = None,
+        steps: int | None = None,
+        total: int | None = None,
+        name: str = "history",
+    ) -> None:
+        """Raise ``ValueError`` for values of index tensors that leave the data; on the CPU, where reading does not
+        wait.
+
+        ``histories`` is U where no tensor says it, ``steps`` the padded length and ``total`` N of jagged data; what
+        is None is not compared. Native code repeats these checks (csrc/cpu/layout.cpp), with the same words.
+        """
+        device = self.device()
+        if device is None or device.type != "cpu":
+            return
+        lengths, offsets, history_of = self.lengths, self.offsets, self.history_of
+        if lengths is not None and lengths.numel():
+            low, high = int(lengths.min()), int(lengths.max())
+            if low < 0 or (steps is not None and high > steps):
+                allowed = "at least 0" if steps is None else f"between 0 and T = {steps}"
+                verb = "be" if steps is None else "lie"
+                raise ValueError(f"lengths must {verb} {allowed}, got values from {low} to {high}")
+        if offsets is not None:
+            if int(offsets[0]) != 0:
+                raise ValueError(f"offsets must start with 0, got {int(offsets[0])}")
+            falling = (offsets.diff() < 0).nonzero()
+            if falling.numel():
+                u = int(falling[0])
+                raise ValueError(f"offsets must be ascending, got {int(offsets[u])} before {int(offsets[u + 1])}")
+            if total is not None and int(offsets[-1]) != total:
+                raise ValueError(
+                    f"offsets must end with N = {total}, the rows of the jagged input, got {int(offsets[-1])}"
+                )
+        if history_of is not None and history_of.numel():
+            if not self.full:
+                histories = self.count()
+            low, high = int(history_of.min()), int(history_of.max())
+            if low < 0 or (histories is not None and high >= histories):
+                last = "" if histories is None else f" and U - 1 = {histories - 1}"
+                between = f"lie between 0{last}" if last else "be at least 0"
+                raise ValueError(f"{name} must {between}, got values from {low} to {high}")
+
+    def check_attention_rows(self, attention_rows: int) -> None:
+        """Raise ``ValueError`` where jagged attention with shared histories has another number of values than steps."""
+        total = self._counted_rows_total()
+        if total is not None and total != attention_rows:
+            raise ValueError(
+                f"attention must have one value for each of the {total} steps of the histories named, "
+                f"got {attention_rows}"
+            )
+
+    def check_steps_of_rows(self, rows_total: int) -> None:
+        """Raise ``ValueError`` where ``rows_total`` is not the steps of all rows, on the CPU."""
+        total = self._counted_rows_total()
+        if total is not None and total != rows_total:
+            raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {rows_total}")
+
+    def check_rows_total(self, rows_total: Any = None) -> Any:
+        """The steps of all rows, which jagged data with shared histories asks for: there the number, elsewhere -1.
+
+        ``rows_total`` is what the caller was given beside this value.
+        """
+        if self.offsets is None or self.history_of is None:
+            if rows_total is not None:
+                raise ValueError(f"rows_total must be None unless offsets and history are given, got {rows_total}")
+            return -1
+        if rows_total is None:
+            if self._knows_total():
+                return self.rows_total
+            raise ValueError("rows_total must be given with offsets and history: the steps of all rows, got None")
+        _check_total(rows_total)
+        return rows_total
+
+    def _knows_total(self) -> bool:
+        return not isinstance(self.rows_total, int) or self.rows_total >= 0
+
+    def _steps_of_rows(self, rows_total: Any) -> Any:
+        """``rows_total`` for ``of``: as given, or counted where counting does not wait."""
+        if self.offsets is None or self.history_of is None:
+            return self.check_rows_total(rows_total)
+        if rows_total is not None:
+            _check_total(rows_total)
+            if not torch.compiler.is_compiling():
+                self.check_values(name="history_of")
+                self.check_steps_of_rows(rows_total)
+            return rows_total
+        if torch.compiler.is_compiling() or self.offsets.device.type != "cpu":
+            return -1
+        self.check_values(name="history_of")
+        counted = self._counted_rows_total()
+        return -1 if counted is None else counted
+
+    def _counted_rows_total(self) -> int | None:
+        """The steps of all rows by their values; None where there is nothing to count, or counting would wait."""
+        offsets, history_of = self.offsets, self.history_of
+        if offsets is None or history_of is None or offsets.device.type != "cpu":
+            return None
+        return self._keep("counted", lambda: int(offsets.diff()[history_of].sum()))
+
+    def _check_devices(self, name: str) -> None:
+        first = None
+        for field, tensor in self._named_tensors():
+            if tensor is None:
+                continue
+            if first is None:
+                first = field, tensor
+            elif tensor.device != first[1].device:
+                field = name if field == "history" else field
+                raise ValueError(f"{field} must be on the device of {first[0]}, {first[1].device}, got {tensor.device}")
+
+    def _keep(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What ``make`` returns, from the second call on as it was kept; traced code computes it anew."""
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: _T = self._kept[key]
+        return kept
+
+    def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        return self.lengths, self.offsets, self.history_of, self.mask
+
+    def _named_tensors(self) -> tuple[tuple[str, Tensor | None], ...]:
+        return ("lengths", self.lengths), ("offsets", self.offsets), ("mask", self.mask), ("history", self.history_of)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Histories, (*self._tensors(), self.rows_total)
+
+    def __repr__(self) -> str:
+        words = [f"{name}={list(t.shape)}" for name, t in self._named_tensors() if t is not None]
+        words += [f"rows_total={self.rows_total}"] if self._knows_total() else []
+        return f"Histories({', '.join(words) or 'full'})"
+
+
+def longest_first(lengths: Tensor) -> Tensor:
+    """The order of a stable descending sort."""
+    return lengths.argsort(descending=True, stable=True)
+
+
+def _check_total(rows_total: Any) -> None:
+    if isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt)):
+        raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
+    if rows_total < 0:
+        raise ValueError(f"rows_total must be at least 0, got {rows_total}")
+
+
+def _checked(
+    lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """lengths and offsets as int64, after types, dtypes and ranks of all three were checked."""
+    if (lengths is not None) + (offsets is not None) + (mask is not None) > 1:
+        given = [n for n, v in (("lengths", lengths), ("offsets", offsets), ("mask", mask)) if v is not None]
+        raise ValueError(f"at most one of lengths, offsets and mask may be given, got {' and '.join(given)}")
+    if lengths is not None:
+        lengths = check_index("lengths", lengths, "[U]")
+    if offsets is not None:
+        offsets = check_index("offsets", offsets, "[U + 1]")
+        if offsets.shape[0] < 1:
+            raise ValueError("offsets must have shape [U + 1] with at least one entry, got (0,)")
+    if mask is not None:
+        check_tensor("mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must have dtype bool, got {mask.dtype}")
+        if mask.dim() != 2:
+            raise ValueError(f"mask must have shape [B, T], got {tuple(mask.shape)}")
+    return lengths, offsets
+
+
+_FIELDS = ("lengths", "offsets", "history_of", "mask", "rows_total")
+
+
+def _flatten(histories: Histories) -> tuple[list[Any], None]:
+    return [getattr(histories, field) for field in _FIELDS], None
+
+
+def _flatten_with_keys(histories: Histories) -> tuple[list[tuple[Any, Any]], None]:
+    return [(_pytree.GetAttrKey(field), getattr(histories, field)) for field in _FIELDS], None
+
+
+_pytree.register_pytree_node(
+    Histories,
+    _flatten,
+    lambda values, _: Histories(*values),
+    serialized_type_name="dien_kernels.Histories",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
