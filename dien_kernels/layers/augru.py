@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
 from dien_kernels.ops._checks import check_like, check_option, check_scalar_like
+from dien_kernels.ops.recurrence.forms import FORMS
 from dien_kernels.ops.recurrence.op import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -250,7 +251,7 @@ class AUGRU(_AttentionGRU):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_option("form", form, ("paper", "authors", "prediction_flow"))
+        check_option("form", form, FORMS)
         super().__init__(
             input_size,
             hidden_size,

@@ -20,7 +20,7 @@ import dien_kernels
 from dien_kernels import augru, gru, use_backend, use_gates
 from dien_kernels.ops import _dispatch, _gates
 from dien_kernels.ops.recurrence import op as module
-from tests.cases import KINDS, LEAVES, Case, call, make, running_on, target_params
+from tests.cases import KINDS, LEAVES, Case, call, make, options_of, running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKENDS = target_params(("reference", "cpu"))
@@ -52,11 +52,7 @@ def test_gradcheck(kind: str, ragged: str, history: bool, reset: str, target: st
 def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     """The arguments of the raw forward: tensors and options."""
     inputs = make(case)
-    form = module.form_of(case.kind)
-    options = module.Options(
-        form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, True, case.reset == "before",
-        case.reverse, case.time_major, _gates.KEPT_UNITS if keep else 0,
-    )  # fmt: skip
+    options = options_of(case)._replace(kept_units=_gates.KEPT_UNITS if keep else 0)
     tensors = [inputs.leaf(name) for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
     return (*detached, inputs.lengths, inputs.offsets, inputs.history), tuple(options)

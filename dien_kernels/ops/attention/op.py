@@ -29,6 +29,7 @@ from dien_kernels.ops._layout import check_ragged, check_rows_total
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.attention import reference, triton_launch
+from dien_kernels.ops.attention.options import Options
 
 _TENSORS = (
     "Tensor target, Tensor states, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -206,12 +207,12 @@ def attention_scores(
     widths = tuple(w.shape[0] for w in layers.weights[:-1])
     call = Call("attention_scores", states.device.type, states.dtype, target.shape[1], hidden, kind, widths)
     name = select(call, backend)
-    options = (
-        rows_total,
-        kind == "bilinear",
-        ACTIVATIONS.index(activation) if kind == "din" else 0,
-        1.0 if scale is None else float(scale),
-        normalize == "softmax",
+    options = Options(
+        rows_total=rows_total,
+        bilinear=kind == "bilinear",
+        activation=ACTIVATIONS.index(activation) if kind == "din" else 0,
+        scale=1.0 if scale is None else float(scale),
+        softmax=normalize == "softmax",
     )
     tensors = layers.tensors()
     if needs_autograd((target, states, *tensors)):

@@ -27,18 +27,9 @@ from torch.nn.functional import linear
 
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
+from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
-
-
-class Options(NamedTuple):
-    """What a raw attention op is told beside its tensors, in schema order."""
-
-    rows_total: int  # steps of all rows of a jagged batch with shared histories, else -1
-    bilinear: bool
-    activation: int  # index into ACTIVATIONS
-    scale: float
-    softmax: bool
+from dien_kernels.ops.attention.options import Options, check_index_values
 
 
 def refuses(call: Call) -> str | None:
@@ -461,23 +452,9 @@ def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Ten
 # The backend cell: the same functions behind the raw ops' signatures.
 
 
-def _check(
-    states: Tensor, lengths: Tensor | None, offsets: Tensor | None, history: Tensor | None, options: Options
-) -> None:
-    ragged = Ragged(lengths, offsets, history)
-    if offsets is None:
-        check_values(ragged, states.shape[1], states.shape[0], None)
-        return
-    check_values(ragged, None, states.shape[0], None)
-    if history is not None and history.device.type == "cpu":
-        total = int(offsets.diff()[history].sum())
-        if total != options.rows_total:
-            raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {options.rows_total}")
-
-
 def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
-    _check(states, lengths, offsets, history, opts)
+    check_index_values(states, Ragged(lengths, offsets, history), opts.rows_total)
     if offsets is not None:
         equal = _equal(states, offsets, history)
         if equal is None:

@@ -7,7 +7,7 @@ index tensor.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.nn.functional import linear
 
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
+from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops._mlp import ACTIVATIONS
+from dien_kernels.ops.attention.options import Options, check_index_values
 
 MAX_HIDDEN = 256
 MAX_DIN = 128  # of a network with hidden layers: above, its backward spills on some devices
@@ -70,26 +71,19 @@ class _Job:
     def __init__(
         self, target: Tensor, states: Tensor, weights: list[Tensor], biases: list[Tensor], slopes: list[Tensor],
         lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None, history: Tensor | None,
-        options: tuple[Any, ...],
+        options: Options,
     ) -> None:  # fmt: skip
-        rows_total, self.bilinear, activation, scale, self.softmax = options
+        self.bilinear, self.softmax = options.bilinear, options.softmax
         ragged = Ragged(lengths, offsets, history)
+        check_index_values(states, ragged, options.rows_total)
         self.batch, self.hidden = target.shape[0], states.shape[-1]
         if offsets is None:
             self.histories, self.steps = states.shape[:2]
-            check_values(ragged, self.steps, self.histories, None)
             self.y_rows = self.batch * self.steps
             self.shape: tuple[int, ...] = (self.batch, self.steps)
         else:
             self.histories, self.steps = offsets.shape[0] - 1, 0
-            check_values(ragged, None, states.shape[0], None)
-            if history is not None and history.device.type == "cpu":
-                total = int(offsets.diff()[history].sum())
-                if total != rows_total:
-                    raise ValueError(
-                        f"rows_total must be {total}, the steps of the histories named, got {rows_total}"
-                    )  # fmt: skip
-            self.y_rows = states.shape[0] if history is None else rows_total
+            self.y_rows = states.shape[0] if history is None else options.rows_total
             self.shape = (self.y_rows,)
         self.lengths, self.offsets, self.history = (None if t is None else t.contiguous() for t in ragged)
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
@@ -105,7 +99,7 @@ class _Job:
         self.where = (self.lengths, self.offsets, self.mask, self.history, self.y_start)
         self.launch = configuration(self.hidden, self.layers.v is not None)
         self.options = dict(
-            SCALE=scale, SOFTMAX=self.softmax, H=self.hidden,
+            SCALE=options.scale, SOFTMAX=self.softmax, H=self.hidden,
             STEPS=self.launch.steps, **_triton.compiler_options(self.launch.warps, self.launch.registers),
         )  # fmt: skip
         if self.layers.v is not None:
@@ -113,8 +107,9 @@ class _Job:
         else:
             second = self.layers.second
             self.options |= dict(
-                ACTIVATION=ACTIVATIONS[activation] or "none", M2=second, PADDED_2=_triton.padded_size(max(second, 1)),
-                BLOCK=self.launch.block, PRECISION=_triton.precision(states),
+                ACTIVATION=ACTIVATIONS[options.activation] or "none", M2=second,
+                PADDED_2=_triton.padded_size(max(second, 1)), BLOCK=self.launch.block,
+                PRECISION=_triton.precision(states),
             )  # fmt: skip
 
     def _row_lengths(self) -> tuple[Tensor | None, Tensor | None]:
@@ -177,7 +172,7 @@ class _Layers:
 
 
 def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
-    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, options)
+    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, Options(*options))
     scores = job.new(*job.shape)
     if job.nothing:
         return scores.zero_()
@@ -199,7 +194,7 @@ def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history
 
 
 def bwd(dscores, target, states, weights, biases, slopes, lengths, offsets, mask, history, scores, *options):  # type: ignore[no-untyped-def]
-    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, options)
+    job = _Job(target, states, weights, biases, slopes, lengths, offsets, mask, history, Options(*options))
     inputs = (target, states, *weights, *biases, *slopes)
     if job.nothing:
         return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]

@@ -28,7 +28,7 @@ from dien_kernels.ops._layout import check_ragged, compact
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.auxiliary_loss import reference
-from dien_kernels.ops.auxiliary_loss.reference import NORMALIZERS
+from dien_kernels.ops.auxiliary_loss.options import NORMALIZERS, Options
 
 _TENSORS = (
     "Tensor states, Tensor positive, Tensor negative, Tensor[] weights, Tensor[] biases, Tensor[] slopes, "
@@ -211,12 +211,12 @@ def auxiliary_loss(
     if index is not None:
         states, positive, negative = (compact(t, index) for t in (states, positive, negative))
     name = select(Call("auxiliary_loss", states.device.type, states.dtype, positive.shape[-1], hidden, kind), backend)
-    options = (
-        kind == "inner",
-        ACTIVATIONS.index(activation) if kind == "mlp" else 0,
-        NORMALIZERS.index(normalizer),
-        -1.0 if isinstance(eps, str) else float(eps),
-        int(shift),
+    options = Options(
+        inner=kind == "inner",
+        activation=ACTIVATIONS.index(activation) if kind == "mlp" else 0,
+        normalizer=NORMALIZERS.index(normalizer),
+        eps=-1.0 if isinstance(eps, str) else float(eps),
+        ahead=int(shift),
     )
     tensors = layers.tensors()
     if needs_autograd((states, positive, negative, *tensors)):

@@ -24,21 +24,9 @@ from torch.nn.functional import linear, logsigmoid
 
 from dien_kernels.ops._checks import compute_dtype
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
+from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
-
-NORMALIZERS = ("joint", "separate", "padded", "row")
-CLAMP = 100.0  # torch's binary cross entropy clamps the logarithm at -100
-
-
-class Options(NamedTuple):
-    """What a raw auxiliary-loss op is told beside its tensors, in schema order."""
-
-    inner: bool
-    activation: int  # index into ACTIVATIONS
-    normalizer: int  # index into NORMALIZERS
-    eps: float  # negative: the clamp
-    ahead: int  # 1: state t is paired with behaviour t + 1; 0: with behaviour t
+from dien_kernels.ops.auxiliary_loss.options import CLAMP, NORMALIZERS, Options, check_index_values
 
 
 def refuses(call: Call) -> str | None:
@@ -285,20 +273,14 @@ def forward_backward(
 
 def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
-    check_values(
-        Ragged(lengths, offsets, None),
-        None if offsets is not None else states.shape[1],
-        states.shape[0],
-        None,
-    )
+    check_index_values(states, Ragged(lengths, offsets, None))
     pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
     return forward(_flat(states, positive, negative), layers, pairs, opts)
 
 
 def fwd_bwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
     layers, opts = Layers(weights, biases, slopes), Options(*options)
-    steps = None if offsets is not None else states.shape[1]
-    check_values(Ragged(lengths, offsets, None), steps, states.shape[0], None)
+    check_index_values(states, Ragged(lengths, offsets, None))
     pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
     loss, dstates, dpos, dneg, grads = forward_backward(_flat(states, positive, negative), layers, pairs, opts)
     return [loss, dstates.view(states.shape), dpos.view(positive.shape), dneg.view(negative.shape), *grads]

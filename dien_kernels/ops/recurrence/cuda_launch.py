@@ -17,6 +17,7 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged, readers_of
 from dien_kernels.ops._register import raw
 from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.loop_job import Job, float32_product
 
 SIZES = (8, 16, 32, 40, 64, 112, 128)  # padded H of the instances, csrc/cuda/instances.h
@@ -220,7 +221,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
             x, attention, *_even(hidden, w_ih, w_hh, b_ih, b_hh, h0), lengths, offsets, history, *options
         )
         return y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), order
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), Options(*options))
     y = job.new(*job.y_shape)
     order = job.order()
     if job.nothing:
@@ -265,7 +266,7 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
             loop_job.unpadded(t, hidden, hidden + 1) for t in (dw_ih, dw_hh[:, :hidden], db_ih, db_hh)
         )
         return dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0[:, :hidden].contiguous()
-    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), Options(*options))
     if job.nothing:
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
     if max(job.x_rows, job.y_rows) >= 2**31:

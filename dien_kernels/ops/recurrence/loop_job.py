@@ -8,12 +8,13 @@ or depends on the values of an index tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dien_kernels.ops._layout import Ragged, check_values
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops.recurrence.forms import Options, check_index_values
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -41,19 +42,21 @@ class Job:
 
     def __init__(
         self, x: Tensor, attention: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
-        h0: Tensor | None, ragged: Ragged, options: tuple[Any, ...],
+        h0: Tensor | None, ragged: Ragged, options: Options,
     ) -> None:  # fmt: skip
-        *coefficients, self.scale_input, self.keep_side, self.reset_before, self.reverse, self.time_major, _ = options
-        self.alpha0, self.alpha1, self.beta0, self.beta1 = coefficients
+        self.alpha0, self.alpha1 = options.alpha0, options.alpha1
+        self.beta0, self.beta1 = options.beta0, options.beta1
+        self.scale_input, self.keep_side = options.scale_input, options.keep_side
+        self.reset_before = options.reset_before
+        self.reverse, self.time_major = options.reverse, options.time_major
         self.hidden, self.input = w_hh.shape[1], x.shape[-1]
+        check_index_values(x, attention, ragged, time_major=options.time_major)
         self.jagged = ragged.offsets is not None
         if self.jagged:
-            check_values(ragged, None, x.shape[0], None if attention is None else attention.shape[0])
             assert ragged.offsets is not None
             self.steps, self.histories = 0, ragged.offsets.shape[0] - 1
         else:
             self.steps, self.histories = x.shape[:2] if self.time_major else (x.shape[1], x.shape[0])
-            check_values(ragged, self.steps, self.histories, None)
         self.shared = ragged.history is not None
         self.batch = self.histories if ragged.history is None else ragged.history.shape[0]
         self.x_rows = x.numel() // self.input

@@ -30,7 +30,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 from dien_kernels.ops.recurrence import cuda_launch, reference, triton_launch
-from dien_kernels.ops.recurrence.reference import Options, form_of
+from dien_kernels.ops.recurrence.forms import FORMS, Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
 
@@ -189,16 +189,16 @@ def recurrence(
     call = Call("recurrence", x.device.type, x.dtype, x.shape[-1], w_hh.shape[1], reset, backward=needs_grad)
     name = select(call, backend)
     options = Options(
-        form.alpha0,
-        form.alpha1,
-        form.beta0,
-        form.beta1,
-        form.scale_input,
-        (update or form.update) == "keep",
-        reset == "before",
-        reverse,
-        time_major,
-        _gates.kept_units() if needs_grad else 0,
+        alpha0=form.alpha0,
+        alpha1=form.alpha1,
+        beta0=form.beta0,
+        beta1=form.beta1,
+        scale_input=form.scale_input,
+        keep_side=(update or form.update) == "keep",
+        reset_before=reset == "before",
+        reverse=reverse,
+        time_major=time_major,
+        kept_units=_gates.kept_units() if needs_grad else 0,
     )
     tensors = (x, attention, w_ih, w_hh, b_ih, b_hh, h0, *ragged)
     if needs_grad:
@@ -461,7 +461,7 @@ def augru(
     >>> y.shape, h_n.shape
     (torch.Size([3, 5, 4]), torch.Size([3, 4]))
     """
-    check_option("form", form, ("paper", "authors", "prediction_flow"))
+    check_option("form", form, FORMS)
     return _run(
         form,
         x,

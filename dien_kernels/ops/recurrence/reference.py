@@ -13,7 +13,7 @@ One step of every member of the family, with scalars (alpha, beta, gamma) per ro
     g  = alpha + beta * u                                                       (7)
     h' = (1 - g) * h + g * n                                                    (8)
 
-The scalars are affine in the attention a of the row and step (9): see ``form_of``.
+The scalars are affine in the attention a of the row and step (9): see ``forms.py``.
 """
 
 from __future__ import annotations
@@ -25,49 +25,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, Rows, check_values, rows_of
-
-
-class Form(NamedTuple):
-    """alpha = alpha0 + alpha1 a, beta = beta0 + beta1 a, gamma = a if scale_input else 1   (9)"""
-
-    alpha0: float
-    alpha1: float
-    beta0: float
-    beta1: float
-    scale_input: bool
-    update: str  # the side on which its users store the update gate: "keep" or "candidate"
-
-
-def form_of(kind: str) -> Form:
-    """The coefficients of a member of the family, as literals: Dynamo makes symbols of floats in a table."""
-    if kind == "gru":
-        return Form(0.0, 0.0, 1.0, 0.0, False, "keep")
-    if kind == "aigru":
-        return Form(0.0, 0.0, 1.0, 0.0, True, "keep")
-    if kind == "paper":
-        return Form(0.0, 0.0, 0.0, 1.0, False, "candidate")
-    if kind == "authors":
-        return Form(0.0, 1.0, 1.0, -1.0, False, "keep")
-    if kind == "prediction_flow":
-        return Form(1.0, -1.0, 0.0, 1.0, False, "keep")
-    assert kind == "agru", kind
-    return Form(0.0, 1.0, 0.0, 0.0, False, "keep")
-
-
-class Options(NamedTuple):
-    """What a raw recurrence op is told beside its tensors, in schema order."""
-
-    alpha0: float
-    alpha1: float
-    beta0: float
-    beta1: float
-    scale_input: bool
-    keep_side: bool
-    reset_before: bool
-    reverse: bool
-    time_major: bool
-    kept_units: int  # to which kept gates are padded; 0: the backward recomputes them
+from dien_kernels.ops._layout import Ragged, Rows, rows_of
+from dien_kernels.ops.recurrence.forms import Options, check_index_values
 
 
 class Step(NamedTuple):
@@ -264,7 +223,7 @@ def _upcast(*tensors: Any) -> list[Any]:
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
     ragged, opts = Ragged(lengths, offsets, history), Options(*options)
-    _check(x, attention, ragged, opts)
+    check_index_values(x, attention, ragged, time_major=opts.time_major)
     xs, ws, wh = _upcast(x, w_ih, w_hh)
     y, h_n = forward(xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
     h_n = h_n.clone() if h0 is not None and h_n is h0 else h_n  # an op must not return its input
@@ -284,11 +243,3 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
         grads.b_hh,
         grads.h0,
     )
-
-
-def _check(x: Tensor, attention: Tensor | None, ragged: Ragged, options: Options) -> None:
-    if ragged.offsets is not None:
-        check_values(ragged, None, x.shape[0], None if attention is None else attention.shape[0])
-    else:
-        steps, u = x.shape[:2] if options.time_major else (x.shape[1], x.shape[0])
-        check_values(ragged, steps, u, None)

@@ -11,6 +11,7 @@ from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops.recurrence.forms import Options
 
 MAX_HIDDEN = 256
 COUNTED_ROWS = 16_384  # their order is counted in one launch, B * B comparisons; above, sorting is less work
@@ -127,7 +128,7 @@ def _compiled(launch: Launch) -> dict[str, Any]:
 
 
 def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), Options(*options))
     y = job.new(*job.y_shape)
     order = job.order()
     if job.nothing:
@@ -150,7 +151,7 @@ def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *op
 
 
 def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, order, need_dx, *options):  # type: ignore[no-untyped-def]
-    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), options)
+    job = _Job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, Ragged(lengths, offsets, history), Options(*options))
     if job.nothing:
         return loop_job.backward_of_nothing(job, dh_n, need_dx)
     launch = job.configuration(backward=True)
