@@ -1,5 +1,6 @@
 """dien_kernels: fused recurrences of the Deep Interest Evolution Network (arXiv 1809.03672) for PyTorch."""
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops import (
     agru,
     aigru,
@@ -12,4 +13,14 @@ from dien_kernels.ops import (
 )
 
 __version__ = "0.1.0"
-__all__ = ["agru", "aigru", "attention_scores", "augru", "auxiliary_loss", "gru", "use_backend", "use_gates"]
+__all__ = [
+    "Histories",
+    "agru",
+    "aigru",
+    "attention_scores",
+    "augru",
+    "auxiliary_loss",
+    "gru",
+    "use_backend",
+    "use_gates",
+]

@@ -20,11 +20,12 @@ from dien_kernels import agru, aigru, augru, gru
 from dien_kernels.checks import compute_dtype
 from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops._layout import Ragged
-from dien_kernels.ops.recurrence import reference
+from dien_kernels.ops.recurrence import forms, reference
+from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.tolerances import assert_close_to
 
-KINDS = ("gru", "aigru", "agru", "paper", "authors", "prediction_flow")  # the last three: forms of augru
+KINDS = forms.KINDS
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
 TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -199,9 +200,26 @@ def call(case: Case, inputs: Inputs, backend: str = "auto", **overrides: Tensor)
     return augru(leaf["x"], leaf["attention"], *weights, form=case.kind, **options)
 
 
+def options_of(case: Case) -> Options:
+    """What a raw op is told of the case; gates are not kept."""
+    form = forms.form_of(case.kind)
+    return Options(
+        alpha0=form.alpha0,
+        alpha1=form.alpha1,
+        beta0=form.beta0,
+        beta1=form.beta1,
+        scale_input=form.scale_input,
+        keep_side=(case.update or form.update) == "keep",
+        reset_before=case.reset == "before",
+        reverse=case.reverse,
+        time_major=case.time_major,
+        kept_units=0,
+    )
+
+
 def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The case on padded rows with lengths, by the reference's loop; differentiable, in the leaves' dtype."""
-    form, h = reference.form_of(case.kind), case.H
+    h = case.H
     x, a, h0 = leaf["x"], leaf.get("attention"), leaf.get("h0")
     x_flat = x.reshape(-1, case.I)
     starts = [0]
@@ -226,10 +244,7 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
                 at_x[b, step], at_a[b, step], at_y[b, step] = r * case.T + t, b * case.T + t, b * case.T + t
         y_start += len(order)
     valid = torch.arange(longest) < lengths.unsqueeze(1)
-    options = reference.Options(
-        form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input,
-        (case.update or form.update) == "keep", case.reset == "before", False, False, 0,
-    )  # fmt: skip
+    options = options_of(case)._replace(reverse=False, time_major=False)
     weights = [leaf.get(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     # An empty jagged batch has no row to gather; one row of zeros stands in and is never valid.
     x_rows = x_flat if len(x_flat) else x.new_zeros(1, case.I)

@@ -90,7 +90,7 @@ def test_torch_library_is_used_only_in_register(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_backends_are_strangers_and_the_reference_knows_only_torch(path: Path) -> None:
+def test_backends_are_strangers(path: Path) -> None:
     if "ops" not in module_of(path) or path.stem not in BACKENDS:
         return
     for name in imports_of(path):

@@ -85,6 +85,6 @@ Tensors backward(Tensor dscores, Tensor target, Tensor states, Tensors weights, 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dien_kernels, CPU, m) {
-  m.impl("_attention_native_fwd", TORCH_BOX(&forward));
-  m.impl("_attention_native_bwd", TORCH_BOX(&backward));
+  m.impl("_attention_cpu_fwd", TORCH_BOX(&forward));
+  m.impl("_attention_cpu_bwd", TORCH_BOX(&backward));
 }

@@ -72,6 +72,6 @@ Tensors forward_backward(Tensor states, Tensor positive, Tensor negative, Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dien_kernels, CPU, m) {
-  m.impl("_auxiliary_loss_native_fwd", TORCH_BOX(&forward));
-  m.impl("_auxiliary_loss_native_fwd_bwd", TORCH_BOX(&forward_backward));
+  m.impl("_auxiliary_loss_cpu_fwd", TORCH_BOX(&forward));
+  m.impl("_auxiliary_loss_cpu_fwd_bwd", TORCH_BOX(&forward_backward));
 }

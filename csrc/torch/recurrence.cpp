@@ -66,8 +66,9 @@ void check_kept(const char* name, const Tensor& kept, int64_t values) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh,
-                                           Maybe h0, Maybe lengths, Maybe offsets, Maybe history, double alpha0,
-                                           double alpha1, double beta0, double beta1, bool scale_input, bool keep_side,
+                                           Maybe h0, Maybe lengths, Maybe offsets, Maybe history,
+                                           Maybe /* order: rows are ordered here */, double alpha0, double alpha1,
+                                           double beta0, double beta1, bool scale_input, bool keep_side,
                                            bool reset_before, bool reverse, bool time_major, int64_t kept_units) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
   dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
@@ -95,9 +96,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Maybe dy, Maybe dh_n, Tensor x, Maybe attention, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh, Maybe h0,
-    Maybe lengths, Maybe offsets, Maybe history, Tensor y, Tensor gates, bool need_dx, double alpha0, double alpha1,
-    double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, bool reverse, bool time_major,
-    int64_t /* kept_units: gates say it */) {
+    Maybe lengths, Maybe offsets, Maybe history, Maybe /* order */, Tensor y, Tensor gates, bool need_dx, double alpha0,
+    double alpha1, double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, bool reverse,
+    bool time_major, int64_t /* kept_units: gates say it */) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
   dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;
@@ -129,6 +130,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dien_kernels, CPU, m) {
-  m.impl("_recurrence_native_fwd", TORCH_BOX(&forward));
-  m.impl("_recurrence_native_bwd", TORCH_BOX(&backward));
+  m.impl("_recurrence_cpu_fwd", TORCH_BOX(&forward));
+  m.impl("_recurrence_cpu_bwd", TORCH_BOX(&backward));
 }

@@ -13,7 +13,8 @@ from dien_kernels.checks import check_compute_like, check_like, check_option
 from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
-from dien_kernels.ops.recurrence.op import agru, aigru, augru
+from dien_kernels.ops.recurrence.forms import FORMS
+from dien_kernels.ops.recurrence.functional import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
 _BIASES = (True, False, "single", "tied")
@@ -261,7 +262,7 @@ class AUGRU(_AttentionGRU):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_option("form", form, ("paper", "authors", "prediction_flow"))
+        check_option("form", form, FORMS)
         super().__init__(
             input_size,
             hidden_size,

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels.checks import check_option, check_storage
+from dien_kernels.ops.recurrence.forms import FORMS
 
 _SIDES = ("keep", "candidate")
 
@@ -168,7 +169,7 @@ def from_rows(
     r. Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, shape or option.
     """
     check_option("update", update, _SIDES)
-    check_option("form", form, (None, "paper", "authors", "prediction_flow"))
+    check_option("form", form, (None, *FORMS))
     check_option("reset", reset, ("after", "before"))
     _check_matrix("weight_hh", weight_hh, "[3H, H]")
     hidden = _hidden(weight_hh, "weight_hh", "[3H, H]")

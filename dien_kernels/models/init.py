@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dien_kernels.checks import check_number
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention
+from dien_kernels.ops.recurrence import forms
 
 Recurrence = GRU | AUGRU | AGRU | AIGRU
 
@@ -47,6 +48,15 @@ def glorot_(model: nn.Module) -> None:
                     bias.zero_()
 
 
+def kind_of(layer: Recurrence) -> str:
+    """The name under which ``forms.form_of`` knows the layer's function."""
+    if isinstance(layer, AUGRU):
+        return layer.form
+    if isinstance(layer, GRU):
+        return "gru"
+    return "agru" if isinstance(layer, AGRU) else "aigru"
+
+
 @torch.no_grad()
 def gate_bias_(layer: Recurrence, value: float) -> None:
     """Both gates start with the bias ``value``, seen from the side of what is kept, and so remember.
@@ -59,8 +69,7 @@ def gate_bias_(layer: Recurrence, value: float) -> None:
     if b_ih is None or w_hh is None:
         raise ValueError(f"gate_bias must be None for a recurrence without biases, got {value}")
     hidden, tied = w_hh.shape[1], b_hh is b_ih
-    update: str | None = getattr(layer, "update", None)
-    side = update or ("candidate" if getattr(layer, "form", "") == "paper" else "keep")
+    side = layer.update or forms.form_of(kind_of(layer)).update
     if b_hh is not None:
         b_hh[: 2 * hidden] = 0
     own = value / 2 if tied else value  # a tied vector is added twice

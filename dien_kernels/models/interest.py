@@ -13,8 +13,8 @@ from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINA
 from dien_kernels.layers._checks import check_sizes
 from dien_kernels.models.parts import Norm
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
+from dien_kernels.ops.recurrence.forms import FORMS
 
-FORMS = ("paper", "authors", "prediction_flow")
 EVOLUTIONS = ("augru", "agru", "aigru", "gru")
 NORMALIZERS = ("joint", "separate", "padded", "row", "history")
 

@@ -11,7 +11,7 @@ from dien_kernels.ops._register import define_raw
 from dien_kernels.ops.attention.op import attention_scores
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 from dien_kernels.ops.recurrence import cuda_launch
-from dien_kernels.ops.recurrence.op import agru, aigru, augru, gru
+from dien_kernels.ops.recurrence.functional import agru, aigru, augru, gru
 
 # The library's words about itself; "" as the argument asks for the best instruction set the machine has.
 define_raw("_cpu_isa", "() -> str")

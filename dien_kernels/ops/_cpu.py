@@ -2,7 +2,7 @@
 
 Room card. Lives here: the refusals shared by the ops' ``cpu`` backends. May import: ``_native``, ``_dispatch``.
 Must not be here: mathematics, schemas. The kernels themselves are in ``csrc/cpu``; the C++ library implements the
-raw ops ``_<op>_native_*``, and torch picks them by the tensors' device.
+raw ops ``_<op>_cpu_*``, and torch picks them by the tensors' device.
 """
 
 from __future__ import annotations

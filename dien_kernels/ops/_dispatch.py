@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from dien_kernels.ops._environment import choice
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
-AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+BackendName = Literal["auto", "cpu", "cuda", "triton", "torch", "reference"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)[1:]
+AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
 class Call(NamedTuple):
@@ -78,10 +79,10 @@ def select(call: Call, backend: str) -> str:
         backend = _forced
     if backend == "auto":
         cells = _refusals[call.op]
-        for name in AUTO_ORDER.get(call.device, ("reference",)):
+        for name in AUTO_ORDER.get(call.device, ("torch",)):
             if name in cells and cells[name](call) is None:
                 return name
-        return "reference"
+        return "torch"
     reason = refusal(call, _checked(backend, "backend"))
     if reason is not None:
         raise RuntimeError(f"{call.op}: backend {backend!r} refuses this call: {reason}")

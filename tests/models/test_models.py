@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.layers import AUGRU
 from dien_kernels.models import MODELS, build, candidates
+from dien_kernels.models.init import gate_bias_
+from dien_kernels.ops.recurrence import forms
 from tests.models.common import SCHEMA, SMALL_OF, model_of, random_batch, unshared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -375,6 +378,21 @@ def test_gate_bias_is_seen_from_what_is_kept(options: dict[str, Any], r: float, 
     assert evolution.bias_ih[:8].tolist() == [r] * 4 + [u] * 4
     if "evolution_bias" not in options:
         assert evolution.bias_hh[:8].abs().max() == 0
+
+
+@pytest.mark.parametrize("side, sign", [("keep", 1), ("candidate", -1)])
+def test_gate_bias_asks_a_new_form_for_its_side(side: str, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that is added to ``form_of`` starts with the right sign: no other place knows the sides of forms."""
+    known = forms.form_of
+    invented = known("authors")._replace(update=side)
+    monkeypatch.setattr(forms, "form_of", lambda kind: invented if kind == "invented" else known(kind))
+    layer = AUGRU(3, 4)
+    layer.form = "invented"
+    gate_bias_(layer, 1.5)
+    assert layer.bias_ih[:8].tolist() == [1.5] * 4 + [sign * 1.5] * 4
+    layer.update = "keep"  # what the caller says counts for more than the form
+    gate_bias_(layer, 1.5)
+    assert layer.bias_ih[:8].tolist() == [1.5] * 8
 
 
 def test_presets_name_existing_options() -> None:

@@ -20,7 +20,7 @@ import dien_kernels
 from dien_kernels import augru, gru, use_backend, use_gates
 from dien_kernels.ops import _dispatch, _gates
 from dien_kernels.ops.recurrence import op as module
-from tests.cases import KINDS, LEAVES, Case, call, make, running_on, target_params
+from tests.cases import KINDS, LEAVES, Case, call, make, options_of, running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKENDS = target_params(("reference", "cpu"))
@@ -52,11 +52,7 @@ def test_gradcheck(kind: str, ragged: str, history: bool, reset: str, target: st
 def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     """The arguments of the raw forward: tensors and options."""
     inputs = make(case)
-    form = module.form_of(case.kind)
-    options = module.Options(
-        form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, True, case.reset == "before",
-        case.reverse, case.time_major, _gates.KEPT_UNITS if keep else 0,
-    )  # fmt: skip
+    options = options_of(case)._replace(kept_units=_gates.KEPT_UNITS if keep else 0)
     tensors = [inputs.leaf(name) for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
     return (*detached, inputs.lengths, inputs.offsets, inputs.history), tuple(options)
@@ -178,7 +174,7 @@ def test_a_graph_says_how_kept_gates_are_padded(monkeypatch: pytest.MonkeyPatch)
         leaf = make(Case("gru")).leaves
         with running_on("cpu"), use_gates("keep"):
             graph = make_fx(lambda leaf: gru(**leaf, backend="cpu"), tracing_mode="fake")(leaf)
-        assert "_recurrence_native_fwd" in graph.code
+        assert "_recurrence_cpu_fwd" in graph.code
         texts.append(graph.code)
     assert texts[0] != texts[1]
 
@@ -188,7 +184,7 @@ def test_another_padding_than_the_librarys_is_refused(target: str) -> None:
     with running_on(target):
         tensors, options = raw_arguments(Case("gru"), keep=True)
         with pytest.raises(ValueError, match=r"kept_units must be 0 or 8, got 3"):
-            torch.ops.dien_kernels._recurrence_native_fwd(*tensors, *options[:-1], 3)
+            torch.ops.dien_kernels._recurrence_cpu_fwd(*tensors, *options[:-1], 3)
 
 
 @pytest.mark.parametrize("target", target_params(("cpu",)))
@@ -196,10 +192,10 @@ def test_a_backward_refuses_what_no_forward_returned(target: str) -> None:
     """It walks over y and gates as they lie."""
     with running_on(target):
         tensors, options = raw_arguments(Case("gru"), keep=True)
-        y, h_n, gates = torch.ops.dien_kernels._recurrence_native_fwd(*tensors, *options)
+        y, h_n, gates = torch.ops.dien_kernels._recurrence_cpu_fwd(*tensors, *options)
 
         def backward(y: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
-            return torch.ops.dien_kernels._recurrence_native_bwd(None, h_n, *tensors, y, gates, True, *options)
+            return torch.ops.dien_kernels._recurrence_cpu_bwd(None, h_n, *tensors, y, gates, True, *options)
 
         assert backward(y, gates)[0].isfinite().all()
         with pytest.raises(ValueError, match=r"y must be contiguous with \d+ values.*got a non-contiguous tensor"):

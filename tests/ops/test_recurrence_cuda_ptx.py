@@ -23,7 +23,7 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import cuda_launch, loop_job
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
-from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, plain, result_of
+from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, options_of, plain, result_of
 from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
 from tests.tolerances import assert_close_to
 
@@ -277,7 +277,7 @@ def test_last_states_alone(tiles: Tiles) -> None:
     lengths = torch.tensor([n % (case.T + 1) for n in range(case.B)])
     job = loop_job.Job(
         *given, None, None, torch.rand(case.B, case.H), Ragged(lengths, None, None),
-        (0.0, 1.0, 1.0, -1.0, False, True, False, False, False, False),
+        options_of(case),
     )  # fmt: skip
     order, y = job.order(), job.new(*job.y_shape)
     for fused in (True, False)[tiles.rows == 8 :]:

@@ -11,7 +11,18 @@ import torch
 from dien_kernels import use_gates
 from dien_kernels.ops._layout import Ragged, rows_of
 from dien_kernels.ops.recurrence import loop_job
-from tests.cases import Case, actual, assert_matches, call, exact, make, result_of, running_on, target_params
+from tests.cases import (
+    Case,
+    actual,
+    assert_matches,
+    call,
+    exact,
+    make,
+    options_of,
+    result_of,
+    running_on,
+    target_params,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN = float("nan")
@@ -349,11 +360,11 @@ def test_values_that_nobody_checked_stay_inside_the_buffers(layout: str, reverse
 
 def test_starts_that_nobody_checked_stay_inside_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for what the GPU backends' kernels are told: rows' starts in y are sums of unread lengths."""
-    monkeypatch.setattr(loop_job, "check_values", lambda *_: None)
+    monkeypatch.setattr(loop_job, "check_index_values", lambda *_, **__: None)
     x, attention = torch.zeros(10, 2), torch.zeros(11)
     job = loop_job.Job(
         x, attention, torch.zeros(9, 2), torch.zeros(9, 3), None, None, None, Ragged(None, WILD, WILD.flip(0)),
-        (0.0, 1.0, 1.0, -1.0, False, True, False, False, False, False),
+        options_of(Case("authors")),
     )  # fmt: skip
     assert job.y_start is not None
     assert ((job.y_start >= 0) & (job.y_start <= len(attention))).all()

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from dien_kernels import agru, aigru, augru, gru
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import reference
+from dien_kernels.ops.recurrence.forms import form_of
 from dien_kernels.ops.recurrence.op import recurrence
-from tests.cases import KINDS, LEAVES, Case, make, oracle, result_of
+from tests.cases import KINDS, LEAVES, Case, make, options_of, oracle, result_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, T, I, H = 5, 6, 3, 4  # noqa: E741
@@ -170,7 +171,7 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
     ],
 )  # fmt: skip
 def test_default_update_side(kind: str, side: str) -> None:
-    assert reference.form_of(kind).update == side
+    assert form_of(kind).update == side
     case = Case(kind, torch.float64)
     inputs = make(case)
     with torch.no_grad():
@@ -226,11 +227,7 @@ def test_backward_by_hand_equals_autograd(
     """Equations (10) to (22) against autograd of equations (1) to (9)."""
     case = Case(kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update)
     inputs = make(case)
-    form = reference.form_of(kind)
-    options = reference.Options(
-        form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input, update == "keep",
-        reset == "before", reverse, False, 0,
-    )  # fmt: skip
+    options = options_of(case)
     tensors = [inputs.leaf(name) for name in LEAVES]
     layout = Ragged(inputs.lengths, inputs.offsets, inputs.history)
     autograd = result_of(reference.forward(*tensors, layout, options), inputs, inputs.leaves)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
-from dien_kernels.ops.recurrence.reference import form_of
+from dien_kernels.ops.recurrence.forms import form_of
 from tests.cases import KINDS, Case, actual, assert_matches, call, exact, make, plain, result_of, running_on
 from tests.tolerances import assert_close_to
 from tests.triton_launches import (

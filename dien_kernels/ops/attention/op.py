@@ -26,7 +26,7 @@ from dien_kernels.ops._cpu import refuses_cpu
 from dien_kernels.ops._dispatch import BackendName, Call, select
 from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
 from dien_kernels.ops._op import Op, Pass
-from dien_kernels.ops.attention import reference, torch_backend, triton_launch
+from dien_kernels.ops.attention import torch_backend, triton_launch
 from dien_kernels.ops.attention.contract import KINDS, Gradients, Inputs, Kind, Options
 
 _TENSORS = (
@@ -76,7 +76,6 @@ ATTENTION = Op(
 ATTENTION.backend("cpu", refuses_cpu)
 ATTENTION.backend("triton", triton_launch.refuses, triton_launch)
 ATTENTION.backend("torch", torch_backend.refuses, torch_backend)
-ATTENTION.backend("reference", reference.refuses, reference)
 _FWD, _BWD = ATTENTION.raw["fwd"], ATTENTION.raw["bwd"]
 _LAYOUT = 4  # lengths, offsets, mask and history, behind target and states
 

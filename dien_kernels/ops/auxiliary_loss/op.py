@@ -28,7 +28,7 @@ from dien_kernels.ops._dispatch import BackendName, Call, select
 from dien_kernels.ops._layout import compact
 from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
 from dien_kernels.ops._op import Op, Pass
-from dien_kernels.ops.auxiliary_loss import reference, torch_backend
+from dien_kernels.ops.auxiliary_loss import torch_backend
 from dien_kernels.ops.auxiliary_loss.contract import (
     KINDS,
     NORMALIZERS,
@@ -82,7 +82,6 @@ AUXILIARY_LOSS = Op(
 )
 AUXILIARY_LOSS.backend("cpu", refuses_cpu)
 AUXILIARY_LOSS.backend("torch", torch_backend.refuses, torch_backend)
-AUXILIARY_LOSS.backend("reference", reference.refuses, reference)
 _FWD, _FWD_BWD = AUXILIARY_LOSS.raw["fwd"], AUXILIARY_LOSS.raw["fwd_bwd"]
 
 

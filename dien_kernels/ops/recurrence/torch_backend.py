@@ -13,61 +13,22 @@ One step of every member of the family, with scalars (alpha, beta, gamma) per ro
     g  = alpha + beta * u                                                       (7)
     h' = (1 - g) * h + g * n                                                    (8)
 
-The scalars are affine in the attention a of the row and step (9): see ``form_of``.
+The scalars are affine in the attention a of the row and step (9): see ``forms.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, Rows, check_values, rows_of
-
-
-class Form(NamedTuple):
-    """alpha = alpha0 + alpha1 a, beta = beta0 + beta1 a, gamma = a if scale_input else 1   (9)"""
-
-    alpha0: float
-    alpha1: float
-    beta0: float
-    beta1: float
-    scale_input: bool
-    update: str  # the side on which its users store the update gate: "keep" or "candidate"
-
-
-def form_of(kind: str) -> Form:
-    """The coefficients of a member of the family, as literals: Dynamo makes symbols of floats in a table."""
-    if kind == "gru":
-        return Form(0.0, 0.0, 1.0, 0.0, False, "keep")
-    if kind == "aigru":
-        return Form(0.0, 0.0, 1.0, 0.0, True, "keep")
-    if kind == "paper":
-        return Form(0.0, 0.0, 0.0, 1.0, False, "candidate")
-    if kind == "authors":
-        return Form(0.0, 1.0, 1.0, -1.0, False, "keep")
-    if kind == "prediction_flow":
-        return Form(1.0, -1.0, 0.0, 1.0, False, "keep")
-    assert kind == "agru", kind
-    return Form(0.0, 1.0, 0.0, 0.0, False, "keep")
-
-
-class Options(NamedTuple):
-    """What a raw recurrence op is told beside its tensors, in schema order."""
-
-    alpha0: float
-    alpha1: float
-    beta0: float
-    beta1: float
-    scale_input: bool
-    keep_side: bool
-    reset_before: bool
-    reverse: bool
-    time_major: bool
-    kept_units: int  # to which kept gates are padded; 0: the backward recomputes them
+from dien_kernels.ops._layout import Rows, rows_of
+from dien_kernels.ops.recurrence.contract import Forward, Gradients, Inputs
+from dien_kernels.ops.recurrence.forms import Options, check_index_values
 
 
 class Step(NamedTuple):
@@ -116,25 +77,16 @@ def _take(flat: Tensor, start: Tensor, stride: int, t: int, valid: Tensor) -> Te
     return torch.where(valid.unsqueeze(1), flat[index], 0)
 
 
-def forward(
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    ragged: Ragged,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
-    """The loop: y (zeros past each length) and h_n, in the dtype of ``x``. Differentiable by autograd."""
-    rows = rows_of(x, ragged, attention, time_major=options.time_major, reverse=options.reverse)
-    y, h, _ = _run(x, attention, w_ih, w_hh, b_ih, b_hh, h0, rows, options)
-    return _shape_y(y, x, ragged, rows, options), h
+def forward(inputs: Inputs, histories: Histories, options: Options) -> tuple[Tensor, Tensor]:
+    """The loop: y (zeros past each length) and h_n, in the dtype of x. Differentiable by autograd."""
+    x = inputs.x
+    rows = rows_of(x, histories, inputs.attention, time_major=options.time_major, reverse=options.reverse)
+    y, h, _ = _run(inputs, rows, options)
+    return _shape_y(y, x, histories, rows, options), h
 
 
-def _shape_y(y: Tensor, x: Tensor, ragged: Ragged, rows: Rows, options: Options) -> Tensor:
-    if ragged.offsets is not None:
+def _shape_y(y: Tensor, x: Tensor, histories: Histories, rows: Rows, options: Options) -> Tensor:
+    if histories.jagged:
         return y
     b = rows.length.shape[0]
     hidden = y.shape[1]
@@ -148,16 +100,9 @@ def _flat_a(attention: Tensor | None, rows: Rows, x: Tensor, options: Options) -
 
 
 def _run(
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    rows: Rows,
-    options: Options,
+    inputs: Inputs, rows: Rows, options: Options
 ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor, Tensor, Step]]]:
+    x, attention, w_ih, w_hh, b_ih, b_hh, h0 = inputs
     batch, hidden = rows.length.shape[0], w_hh.shape[1]
     b_ih = x.new_zeros(3 * hidden) if b_ih is None else b_ih
     b_hh = x.new_zeros(3 * hidden) if b_hh is None else b_hh
@@ -178,35 +123,14 @@ def _run(
     return y, h, tape
 
 
-class Gradients(NamedTuple):
-    """Gradient of every input, zeros where the input does not act; None where the input was absent."""
-
-    x: Tensor
-    attention: Tensor | None
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor
-    b_hh: Tensor
-    h0: Tensor
-
-
 def backward(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    ragged: Ragged,
-    options: Options,
+    dy: Tensor | None, dh_n: Tensor | None, inputs: Inputs, histories: Histories, options: Options
 ) -> Gradients:
     """Equations (10) to (22) of docs/math.md: the derivative of the loop, last step first."""
+    x, attention, w_ih, w_hh, *_ = inputs
     hidden = w_hh.shape[1]
-    rows = rows_of(x, ragged, attention, time_major=options.time_major, reverse=options.reverse)
-    _, h_n, tape = _run(x, attention, w_ih, w_hh, b_ih, b_hh, h0, rows, options)
+    rows = rows_of(x, histories, attention, time_major=options.time_major, reverse=options.reverse)
+    _, h_n, tape = _run(inputs, rows, options)
     dh = torch.zeros_like(h_n) if dh_n is None else dh_n.clone()
     dy_flat = None if dy is None else dy.reshape(-1, hidden)
     w_ru, w_n = w_hh[: 2 * hidden], w_hh[2 * hidden :]
@@ -246,7 +170,7 @@ def backward(
         da.index_add_(0, (rows.y_start + t * rows.y_stride)[valid], da_t[valid])
         dh = torch.where(alive, dh_prev, dh)
     if attention is None:
-        d_attention = None
+        d_attention = x.new_empty(0)  # a raw op returns tensors only
     elif options.time_major:
         d_attention = da.view(attention.shape[1], attention.shape[0]).t().contiguous()
     else:
@@ -254,41 +178,32 @@ def backward(
     return Gradients(dx.view(x.shape), d_attention, dw_ih, dw_hh, db_ih, db_hh, dh)
 
 
-# The backend cell: the same two functions behind the raw ops' signatures, in the compute dtype.
+# The backend: the same two functions in the compute dtype.
 
 
-def _upcast(*tensors: Any) -> list[Any]:
-    """Tensors of 16 bits in float32; the others, and None, as they are."""
-    return [t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
+def _upcast(inputs: Inputs) -> Inputs:
+    """x and the weights of 16 bits in float32."""
+    return inputs._replace(x=_wide(inputs.x), w_ih=_wide(inputs.w_ih), w_hh=_wide(inputs.w_hh))
 
 
-def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    ragged, opts = Ragged(lengths, offsets, history), Options(*options)
-    _check(x, attention, ragged, opts)
-    xs, ws, wh = _upcast(x, w_ih, w_hh)
-    y, h_n = forward(xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
-    h_n = h_n.clone() if h0 is not None and h_n is h0 else h_n  # an op must not return its input
-    return y.to(x.dtype), h_n.to(x.dtype), y.new_empty(0)
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
-def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
-    ragged, opts = Ragged(lengths, offsets, history), Options(*options)
-    xs, ws, wh, dys, dhs = _upcast(x, w_ih, w_hh, dy, dh_n)
-    grads = backward(dys, dhs, xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
-    return (
-        grads.x.to(x.dtype) if need_dx else x.new_empty(0),
-        x.new_empty(0) if grads.attention is None else grads.attention,
-        grads.w_ih.to(w_ih.dtype),
-        grads.w_hh.to(w_hh.dtype),
-        grads.b_ih,
-        grads.b_hh,
-        grads.h0,
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
+    check_index_values(inputs.x, inputs.attention, histories, time_major=options.time_major)
+    y, h_n = forward(_upcast(inputs), histories, options)
+    h_n = h_n.clone() if h_n is inputs.h0 else h_n  # an op must not return its input
+    dtype = inputs.x.dtype
+    return Forward(y.to(dtype), h_n.to(dtype), y.new_empty(0))
+
+
+def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
+    dy, dh_n = (None if d is None else _wide(d) for d in (dy, dh_n))
+    found = backward(dy, dh_n, _upcast(inputs), histories, options)
+    x, w_ih, w_hh = inputs.x, inputs.w_ih, inputs.w_hh
+    return found._replace(
+        x=found.x.to(x.dtype) if need_dx else x.new_empty(0),
+        w_ih=found.w_ih.to(w_ih.dtype),
+        w_hh=found.w_hh.to(w_hh.dtype),
     )
-
-
-def _check(x: Tensor, attention: Tensor | None, ragged: Ragged, options: Options) -> None:
-    if ragged.offsets is not None:
-        check_values(ragged, None, x.shape[0], None if attention is None else attention.shape[0])
-    else:
-        steps, u = x.shape[:2] if options.time_major else (x.shape[1], x.shape[0])
-        check_values(ragged, steps, u, None)

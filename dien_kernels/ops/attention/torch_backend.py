@@ -26,19 +26,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from dien_kernels.checks import compute_dtype
+from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
 from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
-
-
-class Options(NamedTuple):
-    """What a raw attention op is told beside its tensors, in schema order."""
-
-    rows_total: int  # steps of all rows of a jagged batch with shared histories, else -1
-    bilinear: bool
-    activation: int  # index into ACTIVATIONS
-    scale: float
-    softmax: bool
+from dien_kernels.ops.attention.contract import Gradients, Inputs, Options, check_index_values
 
 
 def refuses(call: Call) -> str | None:
@@ -218,16 +209,17 @@ class Padded(NamedTuple):
     full: bool  # known to have no invalid step
 
 
-def _padded(states: Tensor, lengths: Tensor | None, mask: Tensor | None, history: Tensor | None, batch: int) -> Padded:
+def _padded(states: Tensor, histories: Histories) -> Padded:
     u, steps = states.shape[:2]
-    if history is not None:
-        history = history.clamp(0, max(u - 1, 0))
+    history = None if histories.history_of is None else histories.index(u)
+    mask, lengths = histories.mask, histories.lengths
     if mask is not None:
         length = (mask * torch.arange(1, steps + 1, device=states.device)).amax(1) if steps else mask.sum(1)
         mask = mask if history is None else mask[history]
     elif lengths is not None:
         length = lengths.clamp(0, steps)
     else:
+        batch = histories.rows(states)
         return Padded(history, torch.full((batch,), steps, device=states.device), None, True)
     return Padded(history, length if history is None else length[history], mask, False)
 
@@ -343,27 +335,15 @@ class Pairs(NamedTuple):
     length: Tensor  # [B]
 
 
-def _pairs(states: Tensor, offsets: Tensor, history: Tensor | None, options: Options) -> Pairs:
-    total, device = states.shape[0], states.device
-    known = reads_are_free(device)
-    length = offsets.diff()
-    if history is None:
-        index = torch.arange(total, device=device)
-        row = torch.searchsorted(offsets[1:], index, right=True)
-        source = None
-        valid = None if known else row < length.shape[0]
-        row = row.clamp(max=max(length.shape[0] - 1, 0))
-    else:
-        index = torch.arange(options.rows_total, device=device)
-        history = history.clamp(0, max(length.shape[0] - 1, 0))
-        length = length[history]
-        ends = length.cumsum(0)
-        row = torch.searchsorted(ends, index, right=True)
-        valid = None if known else row < length.shape[0]
-        row = row.clamp(max=max(length.shape[0] - 1, 0))
-        source = (offsets[:-1][history] - ends + length)[row] + index
-        source = source.clamp(0, max(total - 1, 0))
-    return Pairs(row, source, valid, length)
+def _pairs(states: Tensor, histories: Histories, options: Options) -> Pairs:
+    total = states.shape[0] if histories.history_of is None else options.rows_total
+    length = histories.row_lengths()
+    assert length is not None
+    valid = None
+    if not reads_are_free(states.device):
+        valid = torch.arange(total, device=states.device) < length.sum()
+    source = histories.source_of_step(total, states.shape[0])
+    return Pairs(histories.row_of_step(total), source, valid, length)
 
 
 def _chunks(pairs: Pairs, width: int, device: torch.device) -> Iterator[slice]:
@@ -442,15 +422,16 @@ def _backward_jagged(
     return dq, dstates, grads
 
 
-def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Tensor, Padded] | None:
+def _equal(states: Tensor, histories: Histories) -> tuple[Tensor, Padded] | None:
     """A jagged batch whose histories have equally many steps is a full padded one, where that may be read.
 
     With shared histories only if (A5) pays: (A4) shares their part of it.
     """
-    count = offsets.shape[0] - 1
+    count, history = histories.count(), histories.history_of
     if not count or not states.shape[0] or not reads_are_free(states.device):
         return None
-    length = offsets.diff()
+    length = histories.each_once().row_lengths()
+    assert length is not None
     steps, hidden = states.shape[0] // count, states.shape[1]
     if not bool((length == steps).all()) or not (history is None or matrix_a_row(steps, hidden)):
         return None
@@ -458,47 +439,31 @@ def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Ten
     return states.reshape(count, steps, hidden), Padded(history, length, None, True)
 
 
-# The backend cell: the same functions behind the raw ops' signatures.
+# The backend: the same functions for every layout.
 
 
-def _check(
-    states: Tensor, lengths: Tensor | None, offsets: Tensor | None, history: Tensor | None, options: Options
-) -> None:
-    ragged = Ragged(lengths, offsets, history)
-    if offsets is None:
-        check_values(ragged, states.shape[1], states.shape[0], None)
-        return
-    check_values(ragged, None, states.shape[0], None)
-    if history is not None and history.device.type == "cpu":
-        total = int(offsets.diff()[history].sum())
-        if total != options.rows_total:
-            raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {options.rows_total}")
-
-
-def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    _check(states, lengths, offsets, history, opts)
-    if offsets is not None:
-        equal = _equal(states, offsets, history)
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
+    target, states, layers = inputs
+    check_index_values(states, histories, options.rows_total)
+    if histories.jagged:
+        equal = _equal(states, histories)
         if equal is None:
-            return _forward_jagged(target, states, layers, _pairs(states, offsets, history, opts), opts)
-        return _forward_padded(target, equal[0], layers, equal[1], opts).flatten()
-    padded = _padded(states, lengths, mask, history, target.shape[0])
-    return _forward_padded(target, states, layers, padded, opts)
+            return _forward_jagged(target, states, layers, _pairs(states, histories, options), options)
+        return _forward_padded(target, equal[0], layers, equal[1], options).flatten()
+    return _forward_padded(target, states, layers, _padded(states, histories), options)
 
 
-def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, history, out, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    equal = None if offsets is None else _equal(states, offsets, history)
+def bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
+    target, states, layers = inputs
+    equal = _equal(states, histories) if histories.jagged else None
     if equal is not None:
-        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (da, out))
-        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], opts)
+        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (dscores, scores))
+        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], options)
         dstates = dstates.view(states.shape)
-    elif offsets is not None:
-        pairs = _pairs(states, offsets, history, opts)
-        dq, dstates, grads = _backward_jagged(da, out, target, states, layers, pairs, opts)
+    elif histories.jagged:
+        pairs = _pairs(states, histories, options)
+        dq, dstates, grads = _backward_jagged(dscores, scores, target, states, layers, pairs, options)
     else:
-        padded = _padded(states, lengths, mask, history, target.shape[0])
-        dq, dstates, grads = _backward_padded(da, out, target, states, layers, padded, opts)
-    inputs = (target, states, *layers.tensors())
-    return [g.to(t.dtype) for g, t in zip((dq, dstates, *grads), inputs, strict=True)]
+        padded = _padded(states, histories)
+        dq, dstates, grads = _backward_padded(dscores, scores, target, states, layers, padded, options)
+    return Gradients.of(inputs, [dq, dstates, *grads])

@@ -23,22 +23,17 @@ from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
 from dien_kernels.checks import compute_dtype
+from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, check_values
-from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
-
-NORMALIZERS = ("joint", "separate", "padded", "row")
-CLAMP = 100.0  # torch's binary cross entropy clamps the logarithm at -100
-
-
-class Options(NamedTuple):
-    """What a raw auxiliary-loss op is told beside its tensors, in schema order."""
-
-    inner: bool
-    activation: int  # index into ACTIVATIONS
-    normalizer: int  # index into NORMALIZERS
-    eps: float  # negative: the clamp
-    ahead: int  # 1: state t is paired with behaviour t + 1; 0: with behaviour t
+from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free, split_layers
+from dien_kernels.ops.auxiliary_loss.contract import (
+    CLAMP,
+    NORMALIZERS,
+    Inputs,
+    LossAndGradients,
+    Options,
+    check_index_values,
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -55,11 +50,13 @@ class Pairs(NamedTuple):
     w_neg: Tensor
 
 
-def _pairs(states: Tensor, negatives: int, lengths: Tensor | None, offsets: Tensor | None, options: Options) -> Pairs:
+def _pairs(inputs: Inputs, histories: Histories, options: Options) -> Pairs:
     """Which steps are pairs, and (L5): their weights."""
+    states, negatives = inputs.states, inputs.negative.shape[-2]
+    lengths, offsets = histories.lengths, histories.offsets
     device, compute, ahead = states.device, compute_dtype(states.dtype), options.ahead
     if offsets is not None:
-        total, batch = states.shape[0], offsets.shape[0] - 1
+        total, batch = states.shape[0], histories.count()
         row = torch.searchsorted(offsets[1:], torch.arange(total, device=device), right=True)
         known = row < batch  # a size that does not fit the offsets: possible only off the CPU
         row = row.clamp(max=max(batch - 1, 0))
@@ -212,7 +209,8 @@ class Flat(NamedTuple):
     negative: Tensor
 
 
-def _flat(states: Tensor, positive: Tensor, negative: Tensor) -> Flat:
+def _flat(inputs: Inputs) -> Flat:
+    states, positive, negative, _ = inputs
     size, width, count = states.shape[-1], positive.shape[-1], negative.shape[-2]
     rows = states.shape[:-1].numel()
     return Flat(states.reshape(rows, size), positive.reshape(rows, width), negative.reshape(rows, count, width))
@@ -280,25 +278,24 @@ def forward_backward(
     return loss, dstates, dpos, dneg, scorer.grads()
 
 
-# The backend cell: the same functions behind the raw ops' signatures.
+# The backend: the same functions for every layout.
 
 
-def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    check_values(
-        Ragged(lengths, offsets, None),
-        None if offsets is not None else states.shape[1],
-        states.shape[0],
-        None,
+def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
+    check_index_values(inputs.states, histories)
+    return forward(_flat(inputs), inputs.layers, _pairs(inputs, histories, options), options)
+
+
+def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
+    check_index_values(inputs.states, histories)
+    pairs, layers = _pairs(inputs, histories, options), inputs.layers
+    loss, *gradients = forward_backward(_flat(inputs), layers, pairs, options)
+    dstates, dpositive, dnegative, dlayers = gradients
+    counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
+    return LossAndGradients(
+        loss,
+        dstates.view(inputs.states.shape),
+        dpositive.view(inputs.positive.shape),
+        dnegative.view(inputs.negative.shape),
+        split_layers(counts, dlayers),
     )
-    pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    return forward(_flat(states, positive, negative), layers, pairs, opts)
-
-
-def fwd_bwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    steps = None if offsets is not None else states.shape[1]
-    check_values(Ragged(lengths, offsets, None), steps, states.shape[0], None)
-    pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    loss, dstates, dpos, dneg, grads = forward_backward(_flat(states, positive, negative), layers, pairs, opts)
-    return [loss, dstates.view(states.shape), dpos.view(positive.shape), dneg.view(negative.shape), *grads]
