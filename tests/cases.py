@@ -19,15 +19,15 @@ from torch import Tensor
 from dien_kernels import agru, aigru, augru, gru
 from dien_kernels.checks import compute_dtype
 from dien_kernels.ops._dispatch import Call, refusal
-from dien_kernels.ops._layout import Ragged
-from dien_kernels.ops.recurrence import forms, reference
+from dien_kernels.histories import Histories
+from dien_kernels.ops.recurrence import contract, forms, torch_backend
 from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.tolerances import assert_close_to
 
 KINDS = forms.KINDS
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
-TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "triton")
+TARGETS = ("torch", *(f"cpu-{isa}" for isa in ISAS), "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 LEAVES = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0")
@@ -179,13 +179,13 @@ def call(case: Case, inputs: Inputs, backend: str = "auto", **overrides: Tensor)
     leaf = {name: overrides.get(name, inputs.leaf(name)) for name in LEAVES}
     weights = [leaf[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     if case.internal:
-        ragged = Ragged(inputs.lengths, inputs.offsets, inputs.history)
+        histories = Histories(inputs.lengths, inputs.offsets, inputs.history)
         assert inputs.mask is None
         small = compute_dtype(case.dtype)  # the core takes its arguments as the public ops hand them on
         leaf |= {n: t.to(small) for n, t in leaf.items() if t is not None and n not in ("x", "w_ih", "w_hh")}
         weights = [leaf[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
         return recurrence(
-            case.kind, leaf["x"], leaf["attention"], *weights, leaf["h0"], ragged, reset=case.reset,
+            case.kind, contract.Inputs(leaf["x"], leaf["attention"], *weights, leaf["h0"]), histories, reset=case.reset,
             update=case.update, backend=backend, reverse=case.reverse, time_major=case.time_major,
         )  # fmt: skip
     options = {
@@ -249,14 +249,9 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
     # An empty jagged batch has no row to gather; one row of zeros stands in and is never valid.
     x_rows = x_flat if len(x_flat) else x.new_zeros(1, case.I)
     a_rows = None if a is None else a.reshape(-1) if a.numel() else a.new_zeros(1)
-    y_rows, h_n = reference.forward(
-        x_rows[at_x],
-        None if a_rows is None else a_rows[at_a],
-        *weights,
-        h0,
-        Ragged(lengths, None, None),
-        options,
-    )
+    attention = None if a_rows is None else a_rows[at_a]
+    padded = contract.Inputs(x_rows[at_x], attention, *weights, h0)
+    y_rows, h_n = torch_backend.forward(padded, Histories(lengths), options)
     if case.padded == "carry":
         assert case.ragged != "jagged"
         first = y_rows.new_zeros(case.B, 1, h) if h0 is None else h0.unsqueeze(1)

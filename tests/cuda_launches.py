@@ -153,7 +153,7 @@ def simulating(simulator: Simulator) -> Iterator[None]:
     with (
         mock.patch.dict(_dispatch._refusals["recurrence"], cuda=lambda call: None),
         mock.patch.object(cuda_launch, "_launch", simulator),
-        mock.patch.object(cuda_launch, "fuses", lambda job: simulator.fused and fuses(job)),
+        mock.patch.object(cuda_launch, "fuses", lambda problem: simulator.fused and fuses(problem)),
         mock.patch.object(cuda_launch, "tiles_of", lambda *facts: simulator.tiles or tiles_of(*facts)),
     ):
         yield

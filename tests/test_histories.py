@@ -230,7 +230,8 @@ def test_compiles_to_one_graph_for_all_sizes() -> None:
         return graph.forward
 
     compiled = torch.compile(scored, backend=backend, fullgraph=True, dynamic=True)
-    cases = [jagged([3, 0, 5, 2], [2, 0, 2, 1, 3]), jagged([4, 6, 0], [1, 1, 2, 0, 0, 1, 2])]
+    # Sizes that differ from one another, or a graph would take them for equal.
+    cases = [jagged([3, 0, 5, 2], [2, 0, 2, 1, 3, 3, 0]), jagged([4, 7, 0], [1, 1, 2, 0, 0, 1, 2, 2])]
     cases[1][2].order()  # one that has been used before makes no other graph
     for target, x, histories in cases:
         expected = scored(layer, attention, target, x, histories)

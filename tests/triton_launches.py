@@ -81,9 +81,11 @@ class Launched(NamedTuple):
         return [name for name, t in tensors if isinstance(t, torch.Tensor) and t.data_ptr() % 16 == 0]
 
 
-def describe(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> Launched:
-    """As Triton's launcher sees it: None and keywords are constants, tensors and sizes are arguments."""
-    values = dict(zip(kernel.arg_names, arguments, strict=False))
+def describe(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Launched:
+    """As Triton's launcher sees it: tensors and sizes are arguments; None, and what the kernel says, are constants."""
+    constant = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    values = {name: arguments[name] for name in kernel.arg_names if name in arguments and name not in constant}
+    options = {name: value for name, value in arguments.items() if name not in values}
     signature = {
         name: TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
         for name, value in values.items()
@@ -99,8 +101,8 @@ def describe(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], opt
 def launching(launch: Any, architecture: int) -> Iterator[None]:
     """Tensors on the CPU are taken, and every launch is handed to ``launch(Launched)``."""
 
-    def stand_in(kernel: Any, grid: tuple[int, ...], like: Any, *arguments: Any, **options: Any) -> None:
-        launch(describe(kernel, grid, arguments, options))
+    def stand_in(kernel: Any, grid: tuple[int, ...], like: Any, **arguments: Any) -> None:
+        launch(describe(kernel, grid, arguments))
 
     with (
         mock.patch.object(_triton, "INTERPRETED", True),

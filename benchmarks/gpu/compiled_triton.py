@@ -39,7 +39,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 FLOAT16 = ((80, 90), (64, 128))
 FORMS = (("authors", "after"), ("aigru", "before"))
 ATTENTION = ("bilinear", "din", "din1")  # din1: with one hidden layer
-SMALL = ("length_order", "sum_readers")  # kernels without a loop over products, which no size strains
+SMALL = ("length_order", "sum_rows_of_history")  # kernels without a loop over products, which no size strains
 Row = dict[str, object]
 Run = Callable[[], None]
 

@@ -32,7 +32,7 @@ from benchmarks.registry import DIN_WIDTHS, Case
 from benchmarks.store import FOLDER
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call, refusal
-from dien_kernels.ops.recurrence.triton_launch import counted_order
+from dien_kernels.ops.recurrence.order import counted_order
 
 RESULTS = FOLDER / "gpu.csv"
 # (B, T, I, H): those of the cost model in docs/gpu.md.

@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
   const int64_t steps = job.jagged ? layout.attention_rows : job.batch * job.steps;
   check_kept("y", y, steps * job.hidden);
-  if (gates.numel() > 0) check_kept("gates", gates, steps * kept_values(job.hidden));
+  if (gates.numel() > 0) check_kept("kept", gates, steps * kept_values(job.hidden));
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
   Tensor dx = need_dx ? large(new_like(x, storage)) : new_tensor({0}, storage);
   Tensor da = attention ? new_like(*attention, compute) : new_tensor({0}, storage);

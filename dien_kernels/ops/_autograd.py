@@ -141,7 +141,8 @@ def function_of(
             ctx.count = len(tensors)
             results = output if isinstance(output, tuple) else (output,)
             ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(*results[outputs:])
+            if len(results) > outputs:  # Dynamo takes the empty call only where there are several results
+                ctx.mark_non_differentiable(*results[outputs:])
             ctx.save_for_backward(*tensors, *kept(results))
 
         @staticmethod

@@ -45,7 +45,7 @@ class Op:
         self.raw_name = raw_name
         self.passes = passes
         self.raw: dict[str, dict[str, Any]] = {name: {} for name in passes}
-        self._function: Any = None
+        self.function: Any = None
 
     def backend(self, name: str, refuses: Refuses, implementation: Any = None) -> None:
         """Enter a backend: ``refuses`` says why it does not run a call, or None if it does.
@@ -70,11 +70,11 @@ class Op:
         outputs: int,
     ) -> None:
         """Give the op its derivative; the arguments are those of ``function_of``."""
-        self._function = function_of(forward, kept, backward, outputs=outputs)
+        self.function = function_of(forward, kept, backward, outputs=outputs)
 
     def apply(self, backend: str, groups: Any, options: Any, tensors: tuple[Tensor | None, ...]) -> Any:
         """Run the op through its ``autograd.Function``."""
-        return self._function.apply(backend, groups, options, *distinct(tensors))
+        return self.function.apply(backend, groups, options, *distinct(tensors))
 
 
 def _flattened(function: Callable[..., Any], each: Pass) -> Callable[..., Any]:

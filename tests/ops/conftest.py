@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dien_kernels import use_backend
-from dien_kernels.ops._compiled import refuses_cpu
+from dien_kernels.ops._cpu import refuses_cpu
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops.attention import reference as attention
+from dien_kernels.ops.attention import torch_backend as attention
 from tests.cases import ISAS, running_on, target_params
 
 # Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU); and the compiled kernels.

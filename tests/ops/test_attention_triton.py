@@ -18,7 +18,9 @@ from dien_kernels import attention_scores
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.attention import triton_launch
-from dien_kernels.ops.attention.options import Options
+from dien_kernels.histories import Histories
+from dien_kernels.ops._mlp import Layers
+from dien_kernels.ops.attention.contract import Inputs, Options
 from tests.attention_cases import Shape, compare, make, shapes
 from tests.triton_launches import (
     compiled,
@@ -59,18 +61,9 @@ def test_starts_that_nobody_checked_stay_inside_the_scores(monkeypatch: pytest.M
     """Offsets that fall are not read on a GPU: a row's start is a sum of lengths, and must not lie before the first."""
     monkeypatch.setattr(triton_launch, "check_index_values", lambda *_: None)
     offsets, history = torch.tensor([6, 0, 8]), torch.tensor([0, 1])
-    job = triton_launch._Job(
-        torch.zeros(2, 4),
-        torch.zeros(8, 4),
-        [],
-        [],
-        [],
-        None,
-        offsets,
-        None,
-        history,
-        Options(rows_total=2, bilinear=True, activation=0, scale=1.0, softmax=False),
-    )
+    inputs = Inputs(torch.zeros(2, 4), torch.zeros(8, 4), Layers([], [], []))
+    options = Options(rows_total=2, bilinear=True, activation=0, scale=1.0, softmax=False)
+    job = triton_launch._Problem(inputs, Histories(None, offsets, history), options)
     assert job.y_start is not None
     assert job.y_start.tolist() == [0, 0]
 

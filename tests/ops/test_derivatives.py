@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 
 from dien_kernels import attention_scores, augru, auxiliary_loss
 from dien_kernels.ops._dispatch import use_backend
-from dien_kernels.ops.attention.op import _Attention
-from dien_kernels.ops.auxiliary_loss.op import _AuxiliaryLoss
-from dien_kernels.ops.recurrence.op import _Recurrence
+from dien_kernels.ops._op import Op
+from dien_kernels.ops.attention.op import ATTENTION
+from dien_kernels.ops.auxiliary_loss.op import AUXILIARY_LOSS
+from dien_kernels.ops.recurrence.op import RECURRENCE
 
 REFUSAL, NO_FORWARD = "differentiated once, not twice", "must implement the jvp function"
 STATES = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -35,7 +36,7 @@ def scalars() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-@pytest.fixture(params=["auto", "reference"])
+@pytest.fixture(params=["auto", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -90,9 +91,9 @@ def test_first_derivative_with_a_graph_is_the_same(name: str, backend: str) -> N
 
 
 @pytest.mark.parametrize("more", [0, 1, 3])
-@pytest.mark.parametrize("function", [_Recurrence, _Attention, _AuxiliaryLoss])
-def test_arguments_by_position_are_bound_as_by_inspect(function: type[torch.autograd.Function], more: int) -> None:
-    signature = inspect.signature(function.forward)
+@pytest.mark.parametrize("op", [RECURRENCE, ATTENTION, AUXILIARY_LOSS], ids=lambda op: op.name)
+def test_arguments_by_position_are_bound_as_by_inspect(op: Op, more: int) -> None:
+    signature = inspect.signature(op.function.forward)
     parameters = list(signature.parameters.values())
     assert all(parameter.default is parameter.empty for parameter in parameters)
     plain = inspect.Signature(parameters)

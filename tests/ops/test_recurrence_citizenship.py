@@ -200,9 +200,9 @@ def test_a_backward_refuses_what_no_forward_returned(target: str) -> None:
         assert backward(y, gates)[0].isfinite().all()
         with pytest.raises(ValueError, match=r"y must be contiguous with \d+ values.*got a non-contiguous tensor"):
             backward(y.transpose(0, 1), gates)
-        with pytest.raises(ValueError, match=r"gates must be contiguous with \d+ values.*got a non-contiguous tensor"):
+        with pytest.raises(ValueError, match=r"kept must be contiguous with \d+ values.*got a non-contiguous tensor"):
             backward(y, gates.transpose(0, 1))
-        with pytest.raises(ValueError, match=rf"gates must be contiguous with {gates.numel()} values.*got \d+"):
+        with pytest.raises(ValueError, match=rf"kept must be contiguous with {gates.numel()} values.*got \d+"):
             backward(y, gates[..., :-4].contiguous())
 
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from benchmarks.gpu.memory_cuda import counters
 from dien_kernels import ops
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged
-from dien_kernels.ops.recurrence import cuda_launch, loop_job
+from dien_kernels.histories import Histories
+from dien_kernels.ops.recurrence import cuda_launch
+from dien_kernels.ops.recurrence.contract import Inputs
+from dien_kernels.ops.recurrence.gpu_problem import Problem
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
 from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, options_of, plain, result_of
 from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
@@ -275,15 +277,13 @@ def test_last_states_alone(tiles: Tiles) -> None:
         *(inputs.leaves[name].detach() for name in ("w_ih", "w_hh")),
     )
     lengths = torch.tensor([n % (case.T + 1) for n in range(case.B)])
-    job = loop_job.Job(
-        *given, None, None, torch.rand(case.B, case.H), Ragged(lengths, None, None),
-        options_of(case),
-    )  # fmt: skip
-    order, y = job.order(), job.new(*job.y_shape)
+    given_inputs = Inputs(*given, None, None, torch.rand(case.B, case.H))
+    problem = Problem(given_inputs, Histories(lengths), options_of(case))
+    y = problem.new(*problem.y_shape)
     for fused in (True, False)[tiles.rows == 8 :]:
         with simulating(Simulator(tiles=tiles, fused=fused)):
-            with_outputs = cuda_launch.run_forward(job, order, y)
-            alone = cuda_launch.run_forward(job, order, None)
+            with_outputs = cuda_launch.run_forward(problem, y)
+            alone = cuda_launch.run_forward(problem, None)
         assert torch.equal(alone, with_outputs)
         row = int(lengths.argmax())
         assert torch.equal(alone[row], y[row, int(lengths[row]) - 1])

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dien_kernels import use_gates
-from dien_kernels.ops._layout import Ragged, rows_of
-from dien_kernels.ops.recurrence import loop_job
+from dien_kernels.ops._layout import rows_of
+from dien_kernels.ops.recurrence import gpu_problem
+from dien_kernels.ops.recurrence.contract import Inputs as Tensors
+from dien_kernels.histories import Histories
 from tests.cases import (
     Case,
     actual,
@@ -344,11 +346,11 @@ def test_values_that_nobody_checked_stay_inside_the_buffers(layout: str, reverse
     """On a GPU index values are not read on the host: whatever they are, no row may leave its tensor."""
     history = WILD.flip(0) if shared else None
     if layout == "jagged":
-        x, attention, ragged = torch.zeros(10, 2), torch.zeros(11), Ragged(None, WILD, history)
+        x, attention, histories = torch.zeros(10, 2), torch.zeros(11), Histories(None, WILD, history)
     else:
         shape = (5, 7) if layout == "time_major" else (7, 5)
-        x, attention, ragged = torch.zeros(*shape, 2), None, Ragged(WILD, None, history)
-    rows = rows_of(x, ragged, attention, time_major=layout == "time_major", reverse=reverse)
+        x, attention, histories = torch.zeros(*shape, 2), None, Histories(WILD, None, history)
+    rows = rows_of(x, histories, attention, time_major=layout == "time_major", reverse=reverse)
     x_rows = x.numel() // 2
     for start, stride, size in ((rows.x_start, rows.x_stride, x_rows), (rows.y_start, rows.y_stride, rows.y_rows)):
         for first, length in zip(start.tolist(), rows.length.tolist(), strict=True):
@@ -360,11 +362,10 @@ def test_values_that_nobody_checked_stay_inside_the_buffers(layout: str, reverse
 
 def test_starts_that_nobody_checked_stay_inside_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for what the GPU backends' kernels are told: rows' starts in y are sums of unread lengths."""
-    monkeypatch.setattr(loop_job, "check_index_values", lambda *_, **__: None)
+    monkeypatch.setattr(gpu_problem, "check_index_values", lambda *_, **__: None)
     x, attention = torch.zeros(10, 2), torch.zeros(11)
-    job = loop_job.Job(
-        x, attention, torch.zeros(9, 2), torch.zeros(9, 3), None, None, None, Ragged(None, WILD, WILD.flip(0)),
-        options_of(Case("authors")),
-    )  # fmt: skip
-    assert job.y_start is not None
-    assert ((job.y_start >= 0) & (job.y_start <= len(attention))).all()
+    inputs = Tensors(x, attention, torch.zeros(9, 2), torch.zeros(9, 3), None, None, None)
+    histories = Histories(None, WILD, WILD.flip(0))
+    problem = gpu_problem.Problem(inputs, histories, options_of(Case("authors")))
+    assert problem.y_start is not None
+    assert ((problem.y_start >= 0) & (problem.y_start <= len(attention))).all()

@@ -255,7 +255,7 @@ def test_every_kernel_is_simulated_in_every_dtype() -> None:
             actual(case, "triton")
     kernels = ("recurrence_forward", "recurrence_backward", "recurrence_backward_wide", "operands")
     assert launched >= set(product(kernels, (torch.float32, torch.bfloat16, torch.float16)))
-    assert {kernel for kernel, _ in launched} == {*kernels, "length_order", "sum_readers"}
+    assert {kernel for kernel, _ in launched} == {*kernels, "length_order", "sum_rows_of_history"}
 
 
 @compiled
