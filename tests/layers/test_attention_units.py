@@ -124,7 +124,7 @@ def test_every_layout(kind: str, layout: str, shared: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["bilinear", *ACTIVATIONS])
 def test_every_activation_with_and_without_softmax_bias_and_scale(kind: str | None) -> None:
-    for options in ({"normalize": None}, {"scale": None}, {"backend": "reference"}):
+    for options in ({"normalize": None}, {"scale": None}, {"backend": "torch"}):
         check(make(kind, **options), "holes", False)
     if kind != "bilinear":
         check(make(kind, bias=False), "lengths", True)

@@ -16,7 +16,7 @@ from dien_kernels.ops.attention import torch_backend as attention
 from tests.cases import ISAS, running_on, target_params
 
 # Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU); and the compiled kernels.
-UNIT_TARGETS = ("reference-reads", "reference-blind", *(f"cpu-{isa}" for isa in ISAS))
+UNIT_TARGETS = ("torch-reads", "torch-blind", *(f"cpu-{isa}" for isa in ISAS))
 
 
 @contextmanager

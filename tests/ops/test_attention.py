@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dien_kernels.ops.attention import attention_scores
-from dien_kernels.ops.attention import reference as cell
+from dien_kernels.ops.attention import torch_backend as cell
 from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, leaves, make, mlp, run, shapes
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, linear
 
 from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op
-from dien_kernels.ops.auxiliary_loss import reference as cell
+from dien_kernels.ops.auxiliary_loss import torch_backend as cell
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.tolerances import assert_close_to
@@ -519,7 +519,7 @@ def _layouts(case: dict) -> list[dict]:
     return [{}, {"lengths": valid.sum(1)}, {"mask": valid.flip(1)}, {**flat, "offsets": offsets}]
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.native)])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.native)])
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 def test_opcheck(kind: str, backend: str) -> None:
     with running_on(backend):
