@@ -9,13 +9,14 @@ request, read the same history through ``history_of``: models run everything tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dien_kernels.checks import check_tensor
 from dien_kernels.histories import Histories
 
 
@@ -95,10 +96,9 @@ class Batch:
             if self.history_of is None:
                 self.rows_total = count_ids("history", self.history)
             else:
-                histories = count_histories(self.offsets)
-                check_index("history_of", self.history_of, "[B]")
-                check_range("history_of", self.history_of, histories)
-                self.rows_total = count_steps(self.offsets, self.history_of)
+                self._check_layout()
+                self.rows_total = self.histories.count_rows_total(name="history_of")
+                self._histories = None  # it did not know the number
 
     @property
     def histories(self) -> Histories:
@@ -127,7 +127,19 @@ class Batch:
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on a device: the batch itself where it is there already."""
+        wanted = torch.device(device)
+        if self.offsets.device == wanted and all(t.device == wanted for t in self._tensors()):
+            return self
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, dict):
+                yield from value.values()
 
     def pin_memory(self) -> Batch:
         return self.map(Tensor.pin_memory)
@@ -141,10 +153,9 @@ class Batch:
         assertion of the device, after which the process cannot use it. ``rows_total`` is not compared in a graph.
         """
         n = count_ids("history", self.history)
-        u = count_histories(self.offsets)
-        if self.history_of is not None:
-            check_index("history_of", self.history_of, "[B]")
-        rows = u if self.history_of is None else self.history_of.shape[0]
+        self._check_layout()
+        histories = self.histories
+        rows = histories.rows()
         shapes: list[tuple[str, Mapping[str, Tensor], Mapping[str, int], tuple[int, ...]]] = [
             ("history", self.history, schema.items, (n,)),
             ("target", self.target, schema.items, (rows,)),
@@ -174,19 +185,17 @@ class Batch:
         if not fits:
             got = None if self.dense is None else tuple(self.dense.shape)
             raise ValueError(f"dense must have shape {(rows, len(schema.dense))}, got {got}")
-        check_ascending(self.offsets, n)
+        histories.check_values(total=n, name="history_of")
         if self.history_of is not None:
-            check_range("history_of", self.history_of, u)
-        if not torch.compiler.is_compiling():  # a graph would break at the number; there the ops that use it ask
-            total = n if self.history_of is None else count_steps(self.offsets, self.history_of)
-            if self.rows_total != total:
-                raise ValueError(f"rows_total must be {total}, the steps of every row's history, got {self.rows_total}")
+            histories.check_steps_of_rows(self.rows_total)
+        elif not torch.compiler.is_compiling() and self.rows_total != n:  # in a graph N would become a constant
+            raise ValueError(f"rows_total must be {n}, the steps of every row's history, got {self.rows_total}")
 
-
-def check_tensor(name: str, value: Any) -> None:
-    """Raise ``TypeError`` naming what is not a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    def _check_layout(self) -> None:
+        """Types, dtypes and ranks of the tensors that ``histories`` is made of."""
+        count_histories(self.offsets)
+        if self.history_of is not None:
+            check_int64("history_of", self.history_of, "[B]")
 
 
 def check_mapping(name: str, fields: Any) -> None:
@@ -195,7 +204,7 @@ def check_mapping(name: str, fields: Any) -> None:
         raise TypeError(f"{name} must be a mapping of fields to tensors, got {type(fields).__name__}")
 
 
-def check_index(name: str, ids: Any, shape: str) -> None:
+def check_int64(name: str, ids: Any, shape: str) -> None:
     """Raise ``TypeError`` or ``ValueError`` naming what is not a one-dimensional tensor of int64.
 
     Sizes are put into words only after a check has failed: before, that would freeze them in compiled graphs.
@@ -206,27 +215,11 @@ def check_index(name: str, ids: Any, shape: str) -> None:
 
 
 def count_histories(offsets: Tensor) -> int:
-    """U, by the shape of ``offsets``; raises as ``check_index`` does."""
-    check_index("offsets", offsets, "[U + 1]")
+    """U, by the shape of ``offsets``; raises as ``check_int64`` does."""
+    check_int64("offsets", offsets, "[U + 1]")
     if offsets.shape[0] < 1:
         raise ValueError("offsets must ascend from 0 to the number of behaviours, got []")
     return offsets.shape[0] - 1
-
-
-def check_ascending(offsets: Tensor, behaviours: int) -> None:
-    """Raise ``ValueError`` where histories are not all of the behaviours, one after another; see ``Batch.check``."""
-    # No views: torch.compile refuses some of them in inference mode.
-    ascending = (offsets.min() == 0) & (offsets.max() == behaviours) & (offsets.diff() >= 0).all()
-    _require(
-        ascending,
-        "offsets must ascend from 0 to the number of behaviours",
-        lambda: f"offsets must ascend from 0 to the {behaviours} behaviours, got {offsets.tolist()[:8]} ...",
-    )
-
-
-def count_steps(offsets: Tensor, history_of: Tensor) -> int:
-    """``Batch.rows_total``; ``history_of`` must be known to lie within ``offsets``."""
-    return int(offsets.diff()[history_of].sum())
 
 
 def count_ids(name: str, fields: Mapping[str, Tensor]) -> int:
@@ -249,17 +242,13 @@ def _check_values(name: str, values: Any, dtype: torch.dtype, shape: tuple[int, 
 
 def check_range(name: str, ids: Tensor, size: int) -> None:
     """Raise ``ValueError`` naming ids that are not between 0 and ``size`` - 1; see ``Batch.check``."""
-    if ids.numel():
-        _require(
-            (ids.min() >= 0) & (ids.max() < size),
-            f"{name} has a value below 0 or above the last there is",
-            lambda: f"{name} must lie between 0 and {size - 1}, got values from {int(ids.min())} to {int(ids.max())}",
-        )
-
-
-def _require(condition: Tensor, in_a_graph: str, message: Callable[[], str]) -> None:
-    """``in_a_graph`` must not name sizes, or there would be a graph for each of them."""
+    if not ids.numel():
+        return
     if torch.compiler.is_compiling():
-        torch._assert_async(condition, in_a_graph.replace('"', ""))  # inductor puts the words between such marks
-    elif not bool(condition):
-        raise ValueError(message())
+        words = f"{name} has a value below 0 or above the last there is"  # no sizes, or each would have its graph
+        # Inductor puts the words between quotation marks.
+        torch._assert_async((ids.min() >= 0) & (ids.max() < size), words.replace('"', ""))
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} must lie between 0 and {size - 1}, got values from {low} to {high}")

@@ -405,38 +405,46 @@ class Histories:
         """Raise ``ValueError`` for values of index tensors that leave the data; on the CPU, where reading does not
         wait.
 
-        ``histories`` is U where no tensor says it, ``steps`` the padded length and ``total`` N of jagged data; what
-        is None is not compared. Native code repeats these checks (csrc/cpu/layout.cpp), with the same words.
+        ``histories`` is U where no tensor says it, ``steps`` the padded length and ``total`` N of jagged data; what is
+        None is not compared. Under ``torch.compile`` the graph asks when it runs: a wrong value is a ``RuntimeError``
+        there, and on a CUDA device an assertion of the device. Native code repeats these checks (csrc/cpu/layout.cpp),
+        in the same words.
         """
+        if torch.compiler.is_compiling():
+            self._assert_values(total, name)
+            return
         device = self.device()
         if device is None or device.type != "cpu":
             return
+        self._keep(("checked", histories, steps, total), lambda: self._check_values(histories, steps, total, name))
+
+    def _check_values(self, histories: int | None, steps: int | None, total: int | None, name: str) -> None:
         lengths, offsets, history_of = self.lengths, self.offsets, self.history_of
         if lengths is not None and lengths.numel():
-            low, high = int(lengths.min()), int(lengths.max())
+            low, high = (int(bound) for bound in lengths.aminmax())
             if low < 0 or (steps is not None and high > steps):
-                allowed = "at least 0" if steps is None else f"between 0 and T = {steps}"
-                verb = "be" if steps is None else "lie"
-                raise ValueError(f"lengths must {verb} {allowed}, got values from {low} to {high}")
+                allowed = "be at least 0" if steps is None else f"lie between 0 and T = {steps}"
+                raise ValueError(f"lengths must {allowed}, got values from {low} to {high}")
         if offsets is not None:
-            if int(offsets[0]) != 0:
-                raise ValueError(f"offsets must start with 0, got {int(offsets[0])}")
-            falling = (offsets.diff() < 0).nonzero()
-            if falling.numel():
-                u = int(falling[0])
-                raise ValueError(f"offsets must be ascending, got {int(offsets[u])} before {int(offsets[u + 1])}")
-            if total is not None and int(offsets[-1]) != total:
-                raise ValueError(
-                    f"offsets must end with N = {total}, the rows of the jagged input, got {int(offsets[-1])}"
-                )
+            _check_ascending(offsets, total)
         if history_of is not None and history_of.numel():
             if not self.full:
                 histories = self.count()
-            low, high = int(history_of.min()), int(history_of.max())
+            low, high = (int(bound) for bound in history_of.aminmax())
             if low < 0 or (histories is not None and high >= histories):
-                last = "" if histories is None else f" and U - 1 = {histories - 1}"
-                between = f"lie between 0{last}" if last else "be at least 0"
-                raise ValueError(f"{name} must {between}, got values from {low} to {high}")
+                allowed = "be at least 0" if histories is None else f"lie between 0 and U - 1 = {histories - 1}"
+                raise ValueError(f"{name} must {allowed}, got values from {low} to {high}")
+
+    def _assert_values(self, total: int | None, name: str) -> None:
+        """``check_values`` in a graph; the words must not name sizes, or there would be a graph for each of them."""
+        offsets, history_of = self.offsets, self.history_of
+        if offsets is not None and total is not None:
+            # No views: torch.compile refuses some of them in inference mode.
+            ascending = (offsets.min() == 0) & (offsets.max() == total) & (offsets.diff() >= 0).all()
+            torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of the jagged input")
+        if history_of is not None and history_of.numel() and not self.full:
+            inside = (history_of.min() >= 0) & (history_of.max() < self.count())
+            torch._assert_async(inside, f"{name} has a value below 0 or above the last there is")
 
     def check_attention_rows(self, attention_rows: int) -> None:
         """Raise ``ValueError`` where jagged attention with shared histories has another number of values than steps."""
@@ -448,7 +456,12 @@ class Histories:
             )
 
     def check_steps_of_rows(self, rows_total: int) -> None:
-        """Raise ``ValueError`` where ``rows_total`` is not the steps of all rows, on the CPU."""
+        """Raise ``ValueError`` where ``rows_total`` is not the steps of all rows; as ``check_values``."""
+        if torch.compiler.is_compiling():
+            length = self.row_lengths()
+            if self.jagged and self.history_of is not None and length is not None:
+                torch._assert_async(length.sum() == rows_total, "rows_total must be the steps of the histories named")
+            return
         total = self._counted_rows_total()
         if total is not None and total != rows_total:
             raise ValueError(f"rows_total must be {total}, the steps of the histories named, got {rows_total}")
@@ -472,27 +485,35 @@ class Histories:
     def _knows_total(self) -> bool:
         return not isinstance(self.rows_total, int) or self.rows_total >= 0
 
+    def count_rows_total(self, name: str = "history") -> int:
+        """The steps of all rows by their values, which are checked first; on a device, this waits for it."""
+        self.check_values(name=name)
+        counted = self._counted_rows_total()
+        if counted is None:
+            length = self.row_lengths()
+            counted = -1 if length is None else int(length.sum())
+        return counted
+
     def _steps_of_rows(self, rows_total: Any) -> Any:
         """``rows_total`` for ``of``: as given, or counted where counting does not wait."""
         if self.offsets is None or self.history_of is None:
             return self.check_rows_total(rows_total)
-        if rows_total is not None:
-            _check_total(rows_total)
-            if not torch.compiler.is_compiling():
-                self.check_values(name="history_of")
-                self.check_steps_of_rows(rows_total)
-            return rows_total
         if torch.compiler.is_compiling() or self.offsets.device.type != "cpu":
-            return -1
+            return -1 if rows_total is None else rows_total
         self.check_values(name="history_of")
-        counted = self._counted_rows_total()
-        return -1 if counted is None else counted
+        if rows_total is None:
+            return self.count_rows_total("history_of")
+        _check_total(rows_total)
+        self.check_steps_of_rows(rows_total)
+        return rows_total
 
     def _counted_rows_total(self) -> int | None:
         """The steps of all rows by their values; None where there is nothing to count, or counting would wait."""
         offsets, history_of = self.offsets, self.history_of
         if offsets is None or history_of is None or offsets.device.type != "cpu":
             return None
+        if offsets.shape[0] == 2:  # one history, as in most requests
+            return history_of.shape[0] * int(offsets[1])
         return self._keep("counted", lambda: int(offsets.diff()[history_of].sum()))
 
     def _check_devices(self, name: str) -> None:
@@ -528,6 +549,18 @@ class Histories:
         words = [f"{name}={list(t.shape)}" for name, t in self._named_tensors() if t is not None]
         words += [f"rows_total={self.rows_total}"] if self._knows_total() else []
         return f"Histories({', '.join(words) or 'full'})"
+
+
+def _check_ascending(offsets: Tensor, total: int | None) -> None:
+    values = offsets.tolist() if offsets.shape[0] <= 64 else None  # of few a list is read faster than by operations
+    first, last = (values[0], values[-1]) if values else (int(offsets[0]), int(offsets[-1]))
+    if first != 0:
+        raise ValueError(f"offsets must start with 0, got {first}")
+    if sorted(values) != values if values else bool((offsets.diff() < 0).any()):
+        u = int((offsets.diff() < 0).nonzero()[0])
+        raise ValueError(f"offsets must be ascending, got {int(offsets[u])} before {int(offsets[u + 1])}")
+    if total is not None and last != total:
+        raise ValueError(f"offsets must end with N = {total}, the rows of the jagged input, got {last}")
 
 
 def longest_first(lengths: Tensor) -> Tensor:

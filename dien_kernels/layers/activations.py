@@ -57,10 +57,10 @@ class Dice(nn.Module):
         check_tensor("s", s)
         if s.dim() != 2 or s.shape[1] != self.alpha.shape[0]:
             raise ValueError(f"s must have shape [P, {self.alpha.shape[0]}], got {tuple(s.shape)}")
-        if self.training and s.shape[0] < 2:
-            bn = self.bn
+        bn = self.bn
+        if self.training and s.shape[0] > 1:
+            normal = bn(s)
+        else:  # called directly: a module's call costs as much as the operation on the few rows of a request
             normal = nn.functional.batch_norm(s, bn.running_mean, bn.running_var, eps=bn.eps)
-        else:
-            normal = self.bn(s)
         p = torch.sigmoid(normal)
         return (p + (1 - p) * self.alpha) * s

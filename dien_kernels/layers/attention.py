@@ -247,13 +247,8 @@ class DINAttention(nn.Module):
         if not histories.jagged:
             return self._padded_dice(target, states, histories)
         size = states.shape[0] if histories.history_of is None else rows_total
-        if torch.compiler.is_compiling():  # the graph asks when it runs; what follows would believe any offsets
-            given, length = histories.offsets, histories.row_lengths()
-            ascending = (given[0] == 0) & (given[-1] == states.shape[0]) & (given.diff() >= 0).all()  # type: ignore[index,union-attr]
-            torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of states")
-            torch._assert_async(length.sum() == size, "rows_total must be the steps of the histories named")  # type: ignore[union-attr]
-        else:
-            histories.check_values(total=states.shape[0])
+        histories.check_values(total=states.shape[0])  # what follows would believe any offsets
+        histories.check_steps_of_rows(size)
         row, source = histories.row_of_step(size), histories.source_of_step(size, states.shape[0])
         return self._valid_scores(target[row], states if source is None else states[source], row, batch)
 

@@ -7,16 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dien_kernels.batch import (
-    Batch,
-    check_index,
-    check_mapping,
-    check_range,
-    check_tensor,
-    count_histories,
-    count_ids,
-    count_steps,
-)
+from dien_kernels.batch import Batch, check_mapping, count_histories, count_ids
+from dien_kernels.checks import check_tensor
 
 
 def candidates(
@@ -56,26 +48,14 @@ def candidates(
             raise ValueError(f"history_of must be given for {rows} targets of {histories} histories, got None")
         if histories != rows:
             history_of, rows_total = torch.zeros(rows, dtype=torch.int64), rows * steps
-    else:
-        check_index("history_of", history_of, "[B]")
-        check_range("history_of", history_of, histories)
-        rows_total = count_steps(offsets, history_of)
+    batch = Batch(dict(history), offsets, dict(targets), history_of=history_of, rows_total=rows_total, dense=dense)
     users = {} if users is None else users
     check_mapping("users", users)
-    of_user = {}
     for name, ids in users.items():
         check_tensor(f"users[{name!r}]", ids)
         if tuple(ids.shape) != (histories,):
             raise ValueError(
                 f"users[{name!r}] must have an id for each of {histories} histories, got {tuple(ids.shape)}"
             )
-        of_user[name] = ids if history_of is None else ids[history_of]
-    return Batch(
-        history=dict(history),
-        offsets=offsets,
-        target=dict(targets),
-        history_of=history_of,
-        rows_total=rows_total,
-        users=of_user,
-        dense=dense,
-    )
+        batch.users[name] = ids if history_of is None else ids[history_of]
+    return batch
