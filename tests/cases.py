@@ -27,7 +27,7 @@ from tests.tolerances import assert_close_to
 
 KINDS = forms.KINDS
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
-TARGETS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "triton")
+TARGETS = ("reference", "torch", *(f"cpu-{isa}" for isa in ISAS), "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 LEAVES = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0")
@@ -245,15 +245,15 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
         y_start += len(order)
     valid = torch.arange(longest) < lengths.unsqueeze(1)
     options = options_of(case)._replace(reverse=False, time_major=False)
-    weights = [leaf.get(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    weights = [leaf["w_ih"], leaf["w_hh"], *(leaf.get(name, x.new_zeros(3 * h)) for name in ("b_ih", "b_hh"))]
     # An empty jagged batch has no row to gather; one row of zeros stands in and is never valid.
     x_rows = x_flat if len(x_flat) else x.new_zeros(1, case.I)
     a_rows = None if a is None else a.reshape(-1) if a.numel() else a.new_zeros(1)
-    y_rows, h_n = reference.forward(
+    y_rows, h_n = reference.recurrence(
         x_rows[at_x],
-        None if a_rows is None else a_rows[at_a],
+        x.new_zeros(case.B, longest) if a_rows is None else a_rows[at_a],
         *weights,
-        h0,
+        x.new_zeros(case.B, h) if h0 is None else h0,
         Ragged(lengths, None, None),
         options,
     )

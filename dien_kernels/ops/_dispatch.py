@@ -14,8 +14,9 @@ import torch
 
 from dien_kernels.ops._environment import choice
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
-AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
+# What "auto" tries, by device; "torch" takes every call, and "reference", the definition, runs only when it is named.
+AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
 class Call(NamedTuple):
@@ -49,8 +50,8 @@ _forced = choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS), "auto")
 def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on backend ``name`` unless the call names another one itself.
 
-    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``. As with the ``backend``
-    argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The setting is
+    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``. As with the
+    ``backend`` argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The setting is
     process-wide, not per thread. Raises ``ValueError`` for an unknown name.
 
     >>> with use_backend("reference"):
@@ -78,10 +79,10 @@ def select(call: Call, backend: str) -> str:
         backend = _forced
     if backend == "auto":
         cells = _refusals[call.op]
-        for name in AUTO_ORDER.get(call.device, ("reference",)):
+        for name in AUTO_ORDER.get(call.device, ("torch",)):
             if name in cells and cells[name](call) is None:
                 return name
-        return "reference"
+        return "torch"
     reason = refusal(call, _checked(backend, "backend"))
     if reason is not None:
         raise RuntimeError(f"{call.op}: backend {backend!r} refuses this call: {reason}")

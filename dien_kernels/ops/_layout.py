@@ -136,7 +136,7 @@ def rows_of(
 ) -> Rows:
     """Spell the rule out in index tensors, for backends that want them (and for reading).
 
-    Jagged batches read the longest length on the host: only the reference backend calls this for them. Values that
+    Jagged batches read the longest length on the host: only the backends in plain torch call this for them. Values that
     ``check_values`` would refuse, and does not see on a GPU, are clamped: no row leaves its buffer.
     """
     lengths, offsets, history = ragged

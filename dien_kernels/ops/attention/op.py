@@ -28,7 +28,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, check_rows_total
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.attention import reference, triton_launch
+from dien_kernels.ops.attention import reference_backend, torch_backend, triton_launch
 from dien_kernels.ops.attention.options import Options
 
 _TENSORS = (
@@ -52,18 +52,21 @@ def _fake_bwd(dscores, target, states, weights, biases, slopes, *rest):  # type:
     return [t.new_empty(t.shape) for t in (target, states, *weights, *biases, *slopes)]
 
 
-for _suffix in ("native", "triton", "reference"):
+for _suffix in ("native", "triton", "torch", "reference"):
     define_raw(f"_attention_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
     define_raw(f"_attention_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
 implement_raw("_attention_triton_fwd", triton_launch.fwd)
 implement_raw("_attention_triton_bwd", triton_launch.bwd)
-implement_raw("_attention_reference_fwd", reference.fwd)
-implement_raw("_attention_reference_bwd", reference.bwd)
+implement_raw("_attention_torch_fwd", torch_backend.fwd)
+implement_raw("_attention_torch_bwd", torch_backend.bwd)
+implement_raw("_attention_reference_fwd", reference_backend.fwd)
+implement_raw("_attention_reference_bwd", reference_backend.bwd)
 register_backend("attention_scores", "cpu", refuses_cpu)
 register_backend("attention_scores", "triton", triton_launch.refuses)
-register_backend("attention_scores", "reference", reference.refuses)
+register_backend("attention_scores", "torch", torch_backend.refuses)
+register_backend("attention_scores", "reference", reference_backend.refuses)
 
-_SUFFIXES = {"cpu": "native", "triton": "triton", "reference": "reference"}
+_SUFFIXES = {"cpu": "native", "triton": "triton", "torch": "torch", "reference": "reference"}
 _FWD = {backend: raw(f"_attention_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
 _BWD = {backend: raw(f"_attention_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
@@ -216,10 +219,9 @@ def attention_scores(
     )
     tensors = layers.tensors()
     if needs_autograd((target, states, *tensors)):
-        counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         scores: Tensor = _Attention.apply(
             name,
-            counts,
+            layers.counts(),
             options,
             *distinct((target, states, ragged.lengths, ragged.offsets, mask, ragged.history, *tensors)),
         )

@@ -27,7 +27,7 @@ from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import check_ragged, compact
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers, check_layers, split_layers
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.auxiliary_loss import reference
+from dien_kernels.ops.auxiliary_loss import reference_backend, torch_backend
 from dien_kernels.ops.auxiliary_loss.options import NORMALIZERS, Options
 
 _TENSORS = (
@@ -50,15 +50,18 @@ def _fake_fwd_bwd(states, positive, negative, weights, biases, slopes, *rest):  
     return [_fake_fwd(states), *(t.new_empty(t.shape, dtype=compute) for t in inputs)]
 
 
-for _suffix in ("native", "reference"):
+for _suffix in ("native", "torch", "reference"):
     define_raw(f"_auxiliary_loss_{_suffix}_fwd", FWD_SCHEMA, _fake_fwd)
     define_raw(f"_auxiliary_loss_{_suffix}_fwd_bwd", FWD_BWD_SCHEMA, _fake_fwd_bwd)
-implement_raw("_auxiliary_loss_reference_fwd", reference.fwd)
-implement_raw("_auxiliary_loss_reference_fwd_bwd", reference.fwd_bwd)
+implement_raw("_auxiliary_loss_torch_fwd", torch_backend.fwd)
+implement_raw("_auxiliary_loss_torch_fwd_bwd", torch_backend.fwd_bwd)
+implement_raw("_auxiliary_loss_reference_fwd", reference_backend.fwd)
+implement_raw("_auxiliary_loss_reference_fwd_bwd", reference_backend.fwd_bwd)
 register_backend("auxiliary_loss", "cpu", refuses_cpu)
-register_backend("auxiliary_loss", "reference", reference.refuses)
+register_backend("auxiliary_loss", "torch", torch_backend.refuses)
+register_backend("auxiliary_loss", "reference", reference_backend.refuses)
 
-_SUFFIXES = {"cpu": "native", "reference": "reference"}
+_SUFFIXES = {"cpu": "native", "torch": "torch", "reference": "reference"}
 _FWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
 _FWD_BWD = {backend: raw(f"_auxiliary_loss_{suffix}_fwd_bwd") for backend, suffix in _SUFFIXES.items()}
 
@@ -220,10 +223,9 @@ def auxiliary_loss(
     )
     tensors = layers.tensors()
     if needs_autograd((states, positive, negative, *tensors)):
-        counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         loss: Tensor = _AuxiliaryLoss.apply(
             name,
-            counts,
+            layers.counts(),
             options,
             *distinct((states, positive, negative, ragged.lengths, ragged.offsets, *tensors)),
         )[0]

@@ -1,286 +1,72 @@
-"""The auxiliary loss as one would put it on a blackboard, and its derivative by hand, in plain torch.
+"""The definition of the auxiliary loss: docs/math-auxiliary-loss.md, whose equation numbers stand beside the lines.
 
-Equation numbers are those of docs/math-auxiliary-loss.md. A pair i is a state h with the behaviour e+ that
-follows it and K negatives e-_k. With x the logit of a state and a behaviour:
-
-    inner     x = <h, e>                                                                  (L1)
-    mlp       z_1 = W_h h + b_1 + W_e e,  x = MLP tail (M1) of z_1;  W_h h + b_1 is        (L2)
-              computed once for the positive and all negatives
-    f(z)      = -log(sigmoid(z) + eps), or min(-log sigmoid(z), 100) for eps = "clamp"     (L3)
-    loss      = sum_i w+_i f(x+_i) + sum_{i,k} w-_i f(-x-_{ik})                            (L4)
-
-The weights w+ and w- spell out the normaliser (L5): every one is a constant for a pair, never a tensor of
-data. Rows that have no pair, and batches that have none, weigh nothing: no division by zero is ever made.
+In plain torch, with the concatenation built. Every backend is checked against this file, and autograd differentiates
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import embedding, logsigmoid
 
-from dien_kernels.ops._checks import compute_dtype
-from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged
-from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
-from dien_kernels.ops.auxiliary_loss.options import CLAMP, NORMALIZERS, Options, check_index_values
+from dien_kernels.ops._layout import Ragged, rows_of
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, mlp
+from dien_kernels.ops.auxiliary_loss.options import CLAMP, NORMALIZERS, Options
 
 
-def refuses(call: Call) -> str | None:
-    return None
+def logits(h: Tensor, e: Tensor, layers: Layers, options: Options) -> Tensor:
+    """The logits x [P] of states h [P, H] and behaviours e [P, D]."""
+    if options.inner:
+        return (h * e).sum(1)  # (L1)
+    return mlp(torch.cat((h, e), 1), layers, ACTIVATIONS[options.activation])  # (L2), (M1)
 
 
-class Pairs(NamedTuple):
-    """Pairs as flat rows of states and of behaviours; ``w_pos`` and ``w_neg`` [P], 0 at invalid pairs."""
-
-    state: Tensor | slice
-    behaviour: Tensor | slice
-    valid: Tensor | None  # [P], None where known to be all
-    w_pos: Tensor
-    w_neg: Tensor
-
-
-def _pairs(states: Tensor, negatives: int, lengths: Tensor | None, offsets: Tensor | None, options: Options) -> Pairs:
-    """Which steps are pairs, and (L5): their weights."""
-    device, compute, ahead = states.device, compute_dtype(states.dtype), options.ahead
-    if offsets is not None:
-        total, batch = states.shape[0], offsets.shape[0] - 1
-        row = torch.searchsorted(offsets[1:], torch.arange(total, device=device), right=True)
-        known = row < batch  # a size that does not fit the offsets: possible only off the CPU
-        row = row.clamp(max=max(batch - 1, 0))
-        count = (offsets.diff() - ahead).clamp(min=0)
-        valid = known & (torch.arange(total, device=device) + ahead < offsets[1:][row]) if batch else known
-        slots = 0
-    else:
-        batch, steps = states.shape[:2]
-        slots = batch * max(steps - ahead, 0)
-        count = torch.full((batch,), steps, device=device) if lengths is None else lengths.clamp(0, steps)
-        count = (count - ahead).clamp(min=0)
-        valid = (torch.arange(steps, device=device) < count.unsqueeze(1)).flatten()
-        row = torch.arange(batch, device=device).repeat_interleave(steps, output_size=batch * steps)
-    pairs = count.sum().clamp(min=1).to(compute)
-    normalizer, one = NORMALIZERS[options.normalizer], torch.ones((), dtype=compute, device=device)
-    if normalizer == "row":
-        of_row = 1 / (count.clamp(min=1).to(compute) * max(batch, 1) * (1 + negatives))
-        w_pos = w_neg = of_row[row] if batch else of_row.new_zeros(row.shape)
-    else:
-        if normalizer == "joint":
-            pos = neg = one / (pairs * (1 + negatives))
-        elif normalizer == "separate":
-            pos, neg = one / pairs, one / (pairs * max(negatives, 1))
-        else:
-            pos = neg = one / max(slots, 1)
-        w_pos, w_neg = pos.expand(row.shape), neg.expand(row.shape)
-    if reads_are_free(device):  # sizes may depend on data here: nothing is computed for padding
-        at = valid.nonzero().squeeze(1)
-        return Pairs(at, at + ahead, None, w_pos[at], w_neg[at])
-    last = max(valid.shape[0] - ahead, 0)
-    valid = valid[:last]
-    w_pos, w_neg = torch.where(valid, w_pos[:last], 0), torch.where(valid, w_neg[:last], 0)
-    return Pairs(slice(0, last), slice(ahead, ahead + last), valid, w_pos, w_neg)
-
-
-def _chunks(pairs: Pairs, width: int, device: str) -> Iterator[Pairs]:
-    size, total = max(1, TILE.get(device, TILE["cuda"]) // max(width, 1)), pairs.w_pos.shape[0]
-    for start in range(0, total, size):
-        at = slice(start, min(start + size, total))
-        state, behaviour, valid = pairs.state, pairs.behaviour, pairs.valid
-        if isinstance(state, slice) or isinstance(behaviour, slice):
-            ahead = behaviour.start - state.start  # type: ignore[union-attr]
-            yield Pairs(
-                at,
-                slice(at.start + ahead, at.stop + ahead),
-                None if valid is None else valid[at],
-                pairs.w_pos[at],
-                pairs.w_neg[at],
-            )
-        else:
-            yield Pairs(state[at], behaviour[at], None, pairs.w_pos[at], pairs.w_neg[at])
-
-
-def _take(flat: Tensor, index: Tensor | slice, valid: Tensor | None, compute: torch.dtype) -> Tensor:
-    """Rows in the compute dtype, zeros where invalid: a NaN there must not meet a product."""
-    rows = (flat[index] if isinstance(index, slice) else flat.index_select(0, index)).to(compute)
-    return rows if valid is None else torch.where(valid.reshape((-1,) + (1,) * (rows.dim() - 1)), rows, 0)
-
-
-def _put(out: Tensor, index: Tensor | slice, rows: Tensor) -> None:
-    """The inverse of ``_take``: no row is named twice."""
-    if isinstance(index, slice):
-        out[index] = rows
-    else:
-        out.index_copy_(0, index, rows)
-
-
-def _f(z: Tensor, eps: float) -> Tensor:
-    """(L3)"""
+def f(z: Tensor, eps: float) -> Tensor:
+    """What one logit adds to the loss, (L3)."""
     if eps > 0:
         return -torch.log(torch.sigmoid(z) + eps)
-    value = -logsigmoid(z)
-    return value if eps == 0 else value.clamp(max=CLAMP)
+    return -logsigmoid(z) if eps == 0 else (-logsigmoid(z)).clamp(max=CLAMP)
 
 
-def _df(z: Tensor, eps: float) -> Tensor:
-    """(L6): f'(z) = -s (1 - s) / (s + eps), which is s - 1 for eps = 0, and 0 where the clamp holds."""
-    away = torch.sigmoid(-z)  # 1 - s, without its rounding
-    if eps > 0:
-        s = torch.sigmoid(z)
-        return -s * away / (s + eps)
-    return -away if eps == 0 else torch.where(-logsigmoid(z) >= CLAMP, 0, -away)
+def weights_of(normalizer: str, pairs: Tensor, slots: int, negatives: int) -> tuple[Tensor, Tensor]:
+    """The weights w+ [B] and w- [B] of the pairs of each row, (L5).
 
-
-class _Scorer:
-    """(L1) or (L2) for a chunk of pairs, and their derivative: logits x [p (1 + K)], first those of the positives.
-
-    e [p (1 + K), D] are the behaviours in the same order: p positives, then K negatives of each pair.
+    ``pairs`` [B] are the V_b, the pairs of each row; ``slots`` is T - s, the pairs of a row without padding;
+    ``negatives`` is K.
     """
-
-    def __init__(self, layers: Layers, options: Options, compute: torch.dtype, hidden: int) -> None:
-        self.inner, self.layers = options.inner, layers
-        if not self.inner:
-            self.tail = Tail(layers, ACTIVATIONS[options.activation], compute)
-            first = layers.weights[0].to(compute)
-            self.w_h, self.w_e = first[:, :hidden], first[:, hidden:]
-            self.bias = layers.biases[0] if layers.biases and layers.biases[0].numel() else None
-            self.dw_h, self.dw_e = torch.zeros_like(self.w_h), torch.zeros_like(self.w_e)
-            self.db = first.new_zeros(first.shape[0])
-            self.tail.zero_grads()
-
-    def forward(self, h: Tensor, e: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        if self.inner:
-            return torch.cat([(part * h.unsqueeze(1)).sum(2).flatten() for part in _blocks(e, h.shape[0])]), []
-        z, r = linear(e, self.w_e), linear(h, self.w_h, self.bias).unsqueeze(1)
-        for part in _blocks(z, h.shape[0]):
-            part.add_(r)
-        x, kept = self.tail.forward(z)
-        return x.squeeze(1), kept
-
-    def backward(self, dx: Tensor, h: Tensor, e: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """dh [p, H] and de"""
-        pairs = h.shape[0]
-        if self.inner:  # (L7)
-            de = torch.cat([(part * h.unsqueeze(1)).flatten(0, 1) for part in _blocks(dx.unsqueeze(1), pairs)])
-            return _sum_blocks(dx.unsqueeze(1) * e, pairs), de
-        dz = self.tail.backward(dx.unsqueeze(1), kept)  # (L8)
-        self.dw_e.addmm_(dz.t(), e)
-        dr = _sum_blocks(dz, pairs)
-        self.dw_h.addmm_(dr.t(), h)
-        self.db += dr.sum(0)
-        return dr @ self.w_h, dz @ self.w_e
-
-    def grads(self) -> list[Tensor]:
-        if self.inner:
-            return []
-        biases: list[Tensor] = []
-        if self.layers.biases:
-            all_biases = (self.db, *self.tail.db)
-            biases = [d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)]
-        return [torch.cat((self.dw_h, self.dw_e), 1), *self.tail.dw, *biases, *self.tail.ds]
+    batch, total = len(pairs), pairs.sum().expand_as(pairs)
+    if normalizer == "separate":
+        return 1 / total, 1 / (total * negatives)
+    both = {
+        "joint": 1 / (total * (1 + negatives)),
+        "padded": 1 / torch.full_like(pairs, batch * slots),
+        "row": 1 / (batch * pairs * (1 + negatives)),
+    }[normalizer]
+    return both, both
 
 
-def _blocks(rows: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Views of the positives' rows [p, 1, .] and the negatives' [p, K, .]."""
-    return rows[:pairs].unsqueeze(1), rows[pairs:].view(pairs, -1, *rows.shape[1:])
+def auxiliary_loss(
+    states: Tensor, positive: Tensor, negative: Tensor, layers: Layers, ragged: Ragged, options: Options
+) -> Tensor:
+    """The loss, a scalar; 0 without a pair.
 
-
-def _sum_blocks(rows: Tensor, pairs: int) -> Tensor:
-    """Over the positive and the negatives of each pair: [p, .]."""
-    positive, negatives = _blocks(rows, pairs)
-    return positive[:, 0] + (negatives[:, 0] if negatives.shape[1] == 1 else negatives.sum(1))
-
-
-class Flat(NamedTuple):
-    """Every layout as rows: states [N, H], positive [N, D], negative [N, K, D]."""
-
-    states: Tensor
-    positive: Tensor
-    negative: Tensor
-
-
-def _flat(states: Tensor, positive: Tensor, negative: Tensor) -> Flat:
-    size, width, count = states.shape[-1], positive.shape[-1], negative.shape[-2]
-    rows = states.shape[:-1].numel()
-    return Flat(states.reshape(rows, size), positive.reshape(rows, width), negative.reshape(rows, count, width))
-
-
-def _behaviours(flat: Flat, chunk: Pairs, compute: torch.dtype) -> Tensor:
-    """[p (1 + K), D], as ``_Scorer`` wants them."""
-    positive = _take(flat.positive, chunk.behaviour, chunk.valid, compute)
-    return torch.cat((positive, _take(flat.negative, chunk.behaviour, chunk.valid, compute).flatten(0, 1)))
-
-
-def _width(flat: Flat, layers: Layers, options: Options) -> int:
-    one = flat.positive.shape[1] if options.inner else layers.weights[0].shape[0]
-    return one * (1 + flat.negative.shape[1])
-
-
-def _terms(x: Tensor, chunk: Pairs, options: Options) -> Tensor:
-    """(L3), (L4) of a chunk from its logits: a scalar."""
-    positive, negatives = _blocks(x, chunk.w_pos.shape[0])
-    value = _f(positive[:, 0], options.eps) * chunk.w_pos + _f(-negatives, options.eps).sum(1) * chunk.w_neg
-    return (value if chunk.valid is None else torch.where(chunk.valid, value, 0)).sum()
-
-
-def _dterms(x: Tensor, chunk: Pairs, options: Options) -> Tensor:
-    """(L6): the derivative by the logits."""
-    positive, negatives = _blocks(x, chunk.w_pos.shape[0])
-    dx_pos = _df(positive[:, 0], options.eps) * chunk.w_pos
-    dx_neg = -_df(-negatives, options.eps) * chunk.w_neg.unsqueeze(1)
-    if chunk.valid is not None:
-        dx_pos = torch.where(chunk.valid, dx_pos, 0)
-        dx_neg = torch.where(chunk.valid.unsqueeze(1), dx_neg, 0)
-    return torch.cat((dx_pos, dx_neg.flatten()))
-
-
-def forward(flat: Flat, layers: Layers, pairs: Pairs, options: Options) -> Tensor:
-    """(L1) to (L5)"""
-    compute = compute_dtype(flat.states.dtype)
-    scorer = _Scorer(layers, options, compute, flat.states.shape[1])
-    loss = flat.states.new_zeros((), dtype=compute)
-    for chunk in _chunks(pairs, _width(flat, layers, options), flat.states.device.type):
-        h = _take(flat.states, chunk.state, chunk.valid, compute)
-        x, _ = scorer.forward(h, _behaviours(flat, chunk, compute))
-        loss += _terms(x, chunk, options)
+    states are [B, T, H] or jagged [N, H], positive [B, T, D] or [N, D], negative [B, T, K, D] or [N, K, D]. All have
+    one dtype. Only the states and behaviours of pairs are read, so that NaN elsewhere reaches no result and no
+    gradient.
+    """
+    rows, ahead, negatives = rows_of(states, ragged, None), options.ahead, negative.shape[-2]
+    pairs = (rows.length - ahead).clamp(min=0)  # V_b
+    t = torch.arange(rows.steps, device=states.device)
+    real = t < pairs.unsqueeze(1)  # [B, T]: the steps whose state is in a pair
+    in_states = (rows.x_start.unsqueeze(1) + t)[real]
+    in_behaviours = in_states + ahead
+    h = embedding(in_states, states.reshape(-1, states.shape[-1]))  # [P, H]
+    e = embedding(in_behaviours, positive.reshape(-1, positive.shape[-1]))  # [P, D]
+    e_k = embedding(in_behaviours, negative.reshape(-1, negatives * negative.shape[-1])).chunk(negatives, 1)
+    both = weights_of(NORMALIZERS[options.normalizer], pairs.to(states.dtype), rows.steps - ahead, negatives)
+    w_positive, w_negative = (w.unsqueeze(1).expand(real.shape)[real] for w in both)  # [P]
+    loss = (w_positive * f(logits(h, e, layers, options), options.eps)).sum()  # (L4)
+    for e_i in e_k:
+        loss = loss + (w_negative * f(-logits(h, e_i, layers, options), options.eps)).sum()
     return loss
-
-
-def forward_backward(
-    flat: Flat, layers: Layers, pairs: Pairs, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """(L1) to (L8) in one pass: the loss and its derivatives, in the compute dtype."""
-    compute = compute_dtype(flat.states.dtype)
-    scorer = _Scorer(layers, options, compute, flat.states.shape[1])
-    loss = flat.states.new_zeros((), dtype=compute)
-    dstates, dpos, dneg = (torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in flat)
-    for chunk in _chunks(pairs, _width(flat, layers, options), flat.states.device.type):
-        h = _take(flat.states, chunk.state, chunk.valid, compute)
-        e = _behaviours(flat, chunk, compute)
-        x, kept = scorer.forward(h, e)
-        loss += _terms(x, chunk, options)
-        dh, de = scorer.backward(_dterms(x, chunk, options), h, e, kept)
-        de_pos, de_neg = _blocks(de, h.shape[0])
-        _put(dstates, chunk.state, dh)
-        _put(dpos, chunk.behaviour, de_pos[:, 0])
-        _put(dneg, chunk.behaviour, de_neg)
-    return loss, dstates, dpos, dneg, scorer.grads()
-
-
-# The backend cell: the same functions behind the raw ops' signatures.
-
-
-def fwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    check_index_values(states, Ragged(lengths, offsets, None))
-    pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    return forward(_flat(states, positive, negative), layers, pairs, opts)
-
-
-def fwd_bwd(states, positive, negative, weights, biases, slopes, lengths, offsets, *options):  # type: ignore[no-untyped-def]
-    layers, opts = Layers(weights, biases, slopes), Options(*options)
-    check_index_values(states, Ragged(lengths, offsets, None))
-    pairs = _pairs(states, negative.shape[-2], lengths, offsets, opts)
-    loss, dstates, dpos, dneg, grads = forward_backward(_flat(states, positive, negative), layers, pairs, opts)
-    return [loss, dstates.view(states.shape), dpos.view(positive.shape), dneg.view(negative.shape), *grads]

@@ -29,7 +29,7 @@ from dien_kernels.ops._compiled import refuses_cpu
 from dien_kernels.ops._dispatch import Call, register_backend, select
 from dien_kernels.ops._layout import MaskIndex, Ragged, check_ragged, compact, spread
 from dien_kernels.ops._register import define_raw, implement_raw, raw
-from dien_kernels.ops.recurrence import cuda_launch, reference, triton_launch
+from dien_kernels.ops.recurrence import cuda_launch, reference_backend, torch_backend, triton_launch
 from dien_kernels.ops.recurrence.forms import FORMS, Options, form_of
 
 _Op = TypeVar("_Op", bound=Callable[..., Any])
@@ -67,9 +67,9 @@ def _gates_shape(shape: tuple[Any, ...], hidden: Any, units: int) -> tuple[Any, 
     return (*shape, 4 * ((hidden + units - 1) // units * units)) if units else (0,)
 
 
-def _fake_reference_fwd(*arguments):  # type: ignore[no-untyped-def]
+def _fake_recomputing_fwd(*arguments):  # type: ignore[no-untyped-def]
     y, h_n, gates = _fake_fwd(*arguments)
-    return y, h_n, gates.new_empty((0,))  # the reference recomputes always
+    return y, h_n, gates.new_empty((0,))  # the gates are computed again in the backward
 
 
 def _fake_ordered_fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, *rest):  # type: ignore[no-untyped-def]
@@ -102,7 +102,8 @@ for _suffix, _fake in (
     ("native", _fake_fwd),
     ("cuda", _fake_ordered_fwd),
     ("triton", _fake_ordered_fwd),
-    ("reference", _fake_reference_fwd),
+    ("torch", _fake_recomputing_fwd),
+    ("reference", _fake_recomputing_fwd),
 ):
     define_raw(f"_recurrence_{_suffix}_fwd", FWD_SCHEMA, _fake)
     define_raw(f"_recurrence_{_suffix}_bwd", BWD_SCHEMA, _fake_bwd)
@@ -112,14 +113,17 @@ implement_raw("_recurrence_cuda_fwd", cuda_launch.fwd)
 implement_raw("_recurrence_cuda_bwd", cuda_launch.bwd)
 implement_raw("_recurrence_triton_fwd", triton_launch.fwd)
 implement_raw("_recurrence_triton_bwd", triton_launch.bwd)
-implement_raw("_recurrence_reference_fwd", reference.fwd)
-implement_raw("_recurrence_reference_bwd", reference.bwd)
+implement_raw("_recurrence_torch_fwd", torch_backend.fwd)
+implement_raw("_recurrence_torch_bwd", torch_backend.bwd)
+implement_raw("_recurrence_reference_fwd", reference_backend.fwd)
+implement_raw("_recurrence_reference_bwd", reference_backend.bwd)
 register_backend("recurrence", "cpu", refuses_cpu)
 register_backend("recurrence", "cuda", cuda_launch.refuses)
 register_backend("recurrence", "triton", triton_launch.refuses)
-register_backend("recurrence", "reference", reference.refuses)
+register_backend("recurrence", "torch", torch_backend.refuses)
+register_backend("recurrence", "reference", reference_backend.refuses)
 
-_SUFFIXES = {"cpu": "native", "cuda": "cuda", "triton": "triton", "reference": "reference"}
+_SUFFIXES = {"cpu": "native", "cuda": "cuda", "triton": "triton", "torch": "torch", "reference": "reference"}
 _FWD = {backend: raw(f"_recurrence_{suffix}_fwd") for backend, suffix in _SUFFIXES.items()}
 _BWD = {backend: raw(f"_recurrence_{suffix}_bwd") for backend, suffix in _SUFFIXES.items()}
 
@@ -329,8 +333,8 @@ Args:
     padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
         state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
         gradient.
-    backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; one that is named runs or
-        raises.
+    backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is named
+        runs or raises.
 
 Returns:
     y, the state after each step, [B, T, H] or in jagged form [N, H] (rows one after another), and h_n, the

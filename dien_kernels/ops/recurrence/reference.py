@@ -1,245 +1,69 @@
-"""The recurrence as one would put it on a blackboard, and its derivative by hand, in plain torch.
+"""The definition of the recurrence: docs/math.md, whose equation numbers stand beside the lines, in plain torch.
 
-This file is the definition: every backend is checked against it. Equation numbers are those of docs/math.md.
-
-One step of every member of the family, with scalars (alpha, beta, gamma) per row and step:
-
-    gx = gamma * (W_ih x) + b_ih                                                (1)
-    gh = W_hh h + b_hh                                                          (2)
-    r  = sigmoid(gx_r + gh_r)                                                   (3)
-    u  = sigmoid(s * (gx_u + gh_u)),  s = -1 if the update gate is stored on the keep side, else 1   (4)
-    n  = tanh(gx_n + r * gh_n)                  reset after the product         (5)
-    n  = tanh(gx_n + W_hn (r * h) + b_hn)       reset before the product        (6)
-    g  = alpha + beta * u                                                       (7)
-    h' = (1 - g) * h + g * n                                                    (8)
-
-The scalars are affine in the attention a of the row and step (9): see ``forms.py``.
+GRU, AIGRU, AGRU and the three AUGRUs are one step whose coefficients ``forms.py`` names. Every backend is checked
+against this file, and autograd differentiates it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import embedding, linear
 
-from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._layout import Ragged, Rows, rows_of
-from dien_kernels.ops.recurrence.forms import Options, check_index_values
-
-
-class Step(NamedTuple):
-    """Everything one step computes, kept for its derivative."""
-
-    proj: Tensor  # W_ih x
-    r: Tensor
-    u: Tensor
-    n: Tensor
-    gh_n: Tensor  # W_hn h + b_hn, or r * h where the reset comes before the product
-    g: Tensor
-    alpha_beta_gamma: tuple[Tensor, Tensor, Tensor]
-
-
-def refuses(call: Call) -> str | None:
-    return None
+from dien_kernels.ops._layout import Ragged, rows_of
+from dien_kernels.ops.recurrence.forms import Options
 
 
 def step(
     x: Tensor, h: Tensor, a: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, options: Options
-) -> tuple[Tensor, Step]:
-    """Equations (1) to (9) for rows x [B,I], h [B,H], a [B,1]."""
+) -> Tensor:
+    """The states h' [B, H] after one step of B rows with inputs x [B, I], states h [B, H] and attention a [B, 1]."""
     hidden = h.shape[1]
-    alpha = options.alpha0 + options.alpha1 * a
-    beta = options.beta0 + options.beta1 * a
-    gamma = a if options.scale_input else torch.ones_like(a)
-    proj = linear(x, w_ih)
-    gx_r, gx_u, gx_n = (gamma * proj + b_ih).split(hidden, 1)
-    gh_r, gh_u = linear(h, w_hh[: 2 * hidden], b_hh[: 2 * hidden]).split(hidden, 1)
-    w_hn, b_hn = w_hh[2 * hidden :], b_hh[2 * hidden :]
-    r = torch.sigmoid(gx_r + gh_r)
-    u = torch.sigmoid(-(gx_u + gh_u) if options.keep_side else gx_u + gh_u)
-    if options.reset_before:
-        gh_n = r * h
-        n = torch.tanh(gx_n + linear(gh_n, w_hn, b_hn))
-    else:
-        gh_n = linear(h, w_hn, b_hn)
-        n = torch.tanh(gx_n + r * gh_n)
-    g = alpha + beta * u
-    return (1 - g) * h + g * n, Step(proj, r, u, n, gh_n, g, (alpha, beta, gamma))
+    (w_ru, w_n), (b_ru, b_n) = w_hh.split((2 * hidden, hidden)), b_hh.split((2 * hidden, hidden))
+    alpha, beta = options.alpha0 + options.alpha1 * a, options.beta0 + options.beta1 * a
+    gamma = a if options.scale_input else 1.0  # (9)
+    gx_r, gx_u, gx_n = (gamma * linear(x, w_ih) + b_ih).chunk(3, 1)  # (1)
+    gh_r, gh_u = linear(h, w_ru, b_ru).chunk(2, 1)  # (2)
+    r = sigmoid(gx_r + gh_r)  # (3)
+    u = sigmoid((-1.0 if options.keep_side else 1.0) * (gx_u + gh_u))  # (4)
+    gated = linear(r * h, w_n, b_n) if options.reset_before else r * linear(h, w_n, b_n)
+    n = tanh(gx_n + gated)  # (5), or (6) with the reset before the product
+    g = alpha + beta * u  # (7)
+    return (1 - g) * h + g * n  # (8)
 
 
-def _take(flat: Tensor, start: Tensor, stride: int, t: int, valid: Tensor) -> Tensor:
-    """Rows of ``flat`` at step t; zeros where the step lies past a row's length (NaN there must not pass)."""
-    index = torch.where(valid, start + t * stride, 0)
-    return torch.where(valid.unsqueeze(1), flat[index], 0)
-
-
-def forward(
+def recurrence(
     x: Tensor,
-    attention: Tensor | None,
+    attention: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    h0: Tensor,
     ragged: Ragged,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """The loop: y (zeros past each length) and h_n, in the dtype of ``x``. Differentiable by autograd."""
+    """The state after each step of each row, zeros past a row's length, and the state after each row's last step.
+
+    x is [U, T, I], time-major [T, U, I] or jagged [N, I]; attention [B, T] or one number for each step of each row; the
+    weights are [3 H, I], [3 H, H], [3 H] and [3 H] with rows [r | u | n]; h0 is [B, H]. y has the layout of x with B
+    rows of H features, h_n is [B, H]. All have one dtype. What lies past a row's length is selected away, so that NaN
+    there reaches no result and no gradient.
+    """
     rows = rows_of(x, ragged, attention, time_major=options.time_major, reverse=options.reverse)
-    y, h, _ = _run(x, attention, w_ih, w_hh, b_ih, b_hh, h0, rows, options)
-    return _shape_y(y, x, ragged, rows, options), h
-
-
-def _shape_y(y: Tensor, x: Tensor, ragged: Ragged, rows: Rows, options: Options) -> Tensor:
-    if ragged.offsets is not None:
-        return y
-    b = rows.length.shape[0]
-    hidden = y.shape[1]
-    return y.view(x.shape[0], b, hidden) if options.time_major else y.view(b, x.shape[1], hidden)
-
-
-def _flat_a(attention: Tensor | None, rows: Rows, x: Tensor, options: Options) -> Tensor:
-    if attention is None:
-        return x.new_zeros(1, 1).expand(max(rows.y_rows, 1), 1)
-    return (attention.t() if options.time_major else attention).reshape(-1, 1)
-
-
-def _run(
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    rows: Rows,
-    options: Options,
-) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, Tensor, Tensor, Step]]]:
-    batch, hidden = rows.length.shape[0], w_hh.shape[1]
-    b_ih = x.new_zeros(3 * hidden) if b_ih is None else b_ih
-    b_hh = x.new_zeros(3 * hidden) if b_hh is None else b_hh
-    h = x.new_zeros(batch, hidden) if h0 is None else h0
-    x_flat, a_flat = x.reshape(-1, x.shape[-1]), _flat_a(attention, rows, x, options)
-    y = x.new_zeros(rows.y_rows, hidden)
-    tape = []
-    for t in range(rows.steps):
-        valid = t < rows.length
-        x_t = _take(x_flat, rows.x_start, rows.x_stride, t, valid)
-        a_t = _take(a_flat, rows.y_start, rows.y_stride, t, valid)
-        alive = valid.unsqueeze(1)
-        h_t = torch.where(alive, h, 0)  # NaN in a state that no step reads must not reach sums over rows
-        h_new, kept = step(x_t, h_t, a_t, w_ih, w_hh, b_ih, b_hh, options)
-        y = y.index_put(((rows.y_start + t * rows.y_stride)[valid],), h_new[valid])
-        tape.append((valid, x_t, a_t, h_t, kept))
-        h = torch.where(alive, h_new, h)
-    return y, h, tape
-
-
-class Gradients(NamedTuple):
-    """Gradient of every input, zeros where the input does not act; None where the input was absent."""
-
-    x: Tensor
-    attention: Tensor | None
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor
-    b_hh: Tensor
-    h0: Tensor
-
-
-def backward(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    x: Tensor,
-    attention: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    h0: Tensor | None,
-    ragged: Ragged,
-    options: Options,
-) -> Gradients:
-    """Equations (10) to (22) of docs/math.md: the derivative of the loop, last step first."""
-    hidden = w_hh.shape[1]
-    rows = rows_of(x, ragged, attention, time_major=options.time_major, reverse=options.reverse)
-    _, h_n, tape = _run(x, attention, w_ih, w_hh, b_ih, b_hh, h0, rows, options)
-    dh = torch.zeros_like(h_n) if dh_n is None else dh_n.clone()
-    dy_flat = None if dy is None else dy.reshape(-1, hidden)
-    w_ru, w_n = w_hh[: 2 * hidden], w_hh[2 * hidden :]
-    dx = x.new_zeros(x.shape).reshape(-1, x.shape[-1])
-    da = x.new_zeros(rows.y_rows, 1)
-    dw_ih, dw_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
-    db_ih, db_hh = x.new_zeros(3 * hidden), x.new_zeros(3 * hidden)
-    for t in range(rows.steps - 1, -1, -1):
-        valid, x_t, a_t, h, (proj, r, u, n, gh_n, g, (_, beta, gamma)) = tape[t]
-        alive = valid.unsqueeze(1)
-        if dy_flat is not None:
-            dh = dh + _take(dy_flat, rows.y_start, rows.y_stride, t, valid)  # (10)
-        dh_valid = torch.where(alive, dh, 0)
-        dg = dh_valid * (n - h)  # (11)
-        dan = dh_valid * g * (1 - n * n)  # (12)
-        dau = beta * dg * u * (1 - u) * (-1 if options.keep_side else 1)  # (13)
-        dh_prev = dh_valid * (1 - g)
-        if options.reset_before:
-            dq = dan @ w_n  # (14b), q = r * h stands in gh_n
-            dr, dghn, n_input = dq * h, dan, gh_n
-            dh_prev = dh_prev + dq * r
-        else:
-            dr, dghn, n_input = dan * gh_n, dan * r, h  # (14a)
-            dh_prev = dh_prev + dghn @ w_n
-        dar = dr * r * (1 - r)  # (15)
-        dru = torch.cat((dar, dau), 1)
-        dgx = torch.cat((dru, dan), 1)  # (16)
-        dh_prev = dh_prev + dru @ w_ru  # (17)
-        dw_hh += torch.cat((dru.t() @ h, dghn.t() @ n_input))  # (18)
-        db_hh += torch.cat((dru, dghn), 1).sum(0)
-        dw_ih += (gamma * dgx).t() @ x_t  # (19)
-        db_ih += dgx.sum(0)
-        dx.index_add_(0, (rows.x_start + t * rows.x_stride)[valid], ((gamma * dgx) @ w_ih)[valid])  # (20)
-        da_t = options.alpha1 * dg.sum(1, True) + options.beta1 * (u * dg).sum(1, True)  # (21)
-        if options.scale_input:
-            da_t = da_t + (dgx * proj).sum(1, True)  # (22)
-        da.index_add_(0, (rows.y_start + t * rows.y_stride)[valid], da_t[valid])
-        dh = torch.where(alive, dh_prev, dh)
-    if attention is None:
-        d_attention = None
-    elif options.time_major:
-        d_attention = da.view(attention.shape[1], attention.shape[0]).t().contiguous()
-    else:
-        d_attention = da.view(attention.shape)
-    return Gradients(dx.view(x.shape), d_attention, dw_ih, dw_hh, db_ih, db_hh, dh)
-
-
-# The backend cell: the same two functions behind the raw ops' signatures, in the compute dtype.
-
-
-def _upcast(*tensors: Any) -> list[Any]:
-    """Tensors of 16 bits in float32; the others, and None, as they are."""
-    return [t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-
-
-def fwd(x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, *options):  # type: ignore[no-untyped-def]
-    ragged, opts = Ragged(lengths, offsets, history), Options(*options)
-    check_index_values(x, attention, ragged, time_major=opts.time_major)
-    xs, ws, wh = _upcast(x, w_ih, w_hh)
-    y, h_n = forward(xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
-    h_n = h_n.clone() if h0 is not None and h_n is h0 else h_n  # an op must not return its input
-    return y.to(x.dtype), h_n.to(x.dtype), y.new_empty(0)
-
-
-def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, history, y, gates, need_dx, *options):  # type: ignore[no-untyped-def]
-    ragged, opts = Ragged(lengths, offsets, history), Options(*options)
-    xs, ws, wh, dys, dhs = _upcast(x, w_ih, w_hh, dy, dh_n)
-    grads = backward(dys, dhs, xs, attention, ws, wh, b_ih, b_hh, h0, ragged, opts)
-    return (
-        grads.x.to(x.dtype) if need_dx else x.new_empty(0),
-        x.new_empty(0) if grads.attention is None else grads.attention,
-        grads.w_ih.to(w_ih.dtype),
-        grads.w_hh.to(w_hh.dtype),
-        grads.b_ih,
-        grads.b_hh,
-        grads.h0,
-    )
+    t = torch.arange(rows.steps, device=x.device).unsqueeze(1)
+    real = t < rows.length  # [T, B]: the steps that exist
+    in_x = torch.where(real, rows.x_start + t * rows.x_stride, 0)
+    in_y = torch.where(real, rows.y_start + t * rows.y_stride, 0)
+    by_step = (attention.t() if options.time_major else attention).reshape(-1, 1)
+    xs = torch.where(real.unsqueeze(2), embedding(in_x, x.reshape(-1, x.shape[-1])), 0)  # [T, B, I]
+    scores = torch.where(real.unsqueeze(2), embedding(in_y, by_step), 0)  # [T, B, 1]
+    states = [h0]
+    for x_t, a_t, real_t in zip(xs, scores, real.unsqueeze(2), strict=True):
+        h = torch.where(real_t, states[-1], 0)
+        states.append(torch.where(real_t, step(x_t, h, a_t, w_ih, w_hh, b_ih, b_hh, options), states[-1]))
+    y = h0.new_zeros(rows.y_rows, h0.shape[1]).index_put((in_y[real],), torch.stack(states)[1:][real])
+    if ragged.offsets is None:
+        batch, hidden = h0.shape
+        y = y.view(rows.steps, batch, hidden) if options.time_major else y.view(batch, rows.steps, hidden)
+    return y, states[-1]

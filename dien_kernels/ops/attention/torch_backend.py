@@ -1,0 +1,483 @@
+"""The backend ``torch``: attention scores and their derivative by hand, as fast as plain torch makes them.
+
+It runs where no kernel does.
+Equation numbers are those of docs/math-attention.md. For row b with target q and history steps k_t:
+
+    bilinear   v = W q,  e_t = c * <k_t, v>                                                       (A1)
+    din        z_1 = W_1 [q, k_t, q - k_t, q o k_t] + b_1,  e_t = c * MLP tail (M1) of z_1         (A2)
+    softmax    a_t = exp(e_t - max e) / sum over the row's valid steps, 0 at all others           (A3)
+
+The concatenation of (A2) is never built. With W_1 = [Wq | Wk | Wd | Wp]
+
+    z_1 = (Wq + Wd) q + b_1  +  (Wk - Wd) k  +  Wp (q o k)                                        (A4)
+        = (Wq + Wd) q + b_1  +  ((Wk - Wd) + Wp diag(q)) k                                        (A5)
+
+(A5) is one product a step instead of four, for the price of one matrix a row: it serves padded batches, a
+tile of rows at a time. (A4) serves jagged batches, where a batched product would need sizes on the host, and
+very short rows; its middle term is then computed once per history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dien_kernels.ops._checks import compute_dtype
+from dien_kernels.ops._dispatch import Call
+from dien_kernels.ops._layout import Ragged
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers
+from dien_kernels.ops._torch_mlp import TILE, Tail, reads_are_free
+from dien_kernels.ops.attention.options import Options, check_index_values
+
+
+def refuses(call: Call) -> str | None:
+    return None
+
+
+def matrix_a_row(steps: int, hidden: int) -> bool:
+    """Whether (A5) beats (A4): its matrix costs as much as half of (A4)'s products for one step, thrice over
+    in the backward. Measured break-even on one AVX2 core, H = 36 / 64 / 128: 13 / 20 / 28 steps."""
+    return steps >= max(16, hidden // 4)
+
+
+class _Bilinear:
+    """(A1) and its derivative (A6): dv = c sum_t de_t k_t, dk_t = c de_t v, dW = dv q^T, dq = W^T dv."""
+
+    def __init__(self, q: Tensor, layers: Layers, options: Options, compute: torch.dtype) -> None:
+        self.q, self.scale = q, options.scale
+        self.w = layers.weights[0].to(compute) if layers.weights else None
+        self.v = q if self.w is None else linear(q, self.w)
+        self.width = self.v.shape[1]
+
+    def zero_grads(self) -> None:
+        self.dv = torch.zeros_like(self.v)
+
+    def tile(self, rows: Tensor | slice, k: Tensor) -> Tensor:
+        return torch.bmm(k, self.v[rows].unsqueeze(2)).squeeze(2) * self.scale
+
+    def tile_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
+        de = de * self.scale
+        self.dv[rows] = torch.bmm(de.unsqueeze(1), k).squeeze(1)
+        return de.unsqueeze(2) * self.v[rows].unsqueeze(1)
+
+    def share(self, states: Tensor) -> None: ...
+
+    def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
+        return (k * self.v.index_select(0, row)).sum(1) * self.scale
+
+    def flat_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
+        de = (de * self.scale).unsqueeze(1)
+        add_rows(self.dv, row, de * k)
+        return de * self.v.index_select(0, row)
+
+    def share_backward(self, states: Tensor, dstates: Tensor) -> None: ...
+
+    def grads(self) -> tuple[Tensor, list[Tensor]]:
+        if self.w is None:
+            return self.dv, []
+        return self.dv @ self.w, [self.dv.t() @ self.q]
+
+
+class _Din:
+    """(A2) by (A5) or (A4), and its derivative (A7) to (A12)."""
+
+    def __init__(self, q: Tensor, layers: Layers, options: Options, compute: torch.dtype) -> None:
+        self.q, self.scale, self.layers = q, options.scale, layers
+        self.tail = Tail(layers, ACTIVATIONS[options.activation], compute)
+        self.w_q, self.w_k, self.w_d, self.w_p = layers.weights[0].to(compute).chunk(4, 1)
+        self.w_row, self.w_step = self.w_q + self.w_d, self.w_k - self.w_d
+        bias = layers.biases[0] if layers.biases and layers.biases[0].numel() else None
+        self.r = linear(q, self.w_row, bias)
+        self.width = self.r.shape[1]
+        self.shared: Tensor | None = None
+
+    def zero_grads(self) -> None:
+        self.tail.zero_grads()
+        self.dr, self.dq = torch.zeros_like(self.r), torch.zeros_like(self.q)
+        self.dw_step, self.dw_p = torch.zeros_like(self.w_step), torch.zeros_like(self.w_p)
+        self.d_shared = None if self.shared is None else torch.zeros_like(self.shared)
+
+    def _matrices(self, rows: Tensor | slice) -> Tensor:
+        return torch.addcmul(self.w_step, self.w_p, self.q[rows].unsqueeze(1))
+
+    def _z(self, rows: Tensor | slice, k: Tensor) -> tuple[Tensor, Tensor | None]:
+        r = self.r[rows].unsqueeze(1)
+        if matrix_a_row(k.shape[1], k.shape[2]):  # (A5)
+            matrices = self._matrices(rows)
+            return torch.baddbmm(r, k, matrices.transpose(1, 2)), matrices
+        z = linear(k, self.w_step).add_(linear(k * self.q[rows].unsqueeze(1), self.w_p))  # (A4)
+        return z.add_(r), None
+
+    def tile(self, rows: Tensor | slice, k: Tensor) -> Tensor:
+        z, _ = self._z(rows, k)
+        e, _ = self.tail.forward(z.flatten(0, 1))
+        return e.view(k.shape[:2]) * self.scale
+
+    def tile_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
+        z, matrices = self._z(rows, k)
+        _, kept = self.tail.forward(z.flatten(0, 1))
+        dz = self.tail.backward((de * self.scale).reshape(-1, 1), kept).view(*k.shape[:2], -1)  # (A7)
+        q = self.q[rows]
+        self.dr[rows] = dz.sum(1)  # (A8)
+        if matrices is None:
+            flat_k = k.flatten(0, 1)
+            flat_z, p = dz.flatten(0, 1), (k * q.unsqueeze(1)).flatten(0, 1)
+            self.dw_step.addmm_(flat_z.t(), flat_k)
+            self.dw_p.addmm_(flat_z.t(), p)  # (A9)
+            dp = dz @ self.w_p
+            self.dq[rows] = (dp * k).sum(1)  # (A10)
+            return torch.addcmul(dz @ self.w_step, dp, q.unsqueeze(1))  # (A11)
+        d_matrices = torch.bmm(dz.transpose(1, 2), k)  # (A12)
+        self.dw_step += d_matrices.sum(0)
+        self.dw_p += (d_matrices * q.unsqueeze(1)).sum(0)
+        self.dq[rows] = (d_matrices * self.w_p).sum(1)
+        return torch.bmm(dz, matrices)
+
+    def share(self, states: Tensor) -> None:
+        """The step term of (A4), once per history."""
+        self.shared = linear(states, self.w_step)
+
+    def _z_flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> tuple[Tensor, Tensor]:
+        p = k * self.q.index_select(0, row)
+        z = torch.addmm(self.r.index_select(0, row), p, self.w_p.t())
+        if self.shared is None:
+            return z.addmm_(k, self.w_step.t()), p
+        assert source is not None
+        return z.add_(self.shared.index_select(0, source)), p
+
+    def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
+        e, _ = self.tail.forward(self._z_flat(row, source, k)[0])
+        return e.squeeze(1) * self.scale
+
+    def flat_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
+        z, p = self._z_flat(row, source, k)
+        _, kept = self.tail.forward(z)
+        dz = self.tail.backward((de * self.scale).unsqueeze(1), kept)
+        add_rows(self.dr, row, dz)  # (A8)
+        self.dw_p.addmm_(dz.t(), p)  # (A9)
+        dp = dz @ self.w_p
+        add_rows(self.dq, row, dp * k)  # (A10)
+        dk = dp.mul_(self.q.index_select(0, row))  # (A11), with the step term here or in share_backward
+        if self.d_shared is None:
+            self.dw_step.addmm_(dz.t(), k)
+            return dk.addmm_(dz, self.w_step)
+        assert source is not None
+        add_rows(self.d_shared, source, dz)
+        return dk
+
+    def share_backward(self, states: Tensor, dstates: Tensor) -> None:
+        if self.d_shared is not None:
+            self.dw_step += self.d_shared.t() @ states
+            dstates.addmm_(self.d_shared, self.w_step)
+
+    def grads(self) -> tuple[Tensor, list[Tensor]]:
+        dw_row = self.dr.t() @ self.q
+        dw_1 = torch.cat((dw_row, self.dw_step, dw_row - self.dw_step, self.dw_p), 1)  # (A9)
+        biases: list[Tensor] = []
+        if self.layers.biases:
+            all_biases = (self.dr.sum(0), *self.tail.db)
+            biases = [d if b.numel() else b.clone() for d, b in zip(all_biases, self.layers.biases, strict=True)]
+        dq = self.dq + self.dr @ self.w_row
+        return dq, [dw_1, *self.tail.dw, *biases, *self.tail.ds]
+
+
+def add_rows(out: Tensor, index: Tensor, values: Tensor) -> None:
+    """out[index] += values, summed in the order of ``index`` on every device."""
+    if out.device.type == "cpu":
+        out.index_add_(0, index, values)
+    else:  # sorts, where index_add_ would use atomics
+        out.index_put_((index,), values, accumulate=True)
+
+
+def _first(target: Tensor, length: Tensor, layers: Layers, options: Options) -> _Bilinear | _Din:
+    compute = compute_dtype(target.dtype)
+    q = torch.where((length > 0).unsqueeze(1), target.to(compute), 0)  # rows without a step act on nothing
+    return (_Bilinear if options.bilinear else _Din)(q, layers, options, compute)
+
+
+# Padded batches: tiles of rows x steps.
+
+
+class Padded(NamedTuple):
+    """Rows of a padded batch: ``length[b]`` bounds the valid steps; ``mask`` [B, T] says which they are."""
+
+    history: Tensor | None
+    length: Tensor
+    mask: Tensor | None
+    full: bool  # known to have no invalid step
+
+
+def _padded(states: Tensor, lengths: Tensor | None, mask: Tensor | None, history: Tensor | None, batch: int) -> Padded:
+    u, steps = states.shape[:2]
+    if history is not None:
+        history = history.clamp(0, max(u - 1, 0))
+    if mask is not None:
+        length = (mask * torch.arange(1, steps + 1, device=states.device)).amax(1) if steps else mask.sum(1)
+        mask = mask if history is None else mask[history]
+    elif lengths is not None:
+        length = lengths.clamp(0, steps)
+    else:
+        return Padded(history, torch.full((batch,), steps, device=states.device), None, True)
+    return Padded(history, length if history is None else length[history], mask, False)
+
+
+class Tile(NamedTuple):
+    rows: Tensor | slice
+    steps: int
+    valid: Tensor | None  # [rows, steps], None where all are
+
+
+def _tiles(padded: Padded, steps: int, width: int, device: torch.device) -> Iterator[Tile]:
+    """Cut the rows into tiles of about ``TILE`` values; on the CPU the longest first, each cut to its
+    longest row."""
+    history, length, mask, full = padded
+    batch, budget = length.shape[0], TILE.get(device.type, TILE["cuda"])
+    if not steps:
+        return
+    if full or not reads_are_free(device):
+        size = max(1, budget // (steps * width))
+        at = torch.arange(steps, device=length.device)
+        for start in range(0, batch, size):
+            rows = slice(start, min(start + size, batch))
+            if full:
+                yield Tile(rows, steps, None)
+            else:
+                yield Tile(rows, steps, at < length[rows].unsqueeze(1) if mask is None else mask[rows])
+        return
+    order = length.argsort(descending=True, stable=True)
+    sizes = length[order].tolist()
+    start = 0
+    while start < batch and sizes[start] > 0:
+        cut = sizes[start]
+        stop = min(batch, start + max(1, budget // (cut * width)))
+        while sizes[stop - 1] == 0:
+            stop -= 1
+        chosen = order[start:stop]
+        if mask is not None:
+            yield Tile(chosen, cut, mask[chosen, :cut])
+        elif sizes[stop - 1] == cut:
+            yield Tile(chosen, cut, None)
+        else:
+            yield Tile(chosen, cut, torch.arange(cut) < length[chosen].unsqueeze(1))
+        start = stop
+
+
+def _steps(states: Tensor, padded: Padded, tile: Tile, compute: torch.dtype) -> Tensor:
+    """The states of a tile, zeros at invalid steps: a NaN there must not meet a product."""
+    index = tile.rows if padded.history is None else padded.history[tile.rows]
+    k = states[:, : tile.steps]
+    k = (k[index] if isinstance(index, slice) else k.index_select(0, index)).to(compute)
+    return k if tile.valid is None else torch.where(tile.valid.unsqueeze(2), k, 0)
+
+
+def _softmax(e: Tensor, valid: Tensor | None) -> Tensor:
+    """(A3) along the last dimension."""
+    if valid is None:
+        return torch.softmax(e, 1)
+    top = torch.where(valid, e, -torch.inf).amax(1, True)
+    top = torch.where(valid.any(1, True), top, 0)
+    p = torch.where(valid, (e - top).exp_(), 0)
+    total = p.sum(1, True)
+    return torch.where(valid, p / torch.where(total == 0, 1, total), 0)
+
+
+def _forward_padded(target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options) -> Tensor:
+    first = _first(target, padded.length, layers, options)
+    steps = states.shape[1]
+    out = target.new_zeros((target.shape[0], steps), dtype=first.q.dtype)
+    for tile in _tiles(padded, steps, first.width, states.device):
+        e = first.tile(tile.rows, _steps(states, padded, tile, first.q.dtype))
+        if options.softmax:
+            e = _softmax(e, tile.valid)
+        elif tile.valid is not None:
+            e = torch.where(tile.valid, e, 0)
+        out[tile.rows, : tile.steps] = e
+    return out
+
+
+def _backward_padded(
+    da: Tensor, out: Tensor, target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    first = _first(target, padded.length, layers, options)
+    first.zero_grads()
+    dstates = torch.zeros_like(states, dtype=first.q.dtype, memory_format=torch.contiguous_format)
+    for tile in _tiles(padded, states.shape[1], first.width, states.device):
+        rows, steps, valid = tile
+        k = _steps(states, padded, tile, first.q.dtype)
+        de = da[rows, :steps]
+        if valid is not None:
+            de = torch.where(valid, de, 0)
+        if options.softmax:
+            a = out[rows, :steps]
+            de = a * (de - (a * de).sum(1, True))  # (A13)
+            de = de if valid is None else torch.where(valid, de, 0)
+        dk = first.tile_backward(rows, k, de)
+        if valid is not None:
+            dk = torch.where(valid.unsqueeze(2), dk, 0)
+        if padded.history is None:
+            dstates[rows, :steps] = dk
+        else:
+            add_rows(dstates[:, :steps], padded.history[rows], dk)
+    dq, grads = first.grads()
+    return dq, dstates, grads
+
+
+# Jagged batches: a flat list of (row, state) pairs, sizes known without reading any tensor.
+
+
+class Pairs(NamedTuple):
+    row: Tensor  # [P] the row of each pair
+    source: Tensor | None  # [P] its state, None for the identity
+    valid: Tensor | None  # [P], None where known to be all: off the CPU a size may not fit the offsets
+    length: Tensor  # [B]
+
+
+def _pairs(states: Tensor, offsets: Tensor, history: Tensor | None, options: Options) -> Pairs:
+    total, device = states.shape[0], states.device
+    known = reads_are_free(device)
+    length = offsets.diff()
+    if history is None:
+        index = torch.arange(total, device=device)
+        row = torch.searchsorted(offsets[1:], index, right=True)
+        source = None
+        valid = None if known else row < length.shape[0]
+        row = row.clamp(max=max(length.shape[0] - 1, 0))
+    else:
+        index = torch.arange(options.rows_total, device=device)
+        history = history.clamp(0, max(length.shape[0] - 1, 0))
+        length = length[history]
+        ends = length.cumsum(0)
+        row = torch.searchsorted(ends, index, right=True)
+        valid = None if known else row < length.shape[0]
+        row = row.clamp(max=max(length.shape[0] - 1, 0))
+        source = (offsets[:-1][history] - ends + length)[row] + index
+        source = source.clamp(0, max(total - 1, 0))
+    return Pairs(row, source, valid, length)
+
+
+def _chunks(pairs: Pairs, width: int, device: torch.device) -> Iterator[slice]:
+    size = max(1, TILE.get(device.type, TILE["cuda"]) // width)
+    total = pairs.row.shape[0] if pairs.length.shape[0] else 0
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def _pair_steps(states: Tensor, pairs: Pairs, chunk: slice, compute: torch.dtype) -> Tensor:
+    k = (states[chunk] if pairs.source is None else states.index_select(0, pairs.source[chunk])).to(compute)
+    return k if pairs.valid is None else torch.where(pairs.valid[chunk].unsqueeze(1), k, 0)
+
+
+def _named(states: Tensor, pairs: Pairs) -> Tensor:
+    """States of histories that no row names become zeros: a NaN there must not reach the weights."""
+    assert pairs.source is not None
+    used = torch.zeros(states.shape[0], dtype=torch.bool, device=states.device)
+    used[pairs.source] = True
+    return torch.where(used.unsqueeze(1), states, 0)
+
+
+def _forward_jagged(target: Tensor, states: Tensor, layers: Layers, pairs: Pairs, options: Options) -> Tensor:
+    first = _first(target, pairs.length, layers, options)
+    compute = first.q.dtype
+    if pairs.source is not None:
+        first.share(states.to(compute))
+    e = target.new_zeros(pairs.row.shape[0], dtype=compute)
+    for chunk in _chunks(pairs, first.width, states.device):
+        source = None if pairs.source is None else pairs.source[chunk]
+        e[chunk] = first.flat(pairs.row[chunk], source, _pair_steps(states, pairs, chunk, compute))
+    if pairs.valid is not None:
+        e = torch.where(pairs.valid, e, -torch.inf if options.softmax else 0)
+    if not options.softmax or not target.shape[0]:
+        return e
+    batch = target.shape[0]
+    top = e.new_full((batch,), -torch.inf).scatter_reduce_(0, pairs.row, e, "amax")
+    p = (e - top[pairs.row]).exp_()
+    if pairs.valid is not None:
+        p = torch.where(pairs.valid, p, 0)
+    total = e.new_zeros(batch)
+    add_rows(total, pairs.row, p)
+    p /= total[pairs.row]
+    return p if pairs.valid is None else torch.where(pairs.valid, p, 0)
+
+
+def _backward_jagged(
+    da: Tensor, out: Tensor, target: Tensor, states: Tensor, layers: Layers, pairs: Pairs, options: Options
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    first = _first(target, pairs.length, layers, options)
+    compute = first.q.dtype
+    if pairs.source is not None:
+        shared_states = _named(states.to(compute), pairs)
+        first.share(shared_states)
+    first.zero_grads()
+    de = da if pairs.valid is None else torch.where(pairs.valid, da, 0)
+    if options.softmax and target.shape[0]:
+        dot = de.new_zeros(target.shape[0])
+        add_rows(dot, pairs.row, out * de)
+        de = out * (de - dot[pairs.row])  # (A13)
+        de = de if pairs.valid is None else torch.where(pairs.valid, de, 0)
+    dstates = torch.zeros_like(states, dtype=compute, memory_format=torch.contiguous_format)
+    for chunk in _chunks(pairs, first.width, states.device):
+        source = None if pairs.source is None else pairs.source[chunk]
+        k = _pair_steps(states, pairs, chunk, compute)
+        dk = first.flat_backward(pairs.row[chunk], source, k, de[chunk])
+        if pairs.valid is not None:
+            dk = torch.where(pairs.valid[chunk].unsqueeze(1), dk, 0)
+        if source is None:
+            dstates[chunk] = dk
+        else:
+            add_rows(dstates, source, dk)
+    if pairs.source is not None:
+        first.share_backward(shared_states, dstates)
+    dq, grads = first.grads()
+    return dq, dstates, grads
+
+
+def _equal(states: Tensor, offsets: Tensor, history: Tensor | None) -> tuple[Tensor, Padded] | None:
+    """A jagged batch whose histories have equally many steps is a full padded one, where that may be read.
+
+    With shared histories only if (A5) pays: (A4) shares their part of it.
+    """
+    count = offsets.shape[0] - 1
+    if not count or not states.shape[0] or not reads_are_free(states.device):
+        return None
+    length = offsets.diff()
+    steps, hidden = states.shape[0] // count, states.shape[1]
+    if not bool((length == steps).all()) or not (history is None or matrix_a_row(steps, hidden)):
+        return None
+    length = length if history is None else length[history]
+    return states.reshape(count, steps, hidden), Padded(history, length, None, True)
+
+
+# The backend cell: the same functions behind the raw ops' signatures.
+
+
+def fwd(target, states, weights, biases, slopes, lengths, offsets, mask, history, *options):  # type: ignore[no-untyped-def]
+    layers, opts = Layers(weights, biases, slopes), Options(*options)
+    check_index_values(states, Ragged(lengths, offsets, history), opts.rows_total)
+    if offsets is not None:
+        equal = _equal(states, offsets, history)
+        if equal is None:
+            return _forward_jagged(target, states, layers, _pairs(states, offsets, history, opts), opts)
+        return _forward_padded(target, equal[0], layers, equal[1], opts).flatten()
+    padded = _padded(states, lengths, mask, history, target.shape[0])
+    return _forward_padded(target, states, layers, padded, opts)
+
+
+def bwd(da, target, states, weights, biases, slopes, lengths, offsets, mask, history, out, *options):  # type: ignore[no-untyped-def]
+    layers, opts = Layers(weights, biases, slopes), Options(*options)
+    equal = None if offsets is None else _equal(states, offsets, history)
+    if equal is not None:
+        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (da, out))
+        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], opts)
+        dstates = dstates.view(states.shape)
+    elif offsets is not None:
+        pairs = _pairs(states, offsets, history, opts)
+        dq, dstates, grads = _backward_jagged(da, out, target, states, layers, pairs, opts)
+    else:
+        padded = _padded(states, lengths, mask, history, target.shape[0])
+        dq, dstates, grads = _backward_padded(da, out, target, states, layers, padded, opts)
+    inputs = (target, states, *layers.tensors())
+    return [g.to(t.dtype) for g, t in zip((dq, dstates, *grads), inputs, strict=True)]
