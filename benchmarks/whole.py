@@ -110,7 +110,7 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
     leaves = dict(model.named_parameters())
     put(inputs.leaves, leaves)
     if provider == "step_reference":
-        backend = "reference"
+        backend = "torch"  # named "reference" when the provider got its name, which stored rows have
     compile_it = provider.endswith("_compiled")
     if case.mode == "request":
         return _requests(model, batch, backend, compile_it)

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "the metrics of a run's best model on a split")
     evaluate.add_argument("folder", help="of the run")
-    evaluate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.backend=reference")
+    evaluate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.backend=torch")
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
 
     compare = command("compare", _compare, "train the rows of the paper's table on the same data", epilog=_OVERRIDES)
@@ -127,7 +127,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides")
     parser.add_argument("--data", metavar="PATH", help="a prepared folder or raw logs (data.path)")
     parser.add_argument("--out", metavar="FOLDER", help="of the run (output.folder)")
-    parser.add_argument("--backend", help="of the ops: auto, cpu, cuda, triton, reference (training.backend)")
+    parser.add_argument("--backend", help="of the ops: auto, cpu, cuda, triton, torch, reference (training.backend)")
     parser.add_argument("--threads", type=int, help="of torch (training.threads)")
     parser.add_argument("--seed", type=int, help="of the training (training.seed)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar (output.progress=false)")

@@ -77,14 +77,14 @@ def main() -> None:
         return states
 
     rows: dict[str, Any] = {"lengths": lengths}
-    reference = rows | {"backend": "reference"}
+    plain = rows | {"backend": "torch"}
     variants: dict[str, Callable[[], Tensor]] = {
         "GRU    dien_kernels": lambda: gru(inputs, *trained, **rows)[0],
         "GRU    torch.nn.GRU, packed": packed,
         "GRU    torch.nn.GRU, padded": lambda: layer(inputs)[0],
-        "GRU    reference": lambda: gru(inputs, *trained, **reference)[0],
+        "GRU    plain torch": lambda: gru(inputs, *trained, **plain)[0],
         "AUGRU  dien_kernels": lambda: augru(inputs, attention, *trained, **rows)[0],
-        "AUGRU  reference": lambda: augru(inputs, attention, *trained, **reference)[0],
+        "AUGRU  plain torch": lambda: augru(inputs, attention, *trained, **plain)[0],
     }
 
     def inference(variant: Callable[[], Tensor]) -> Callable[[], object]:

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from dien_kernels import agru, aigru, augru, gru
 from dien_kernels.checks import compute_dtype
-from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.histories import Histories
-from dien_kernels.ops.recurrence import contract, forms, torch_backend
+from dien_kernels.ops._dispatch import Call, refusal
+from dien_kernels.ops.recurrence import contract, forms, reference
 from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.tolerances import assert_close_to
 
 KINDS = forms.KINDS
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
-TARGETS = ("torch", *(f"cpu-{isa}" for isa in ISAS), "triton")
+TARGETS = ("reference", "torch", *(f"cpu-{isa}" for isa in ISAS), "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 LEAVES = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0")
@@ -245,13 +245,18 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
         y_start += len(order)
     valid = torch.arange(longest) < lengths.unsqueeze(1)
     options = options_of(case)._replace(reverse=False, time_major=False)
-    weights = [leaf.get(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    weights = [leaf["w_ih"], leaf["w_hh"], *(leaf.get(name, x.new_zeros(3 * h)) for name in ("b_ih", "b_hh"))]
     # An empty jagged batch has no row to gather; one row of zeros stands in and is never valid.
     x_rows = x_flat if len(x_flat) else x.new_zeros(1, case.I)
     a_rows = None if a is None else a.reshape(-1) if a.numel() else a.new_zeros(1)
-    attention = None if a_rows is None else a_rows[at_a]
-    padded = contract.Inputs(x_rows[at_x], attention, *weights, h0)
-    y_rows, h_n = torch_backend.forward(padded, Histories(lengths), options)
+    y_rows, h_n = reference.recurrence(
+        x_rows[at_x],
+        x.new_zeros(case.B, longest) if a_rows is None else a_rows[at_a],
+        *weights,
+        x.new_zeros(case.B, h) if h0 is None else h0,
+        Histories(lengths),
+        options,
+    )
     if case.padded == "carry":
         assert case.ragged != "jagged"
         first = y_rows.new_zeros(case.B, 1, h) if h0 is None else h0.unsqueeze(1)

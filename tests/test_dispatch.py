@@ -25,6 +25,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda c: f"hidden={c.hidden_size} is above the 256 kept" if c.hidden_size > 256 else None,
     )
     register_backend("invented", "triton", lambda c: "float64" if c.dtype == torch.float64 else None)
+    register_backend("invented", "torch", lambda c: None)
     register_backend("invented", "reference", lambda c: None)
 
 
@@ -34,20 +35,20 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
         (call(), "cpu"),
         (call("cuda"), "cuda"),
         (call("cuda", 512), "triton"),
-        (call("cuda", 512, torch.float64), "reference"),
-        (call("xpu"), "reference"),
+        (call("cuda", 512, torch.float64), "torch"),
+        (call("xpu"), "torch"),
     ],
 )
 def test_auto_takes_the_first_that_does_not_refuse(facts: Call, expected: str) -> None:
     assert select(facts, "auto") == expected
 
 
-def test_auto_without_any_other_cell_is_the_reference() -> None:
-    register_backend("lonely", "reference", lambda c: None)
-    assert select(call()._replace(op="lonely"), "auto") == "reference"
+def test_auto_without_any_other_cell_is_plain_torch() -> None:
+    register_backend("lonely", "torch", lambda c: None)
+    assert select(call()._replace(op="lonely"), "auto") == "torch"
 
 
-@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton", "torch", "reference"])
 def test_named_backend_runs(backend: str) -> None:
     assert select(call(), backend) == backend
 
@@ -95,7 +96,7 @@ def test_table_is_honest_about_devices(there: bool, monkeypatch: pytest.MonkeyPa
     assert str(table["lonely", "cuda"]).startswith("there is no cuda implementation")
 
 
-def test_every_backend_is_tried_somewhere() -> None:
+def test_every_backend_but_the_definition_is_tried_somewhere() -> None:
     orders = set().union(*_dispatch.AUTO_ORDER.values())
-    assert orders == set(_dispatch.BACKENDS)
-    assert all(order[-1] == "reference" for order in _dispatch.AUTO_ORDER.values())
+    assert orders == set(_dispatch.BACKENDS) - {"reference"}
+    assert all(order[-1] == "torch" for order in _dispatch.AUTO_ORDER.values())

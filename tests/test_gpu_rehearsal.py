@@ -19,7 +19,7 @@ from tests.ops import test_gpu
 from tests.triton_launches import INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BACKEND = "triton" if INTERPRETED else "reference"
+BACKEND = "triton" if INTERPRETED else "torch"
 on_backend = pytest.mark.parametrize("backend", [BACKEND])
 SMALL = [case for case in test_gpu.CASES if case.B <= 33 and case.H <= 100][:: 20 if INTERPRETED else 3]
 ATTENTION = list(product(test_gpu.DTYPES, test_gpu.ATTENTION))[:: 31 if INTERPRETED else 5]
@@ -73,7 +73,7 @@ def test_rows_of_the_benchmark(op: str, backend: str, monkeypatch: pytest.Monkey
     assert [row["provider"] for row in orders] == (["argsort", "triton"] if INTERPRETED else ["argsort"])
     assert all(row["p50_us"] and not row["note"] for row in orders)
     rows = rows[len(orders) :]
-    expected = {backend, "reference"}
+    expected = {backend, "torch"}
     expected |= {"torch_gru_padded", "torch_gru_packed"} if op == "gru" else {"eager_loop"} if op == "augru" else set()
     assert {row["provider"] for row in rows} == expected
     assert len(rows) == len(every) * len(expected)

@@ -26,7 +26,7 @@ def test_there_are_ops() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("file", ["__init__.py", "op.py", "reference.py"])
+@pytest.mark.parametrize("file", ["__init__.py", "op.py", "reference.py", "reference_backend.py", "torch_backend.py"])
 def test_files(op: str, file: str) -> None:
     text = (ROOT / "dien_kernels" / "ops" / op / file).read_text()
     assert text.startswith('"""'), "a file opens with what lives in it"
@@ -62,8 +62,11 @@ def test_benchmark_entry(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", sorted(_dispatch._refusals))
-def test_dispatched_ops_have_a_reference_cell(op: str) -> None:
-    assert "reference" in _dispatch._refusals[op]
+def test_dispatched_ops_run_in_plain_torch_and_have_a_definition(op: str) -> None:
+    """On every device and in every dtype: nothing that these two refuse could be checked, or run at all."""
+    for backend in ("torch", "reference"):
+        for device, dtype in (("cpu", torch.float16), ("cuda", torch.float64), ("xpu", torch.bfloat16)):
+            assert _dispatch.refusal(_dispatch.Call(op, device, dtype, 7, 1000), backend) is None
 
 
 def test_raw_ops_are_private_and_have_fakes() -> None:
@@ -88,5 +91,21 @@ def test_equations_are_numbered_once_and_cited_ones_exist() -> None:
     whole = [int(n.rstrip("ab")) for n in numbers]
     assert len(numbers) == len(set(numbers))
     assert sorted(set(whole)) == list(range(1, max(whole) + 1))
-    cited = re.findall(r"\s\((\d+)[ab]?\)", (ROOT / "dien_kernels/ops/recurrence/reference.py").read_text())
-    assert {int(n) for n in cited} == set(whole), "the reference cites every equation, and no other"
+    forward = re.findall(r" \((\d+)\)$", text.partition("### Backward")[0], re.MULTILINE)
+    assert cited("reference.py") == {int(n) for n in forward}, "the definition cites every equation of the forward"
+    assert cited("torch_backend.py") == set(whole), "the derivative by hand cites every equation, and no other"
+
+
+def cited(file: str) -> set[int]:
+    text = (ROOT / "dien_kernels" / "ops" / "recurrence" / file).read_text()
+    return {int(n) for n in re.findall(r"\s\((\d+)[ab]?\)", text)}
+
+
+@pytest.mark.parametrize("op, page", [("attention", "math-attention"), ("auxiliary_loss", "math-auxiliary-loss")])
+def test_definitions_cite_the_equations_of_their_forward(op: str, page: str) -> None:
+    forward = (ROOT / "docs" / f"{page}.md").read_text().partition("## Backward")[0]
+    numbers = set(re.findall(r"^ +\(([ALM]\d+)\)", forward, re.MULTILINE)) - {"A4", "A5"}  # other ways to (A2)
+    if op == "auxiliary_loss":
+        numbers |= {"M1"}
+    text = (ROOT / "dien_kernels" / "ops" / op / "reference.py").read_text()
+    assert set(re.findall(r"\(([ALM]\d+)\)", text)) == numbers

@@ -24,7 +24,11 @@ BACKENDS = {
     "cuda_launch": "cuda",
     "triton_launch": "triton",
     "triton_kernel": "triton",
+    "torch_backend": "torch",
+    "_torch_mlp": "torch",
     "reference": "reference",
+    "reference_backend": "reference",
+    "_reference": "reference",
 }  # by file
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -81,7 +81,7 @@ def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Pr
     for backend in ("triton", "cuda"):
         if refusal(call, backend) is None:
             yield backend, lambda backend=backend: build_ours(case, inputs, backend=backend)  # type: ignore[misc]
-    yield "reference", lambda: build_ours(case, inputs, backend="reference")
+    yield "torch", lambda: build_ours(case, inputs, backend="torch")
     if case.op == "gru":
         yield "torch_gru_padded", lambda: torch_gru_padded.build(case, inputs)
         yield "torch_gru_packed", lambda: torch_gru_packed.build(case, inputs)

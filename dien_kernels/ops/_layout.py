@@ -69,8 +69,9 @@ def rows_of(
         x_stride = y_stride = 1
         steps = int(length.max()) if length.numel() else 0
     else:
-        length = histories.row_lengths()
-        length = torch.full_like(row, steps) if length is None else length.clamp(0, steps)
+        length = torch.full_like(row, steps)  # a mask, where there is one, says which of them count
+        if histories.lengths is not None:
+            length = histories.lengths[row].clamp(0, steps)
         b = row.shape[0]
         out = torch.arange(b, device=device)
         x_start, x_stride = (row, count) if time_major else (row * steps, 1)

@@ -1,10 +1,7 @@
-"""A small multilayer perceptron with one output, and its derivative by hand; shared by two references.
+"""A small multilayer perceptron with one output: its layers, their checks, and its definition.
 
-Room card. Lives here: the hidden layers after the first product, their checks, how much of z_1 is held at a
-time. May import: torch, ``_checks``. Must not be here: the first layer, whose input is never concatenated and
-which every op splits its own way.
-
-    a_1 = act(z_1),  z_{i+1} = W_{i+1} a_i + b_{i+1},  output z_L, of width 1          (M1)
+Room card. Lives here: what attention scores and the auxiliary loss share of their networks. May import: torch,
+``_checks``. Must not be here: what one op or one backend alone needs.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, prelu
 
 from dien_kernels.checks import (
     check_compute_like,
@@ -26,7 +23,6 @@ from dien_kernels.checks import (
 
 Activation = Literal["sigmoid", "relu", "prelu"]
 ACTIVATIONS: tuple[str | None, ...] = (*get_args(Activation), None)
-TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
 
 
 class Layers(NamedTuple):
@@ -39,16 +35,19 @@ class Layers(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.weights, *self.biases, *self.slopes)
 
+    def counts(self) -> tuple[int, int, int]:
+        """The numbers of weights, biases and slopes, as ``split_layers`` takes them."""
+        return len(self.weights), len(self.biases), len(self.slopes)
+
+    def bias(self, i: int) -> Tensor | None:
+        """The bias of layer ``i``, or None where it has none."""
+        return self.biases[i] if self.biases and self.biases[i].numel() else None
+
 
 def split_layers(counts: tuple[int, int, int], tensors: Sequence[Tensor]) -> Layers:
     """The inverse of ``Layers.tensors``, with the numbers of weights, biases and slopes."""
     w, b, _ = counts
     return Layers(list(tensors[:w]), list(tensors[w : w + b]), list(tensors[w + b :]))
-
-
-def reads_are_free(device: torch.device) -> bool:
-    """Whether index tensors may be read, and sizes depend on them, without a synchronisation."""
-    return device.type == "cpu"
 
 
 def _check_list(name: str, value: Any, allowed: str) -> None:
@@ -109,52 +108,20 @@ def check_layers(
     return Layers(list(weights), checked_biases, checked_slopes)
 
 
-class Tail:
-    """Equation (M1) after z_1 and its derivative; sums the gradients of layers 2 .. L and of the slopes."""
+def mlp(inputs: Tensor, layers: Layers, activation: str | None) -> Tensor:
+    """The output z_L [P] of the network on ``inputs`` [P, in]: equation (M1) of docs/math-attention.md.
 
-    def __init__(self, layers: Layers, activation: str | None, compute: torch.dtype) -> None:
-        self.weights = [w.to(compute) for w in layers.weights[1:]]
-        self.biases = [b if b.numel() else None for b in layers.biases[1:]] or [None] * len(self.weights)
-        self.slopes = layers.slopes
-        self.activation = activation
+    ::
 
-    def zero_grads(self) -> None:
-        self.dw = [torch.zeros_like(w) for w in self.weights]
-        self.db = [w.new_zeros(w.shape[0]) for w in self.weights]
-        self.ds = [torch.zeros_like(s) for s in self.slopes]
+        z_1 = W_1 inputs + b_1,   a_i = act(z_i),   z_{i+1} = W_{i+1} a_i + b_{i+1}
 
-    def _act(self, z: Tensor, i: int) -> Tensor:
-        """In place where the derivative needs only the activation itself."""
-        if self.activation == "sigmoid":
-            return z.sigmoid_()
-        if self.activation == "relu":
-            return z.relu_()
-        if self.activation == "prelu":
-            return torch.where(z > 0, z, self.slopes[i] * z)
-        return z
-
-    def forward(self, z: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """z_1 [P, M1], which it may overwrite, to z_L [P, 1] and what the backward wants."""
-        kept = []
-        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            a = self._act(z, i)
-            kept.append((z, a))
-            z = linear(a, w, b)
-        return z, kept
-
-    def backward(self, d: Tensor, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """dz_L [P, 1] to dz_1 [P, M1]   (M2)"""
-        for i in range(len(kept) - 1, -1, -1):
-            z, a = kept[i]
-            self.dw[i].addmm_(d.t(), a)
-            self.db[i] += d.sum(0)
-            d = d @ self.weights[i]
-            if self.activation == "sigmoid":
-                d = torch.ops.aten.sigmoid_backward.grad_input(d, a, grad_input=d)
-            elif self.activation == "relu":
-                d = torch.where(a <= 0, 0, d)  # so written, NaN in a lets the gradient through, as in torch
-            elif self.activation == "prelu":
-                part = torch.where(z > 0, 0, z * d).sum(0)
-                self.ds[i] += part.sum(0, True) if self.ds[i].numel() == 1 else part
-                d = torch.where(z > 0, d, self.slopes[i] * d)
-        return d
+    All tensors have one dtype. This is the definition, and autograd differentiates it.
+    """
+    z = linear(inputs, layers.weights[0], layers.bias(0))
+    for i, weight in enumerate(layers.weights[1:], 1):
+        if activation == "prelu":
+            a = prelu(z, layers.slopes[i - 1])
+        else:
+            a = z if activation is None else {"sigmoid": torch.sigmoid, "relu": torch.relu}[activation](z)
+        z = linear(a, weight, layers.bias(i))
+    return z.squeeze(1)

@@ -79,7 +79,7 @@ class TrainingConfig:
         seed: of the weights, the batches and dropout.
         threads: of torch; None leaves torch's choice.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        backend: of the ops: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"reference"``.
+        backend: of the ops: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``, ``"reference"``.
         amp: ``"float16"`` or ``"bfloat16"`` autocast, on CUDA only; None computes in float32.
         validate_every: steps between validations inside an epoch; 0: only at its end.
         patience: stop after so many validations without a better AUC; 0 never stops early.
@@ -96,7 +96,7 @@ class TrainingConfig:
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
-    backend: Literal["auto", "cpu", "cuda", "triton", "reference"] = "auto"
+    backend: Literal["auto", "cpu", "cuda", "triton", "torch", "reference"] = "auto"
     amp: Literal["float16", "bfloat16"] | None = None
     validate_every: int = 0
     patience: int = 0

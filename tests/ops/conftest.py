@@ -15,24 +15,25 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.attention import torch_backend as attention
 from tests.cases import ISAS, running_on, target_params
 
-# Both paths of the reference: index tensors may be read (CPU), or may not (as on a GPU); and the compiled kernels.
-UNIT_TARGETS = ("torch-reads", "torch-blind", *(f"cpu-{isa}" for isa in ISAS))
+# The definition; both paths of the torch backend: index tensors may be read (CPU), or may not (as on a GPU); and the
+# compiled kernels.
+UNIT_TARGETS = ("reference", "torch-reads", "torch-blind", *(f"cpu-{isa}" for isa in ISAS))
 
 
 @contextmanager
-def unit_on(target: str, reference: ModuleType) -> Iterator[None]:
-    """Every op inside runs on the target; skips with the reason it cannot. ``reference``: the op's module."""
+def unit_on(target: str, torch_backend: ModuleType) -> Iterator[None]:
+    """Every op inside runs on the target; skips with the reason it cannot. ``torch_backend``: the op's module."""
     backend, _, how = target.partition("-")
     with pytest.MonkeyPatch.context() as patch:
         if how == "blind":
-            patch.setattr(reference, "reads_are_free", lambda device: False)
+            patch.setattr(torch_backend, "reads_are_free", lambda device: False)
         with running_on(target if backend == "cpu" else backend), use_backend(backend):
             yield
 
 
 @pytest.fixture(params=target_params(UNIT_TARGETS))
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test on each target; its module names the op's reference ``cell``."""
+    """Run the test on each target; its module names the op's torch backend ``cell``."""
     with unit_on(request.param, request.module.cell):
         yield request.param
 

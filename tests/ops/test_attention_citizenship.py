@@ -58,7 +58,9 @@ def test_noncontiguous_inputs_and_int32(wide: torch.dtype) -> None:
     assert torch.autograd.grad(got.sin().sum(), case["states"])[0].any()
 
 
-def test_the_same_bits_again_and_on_two_threads(wide: torch.dtype) -> None:
+def test_the_same_bits_again_and_on_two_threads(wide: torch.dtype, request: pytest.FixtureRequest) -> None:
+    """The definition's products are BLAS's, whose sums may depend on the number of threads: there, only again."""
+    anew = request.node.callspec.params["wide"] == "reference"
     batch = 12 if wide == torch.float32 else 40  # Triton's interpreter has no threads, and little speed
     case = make(batch=batch, steps=30, hidden=8, histories=5, dtype=torch.float32)
     history, lengths = torch.randint(0, 5, (batch,)), torch.randint(0, 31, (5,))
@@ -70,6 +72,7 @@ def test_the_same_bits_again_and_on_two_threads(wide: torch.dtype) -> None:
     first = once()
     for threads in (1, 2):
         torch.set_num_threads(threads)
+        first = once() if anew else first
         for a, b in zip(first, once(), strict=True):
             assert torch.equal(a, b)
 
@@ -86,7 +89,7 @@ def test_autocast_casts_the_big_operands_only() -> None:
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(got.sin().sum(), leaves(case)))
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.native), "triton"])
+@pytest.mark.parametrize("backend", ["reference", "torch", pytest.param("cpu", marks=pytest.mark.native), "triton"])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 def test_opcheck(kind: str, backend: str) -> None:
     with running_on(backend):

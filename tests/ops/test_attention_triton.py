@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dien_kernels import attention_scores
+from dien_kernels.histories import Histories
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops.attention import triton_launch
-from dien_kernels.histories import Histories
 from dien_kernels.ops._mlp import Layers
+from dien_kernels.ops.attention import triton_launch
 from dien_kernels.ops.attention.contract import Inputs, Options
 from tests.attention_cases import Shape, compare, make, shapes
 from tests.triton_launches import (

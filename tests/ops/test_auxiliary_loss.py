@@ -372,9 +372,9 @@ def test_more_pairs_than_a_chunk_of_the_compiled_kernels(kind: str) -> None:
         compare(case, "lengths", raggedness("lengths", 9, 60), dtype, f"{kind} {dtype}")
 
 
-@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
-def test_the_same_bits_again_and_on_two_threads(kind: str) -> None:
+def test_the_same_bits_again_and_on_two_threads(kind: str, target: str) -> None:
+    """The definition's products are BLAS's, whose sums may depend on the number of threads: there, only again."""
     case = make(kind, batch=30, steps=40, hidden=8, several=2, dtype=torch.float32)
 
     def once() -> list[Tensor]:
@@ -384,6 +384,7 @@ def test_the_same_bits_again_and_on_two_threads(kind: str) -> None:
     first = once()
     for threads in (1, 2):
         torch.set_num_threads(threads)
+        first = once() if target == "reference" else first
         for a, b in zip(first, once(), strict=True):
             assert torch.equal(a, b)
 
@@ -519,7 +520,7 @@ def _layouts(case: dict) -> list[dict]:
     return [{}, {"lengths": valid.sum(1)}, {"mask": valid.flip(1)}, {**flat, "offsets": offsets}]
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.native)])
+@pytest.mark.parametrize("backend", ["reference", "torch", pytest.param("cpu", marks=pytest.mark.native)])
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 def test_opcheck(kind: str, backend: str) -> None:
     with running_on(backend):

@@ -36,7 +36,7 @@ def scalars() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-@pytest.fixture(params=["auto", "torch"])
+@pytest.fixture(params=["auto", "torch", "reference"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

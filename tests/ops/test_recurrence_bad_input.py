@@ -12,7 +12,7 @@ from dien_kernels import agru, aigru, augru, gru
 from tests.cases import running_on, target_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BACKENDS = target_params(("torch", "cpu"))
+BACKENDS = target_params(("reference", "torch", "cpu"))
 # Three histories of four steps with two features, state of five; six rows where a history is shared.
 U, T, I, H = 3, 4, 2, 5  # noqa: E741
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from benchmarks.gpu.memory_cuda import counters
 from dien_kernels import ops
-from dien_kernels.ops._dispatch import Call
 from dien_kernels.histories import Histories
+from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import cuda_launch
 from dien_kernels.ops.recurrence.contract import Inputs
-from dien_kernels.ops.recurrence.gpu_problem import Problem
 from dien_kernels.ops.recurrence.cuda_launch import Tiles
+from dien_kernels.ops.recurrence.gpu_problem import Problem
 from tests.cases import SHORT, Case, Result, actual, assert_matches, call, exact, make, options_of, plain, result_of
 from tests.cuda_launches import SEEDS, Simulator, missing, module_of, simulating
 from tests.tolerances import assert_close_to

@@ -59,9 +59,10 @@ def test_many_rows_are_right(case: Case, target: str) -> None:
         assert_matches(case, actual(case, backend))
 
 
-def test_reference_repeats_itself() -> None:
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_plain_torch_repeats_itself(backend: str) -> None:
     case = Case("aigru", torch.float32, 20, 6, 5, 20, history=True)
-    first, second = actual(case, "torch"), actual(case, "torch")
+    first, second = actual(case, backend), actual(case, backend)
     for name, tensor in first:
         assert torch.equal(tensor, second.tensors[name]), name
 

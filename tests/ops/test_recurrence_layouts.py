@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dien_kernels import use_gates
+from dien_kernels.histories import Histories
 from dien_kernels.ops._layout import rows_of
 from dien_kernels.ops.recurrence import gpu_problem
 from dien_kernels.ops.recurrence.contract import Inputs as Tensors
-from dien_kernels.histories import Histories
 from tests.cases import (
     Case,
     actual,

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dien_kernels import agru, aigru, augru, gru
 from dien_kernels.histories import Histories
-from dien_kernels.ops.recurrence import torch_backend
+from dien_kernels.ops.recurrence import reference, torch_backend
 from dien_kernels.ops.recurrence.contract import Inputs
 from dien_kernels.ops.recurrence.forms import form_of
 from dien_kernels.ops.recurrence.op import recurrence
@@ -59,7 +59,7 @@ def leaves() -> tuple[Tensor, Tensor]:
 def test_equals_torch_gru_full(bias: bool) -> None:
     model, (x, h0) = torch_gru(bias=bias), leaves()
     w = weights(model) if bias else (model.weight_ih_l0, model.weight_hh_l0)
-    y, h_n = gru(x, *w, h0=h0[0], backend="torch")
+    y, h_n = gru(x, *w, h0=h0[0], backend="reference")
     compare_with_gradients(model, (y, h_n.unsqueeze(0)), model(x, h0), (x, h0))
 
 
@@ -67,7 +67,7 @@ def test_equals_torch_gru_packed() -> None:
     model, (x, h0) = torch_gru(), leaves()
     packed, h_theirs = model(pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False), h0)
     y_theirs, _ = pad_packed_sequence(packed, batch_first=True)
-    y, h_n = gru(x, *weights(model), lengths=LENGTHS, h0=h0[0], backend="torch")
+    y, h_n = gru(x, *weights(model), lengths=LENGTHS, h0=h0[0], backend="reference")
     compare_with_gradients(model, (y, h_n.unsqueeze(0)), (y_theirs, h_theirs), (x, h0))
 
 
@@ -82,7 +82,7 @@ def test_equals_torch_gru_time_major(packed: bool) -> None:
         "gru",
         Inputs(x, None, *weights(model), h0[0]),
         Histories(lengths),
-        backend="torch",
+        backend="reference",
         time_major=True,
     )
     if packed:
@@ -105,7 +105,7 @@ def test_equals_torch_gru_bidirectional_in_two_layers(packed: bool) -> None:
         for side, suffix in enumerate((f"l{layer}", f"l{layer}_reverse")):
             start = h0[2 * layer + side]
             inputs = Inputs(y, None, *weights(model, suffix), start)
-            out = recurrence("gru", inputs, Histories(lengths), backend="torch", reverse=side == 1)
+            out = recurrence("gru", inputs, Histories(lengths), backend="reference", reverse=side == 1)
             sides.append(out[0])
             states.append(out[1])
         y = torch.cat(sides, 2)
@@ -148,7 +148,7 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
         column(br, bu, bn),
         column(cr, cu, cn),
     )
-    options = {"h0": column(0.6).view(1, 1), "update": update, "reset": reset, "backend": "torch"}
+    options = {"h0": column(0.6).view(1, 1), "update": update, "reset": reset, "backend": "reference"}
     if kind == "gru":
         y, h_n = gru(x, *tensors, **options)
     elif kind in ("agru", "aigru"):
@@ -195,7 +195,7 @@ def test_simple_identities() -> None:
     inputs = make(Case("aigru", torch.float64, ragged="full"))
     leaf = inputs.leaves
     w = [leaf[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-    options = {"h0": leaf["h0"], "backend": "torch"}
+    options = {"h0": leaf["h0"], "backend": "reference"}
     ones, zeros = torch.ones_like(leaf["attention"]), torch.zeros_like(leaf["attention"])
     base, _ = gru(leaf["x"], *w, **options)
     same(aigru(leaf["x"], ones, *w, **options)[0], base)
@@ -224,9 +224,10 @@ def test_backward_by_hand_equals_autograd(
     case = Case(kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update)
     inputs = make(case)
     options = options_of(case)
-    tensors = Inputs(*(inputs.leaf(name) for name in LEAVES))
-    layout = Histories(inputs.lengths, inputs.offsets, inputs.history)
-    autograd = result_of(torch_backend.forward(tensors, layout, options), inputs, inputs.leaves)
+    tensors = [inputs.leaf(name) for name in LEAVES]
+    filled = [inputs.dy.new_zeros(inputs.dy.shape[:-1]) if t is None else t for t in tensors]  # attention of gru
+    layout = Ragged(inputs.lengths, inputs.offsets, inputs.history)
+    autograd = result_of(reference.recurrence(*filled, layout, options), inputs, inputs.leaves)
     with torch.no_grad():
         by_hand = torch_backend.backward(inputs.dy, inputs.dh_n, tensors, layout, options)._asdict()
     for name in inputs.leaves:

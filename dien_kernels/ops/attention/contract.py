@@ -42,8 +42,7 @@ class Gradients(NamedTuple):
     def of(cls, inputs: Inputs, gradients: Sequence[Tensor]) -> Gradients:
         """From gradients in the order of ``Inputs.tensors``, in any dtype."""
         target, states, *rest = (g.to(t.dtype) for g, t in zip(gradients, inputs.tensors(), strict=True))
-        weights, biases, slopes = inputs.layers
-        return cls(target, states, split_layers((len(weights), len(biases), len(slopes)), rest))
+        return cls(target, states, split_layers(inputs.layers.counts(), rest))
 
     @classmethod
     def like(cls, inputs: Inputs, make: Callable[[Tensor], Tensor]) -> Gradients:

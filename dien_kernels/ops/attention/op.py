@@ -26,7 +26,7 @@ from dien_kernels.ops._cpu import refuses_cpu
 from dien_kernels.ops._dispatch import BackendName, Call, select
 from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
 from dien_kernels.ops._op import Op, Pass
-from dien_kernels.ops.attention import torch_backend, triton_launch
+from dien_kernels.ops.attention import reference_backend, torch_backend, triton_launch
 from dien_kernels.ops.attention.contract import KINDS, Gradients, Inputs, Kind, Options
 
 _TENSORS = (
@@ -76,6 +76,7 @@ ATTENTION = Op(
 ATTENTION.backend("cpu", refuses_cpu)
 ATTENTION.backend("triton", triton_launch.refuses, triton_launch)
 ATTENTION.backend("torch", torch_backend.refuses, torch_backend)
+ATTENTION.backend("reference", reference_backend.refuses, reference_backend)
 _FWD, _BWD = ATTENTION.raw["fwd"], ATTENTION.raw["bwd"]
 _LAYOUT = 4  # lengths, offsets, mask and history, behind target and states
 
@@ -213,8 +214,7 @@ def attention_scores(
     name, flat = select(call, backend), layers.tensors()
     where = (layout.lengths, layout.offsets, layout.mask, layout.history_of)
     if needs_autograd((target, states, *flat)):
-        counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
-        scores: Tensor = ATTENTION.apply(name, counts, options, (target, states, *where, *flat))
+        scores: Tensor = ATTENTION.apply(name, layers.counts(), options, (target, states, *where, *flat))
     else:
         scores = _FWD[name](target, states, *layers, *where, *options)
     return scores

@@ -1,6 +1,6 @@
-"""Attention scores as one would put them on a blackboard, and their derivative by hand, in plain torch.
+"""The backend ``torch``: attention scores and their derivative by hand, as fast as plain torch makes them.
 
-Equation numbers are those of docs/math-attention.md. For row b with target q and history steps k_t:
+It runs where no kernel does. Equation numbers are those of docs/math-attention.md. For row b with target q and history steps k_t:
 
     bilinear   v = W q,  e_t = c * <k_t, v>                                                       (A1)
     din        z_1 = W_1 [q, k_t, q - k_t, q o k_t] + b_1,  e_t = c * MLP tail (M1) of z_1         (A2)
@@ -28,7 +28,8 @@ from torch.nn.functional import linear
 from dien_kernels.checks import compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers
+from dien_kernels.ops._torch_mlp import TILE, Tail, reads_are_free
 from dien_kernels.ops.attention.contract import Gradients, Inputs, Options, check_index_values
 
 

@@ -28,7 +28,7 @@ from dien_kernels.ops._dispatch import BackendName, Call, select
 from dien_kernels.ops._layout import compact
 from dien_kernels.ops._mlp import ACTIVATIONS, Activation, Layers, check_layers, split_layers
 from dien_kernels.ops._op import Op, Pass
-from dien_kernels.ops.auxiliary_loss import torch_backend
+from dien_kernels.ops.auxiliary_loss import reference_backend, torch_backend
 from dien_kernels.ops.auxiliary_loss.contract import (
     KINDS,
     NORMALIZERS,
@@ -82,6 +82,7 @@ AUXILIARY_LOSS = Op(
 )
 AUXILIARY_LOSS.backend("cpu", refuses_cpu)
 AUXILIARY_LOSS.backend("torch", torch_backend.refuses, torch_backend)
+AUXILIARY_LOSS.backend("reference", reference_backend.refuses, reference_backend)
 _FWD, _FWD_BWD = AUXILIARY_LOSS.raw["fwd"], AUXILIARY_LOSS.raw["fwd_bwd"]
 
 
@@ -236,9 +237,8 @@ def auxiliary_loss(
     )
     flat, where = layers.tensors(), (layout.lengths, layout.offsets)
     if needs_autograd((states, positive, negative, *flat)):
-        counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
         tensors = (states, positive, negative, *where, *flat)
-        loss: Tensor = AUXILIARY_LOSS.apply(name, counts, options, tensors)[0]
+        loss: Tensor = AUXILIARY_LOSS.apply(name, layers.counts(), options, tensors)[0]
     else:
         loss = _FWD[name](states, positive, negative, *layers, *where, *options)
     return loss

@@ -1,6 +1,6 @@
-"""The auxiliary loss as one would put it on a blackboard, and its derivative by hand, in plain torch.
+"""The backend ``torch``: the auxiliary loss and its derivative by hand, as fast as plain torch makes them.
 
-Equation numbers are those of docs/math-auxiliary-loss.md. A pair i is a state h with the behaviour e+ that
+It runs where no kernel does. Equation numbers are those of docs/math-auxiliary-loss.md. A pair i is a state h with the behaviour e+ that
 follows it and K negatives e-_k. With x the logit of a state and a behaviour:
 
     inner     x = <h, e>                                                                  (L1)
@@ -25,7 +25,8 @@ from torch.nn.functional import linear, logsigmoid
 from dien_kernels.checks import compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._mlp import ACTIVATIONS, TILE, Layers, Tail, reads_are_free, split_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers, split_layers
+from dien_kernels.ops._torch_mlp import TILE, Tail, reads_are_free
 from dien_kernels.ops.auxiliary_loss.contract import (
     CLAMP,
     NORMALIZERS,
@@ -291,11 +292,10 @@ def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGr
     pairs, layers = _pairs(inputs, histories, options), inputs.layers
     loss, *gradients = forward_backward(_flat(inputs), layers, pairs, options)
     dstates, dpositive, dnegative, dlayers = gradients
-    counts = (len(layers.weights), len(layers.biases), len(layers.slopes))
     return LossAndGradients(
         loss,
         dstates.view(inputs.states.shape),
         dpositive.view(inputs.positive.shape),
         dnegative.view(inputs.negative.shape),
-        split_layers(counts, dlayers),
+        split_layers(layers.counts(), dlayers),
     )

@@ -29,7 +29,7 @@ from dien_kernels.ops._cpu import refuses_cpu
 from dien_kernels.ops._dispatch import Call, select
 from dien_kernels.ops._layout import compact, spread
 from dien_kernels.ops._op import Op, Pass
-from dien_kernels.ops.recurrence import cuda_launch, torch_backend, triton_launch
+from dien_kernels.ops.recurrence import cuda_launch, reference_backend, torch_backend, triton_launch
 from dien_kernels.ops.recurrence.contract import Forward, Gradients, Inputs
 from dien_kernels.ops.recurrence.forms import Options, form_of
 from dien_kernels.ops.recurrence.order import longest_first
@@ -104,6 +104,7 @@ RECURRENCE.backend("cpu", refuses_cpu)
 RECURRENCE.backend("cuda", cuda_launch.refuses, cuda_launch)
 RECURRENCE.backend("triton", triton_launch.refuses, triton_launch)
 RECURRENCE.backend("torch", torch_backend.refuses, torch_backend)
+RECURRENCE.backend("reference", reference_backend.refuses, reference_backend)
 _FWD, _BWD = RECURRENCE.raw["fwd"], RECURRENCE.raw["bwd"]
 _READ_ORDER = ("cuda", "triton")  # the backends whose loops take rows in the order of ``Histories.order``
 _KEEP_GATES = ("cpu",)  # the backends whose forward can keep the gates for its backward

@@ -1,6 +1,6 @@
-"""The recurrence as one would put it on a blackboard, and its derivative by hand, in plain torch.
+"""The backend ``torch``: the recurrence and its derivative by hand, in plain torch, for every device and dtype.
 
-This file is the definition: every backend is checked against it. Equation numbers are those of docs/math.md.
+It runs where no kernel does. Equation numbers are those of docs/math.md.
 
 One step of every member of the family, with scalars (alpha, beta, gamma) per row and step:
 
