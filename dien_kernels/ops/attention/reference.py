@@ -41,8 +41,8 @@ def attention_scores(target: Tensor, states: Tensor, layers: Layers, histories: 
     if histories.mask is not None:
         real = real & histories.mask.flatten()[rows.x_start.unsqueeze(1) + t]
     in_states, in_scores = ((start.unsqueeze(1) + t)[real] for start in (rows.x_start, rows.y_start))
-    histories = embedding(in_states, states.reshape(-1, states.shape[-1])).split(real.sum(1).tolist())
-    of_rows = [scores_of_row(q, k, layers, options) for q, k in zip(target, histories, strict=True) if len(k)]
+    keys = embedding(in_states, states.reshape(-1, states.shape[-1])).split(real.sum(1).tolist())
+    of_rows = [scores_of_row(q, k, layers, options) for q, k in zip(target, keys, strict=True) if len(k)]
     scores = target.new_zeros(rows.y_rows)
     if of_rows:
         scores = scores.index_put((in_scores,), torch.cat(of_rows))

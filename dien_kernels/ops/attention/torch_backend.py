@@ -1,6 +1,7 @@
 """The backend ``torch``: attention scores and their derivative by hand, as fast as plain torch makes them.
 
-It runs where no kernel does. Equation numbers are those of docs/math-attention.md. For row b with target q and history steps k_t:
+It runs where no kernel does. Equation numbers are those of docs/math-attention.md. For row b with target q and history
+steps k_t:
 
     bilinear   v = W q,  e_t = c * <k_t, v>                                                       (A1)
     din        z_1 = W_1 [q, k_t, q - k_t, q o k_t] + b_1,  e_t = c * MLP tail (M1) of z_1         (A2)

@@ -1,7 +1,7 @@
 """The backend ``torch``: the auxiliary loss and its derivative by hand, as fast as plain torch makes them.
 
-It runs where no kernel does. Equation numbers are those of docs/math-auxiliary-loss.md. A pair i is a state h with the behaviour e+ that
-follows it and K negatives e-_k. With x the logit of a state and a behaviour:
+It runs where no kernel does. Equation numbers are those of docs/math-auxiliary-loss.md. A pair i is a state h with the
+behaviour e+ that follows it and K negatives e-_k. With x the logit of a state and a behaviour:
 
     inner     x = <h, e>                                                                  (L1)
     mlp       z_1 = W_h h + b_1 + W_e e,  x = MLP tail (M1) of z_1;  W_h h + b_1 is        (L2)
