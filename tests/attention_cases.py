@@ -1,4 +1,4 @@
-"""Attention cases: a transcription of the formulas that does build the concatenation, inputs, and comparisons."""
+"""Attention cases: inputs, layouts, and comparisons with the definition."""
 
 from __future__ import annotations
 
@@ -7,44 +7,36 @@ import math
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import linear
 
-from dien_kernels.ops.attention import attention_scores
+from dien_kernels.histories import Histories
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers
+from dien_kernels.ops.attention import attention_scores, reference
+from dien_kernels.ops.attention.contract import Options
 from tests.tolerances import assert_close_to
 from tests.unit_cases import raggedness
 
-ACTIVATIONS = ("sigmoid", "relu", "prelu", None)
 Shape = tuple[dict, str, Tensor, Tensor | None]  # what ``compare`` takes before a dtype
 
 
-def mlp(x: Tensor, case: dict) -> Tensor:
-    for i, w in enumerate(case["weights"]):
-        bias = case["biases"][i] if case["biases"] else None
-        x = linear(x, w, None if bias is None else bias.to(x.dtype))
-        if i < len(case["weights"]) - 1:
-            if case["activation"] == "prelu":
-                x = torch.where(x > 0, x, case["slopes"][i].to(x.dtype) * x)
-            elif case["activation"] is not None:
-                x = getattr(torch, case["activation"])(x)
-    return x.squeeze(-1)
+def layers_of(case: dict) -> Layers:
+    """The layers as the definition takes them."""
+    weights = case["weights"]
+    weights = list(weights) if isinstance(weights, (list, tuple)) else [] if weights is None else [weights]
+    biases = [case["target"].new_empty(0) if bias is None else bias for bias in case["biases"]]
+    return Layers(weights, biases, [slope.reshape(-1) for slope in case["slopes"]])
 
 
 def expected(case: dict, valid: Tensor, history: Tensor) -> Tensor:
-    """Row by row, valid steps only; [B, T] with zeros elsewhere."""
-    out = case["states"].new_zeros(len(history), valid.shape[1])
-    for b, u in enumerate(history.tolist()):
-        k, q = case["states"][u][valid[u]], case["target"][b]
-        if not len(k):
-            continue
-        if case["kind"] == "din":
-            q = q.expand_as(k)
-            e = mlp(torch.cat((q, k, q - k, q * k), 1), case)
-        else:
-            e = k @ (q if case["weights"] is None else case["weights"] @ q)
-        e = e * case["scale"]
-        e = torch.softmax(e, 0) if case["normalize"] == "softmax" else e
-        out = out.index_put((torch.tensor(b), valid[u].nonzero().squeeze(1)), e)
-    return out
+    """The definition on padded states with a mask, whatever the layout under test; differentiable, [B, T]."""
+    options = Options(
+        rows_total=-1,
+        bilinear=case["kind"] == "bilinear",
+        activation=ACTIVATIONS.index(case["activation"]),
+        scale=case["scale"],
+        softmax=case["normalize"] == "softmax",
+    )
+    histories = Histories(history_of=history, mask=valid)
+    return reference.attention_scores(case["target"], case["states"], layers_of(case), histories, options)
 
 
 def make(

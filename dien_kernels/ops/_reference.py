@@ -10,8 +10,7 @@ any op's mathematics or schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,9 +37,11 @@ def outputs_and_gradients_of(
     Both are in the compute dtype. An output whose ``upstream`` is None does not act; without ``upstream``, which is for
     scalars, every output acts with the factor 1. An input that acts on nothing has the gradient 0.
     """
-    with _recording():
+    # Graphs of torch.compile run below autograd, where enable_grad alone would record nothing; inference_mode(False) is
+    # torch's way back above it.
+    with torch.inference_mode(False), torch.enable_grad():
         leaves = [_computed(t.detach()).requires_grad_() for t in inputs]
-        if not leaves[0].view_as(leaves[0]).requires_grad:
+        if not leaves[0].sum().requires_grad:  # rather an error than zeros
             raise RuntimeError("the backend 'reference' needs autograd, which is switched off around this call")
         outputs = definition(*leaves)
         factors = [torch.ones_like(o) for o in outputs] if upstream is None else upstream
@@ -52,22 +53,6 @@ def outputs_and_gradients_of(
             gradients = torch.autograd.grad(results, leaves, weights, materialize_grads=True)
     with torch.no_grad():
         return _new(outputs), _new(gradients)
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Autograd records, wherever the raw op was called from.
-
-    Graph mode is not enough: graphs of ``torch.compile`` run below autograd, with its dispatch keys excluded.
-    """
-    keys = torch._C.DispatchKey
-    with (
-        torch._C._SetExcludeDispatchKeyGuard(keys.AutogradFunctionality, False),
-        torch._C._SetExcludeDispatchKeyGuard(keys.ADInplaceOrView, False),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        yield
 
 
 def _computed(t: Tensor) -> Tensor:

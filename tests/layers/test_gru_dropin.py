@@ -111,7 +111,7 @@ def test_batch_first_and_unbatched(options: dict[str, Any]) -> None:
     assert_twins_agree(time_major, run, input=randn(T, I), hx=state(options, batch=None))
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
 def test_sizes_of_one_and_strided_inputs(backend: str) -> None:
     for t, b in ((1, 1), (1, 4), (5, 1)):
         twin = twins(num_layers=2, bidirectional=True, backend=backend)

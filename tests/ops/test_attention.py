@@ -1,4 +1,4 @@
-"""attention_scores against a transcription of its formulas that does build the concatenation: values, NaN, memory."""
+"""attention_scores on every backend against its definition: values, layouts, NaN, sizes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dien_kernels.ops._mlp import mlp
 from dien_kernels.ops.attention import attention_scores
 from dien_kernels.ops.attention import torch_backend as cell
-from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, leaves, make, mlp, run, shapes
+from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, layers_of, leaves, make, run, shapes
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.unit_cases import raggedness
@@ -82,7 +83,8 @@ def test_inner_product_and_one_matrix_in_a_list(wide: torch.dtype) -> None:
 def test_other_orders_of_the_concatenation_are_shuffles_of_the_weight() -> None:
     case = make(scale=None, normalize=None)
     q, k = case["target"].unsqueeze(1).expand_as(case["states"]), case["states"]
-    want = mlp(torch.cat((k, q, k - q, k * q), 2), case)
+    inputs = torch.cat((k, q, k - q, k * q), 2)
+    want = mlp(inputs.flatten(0, 1), layers_of(case), case["activation"]).view(inputs.shape[:2])
     a, b, c, d = case["weights"][0].chunk(4, 1)
     case["weights"][0] = torch.cat((b, a, -c, d), 1)
     torch.testing.assert_close(call(case), want)

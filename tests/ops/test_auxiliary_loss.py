@@ -1,4 +1,4 @@
-"""auxiliary_loss against a transcription of its formulas, pair by pair, that does build the concatenation."""
+"""auxiliary_loss on every backend against its definition, and against torch's own losses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, linear
+from torch.nn.functional import binary_cross_entropy
 
-from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op
+from dien_kernels.histories import Histories
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers
+from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op, reference
 from dien_kernels.ops.auxiliary_loss import torch_backend as cell
+from dien_kernels.ops.auxiliary_loss.contract import NORMALIZERS, Options
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
 from tests.tolerances import assert_close_to
@@ -24,7 +27,6 @@ from tests.unit_cases import assert_compiles
 from tests.unit_cases import raggedness as any_raggedness
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-NORMALIZERS = ("joint", "separate", "padded", "row")
 EPSILONS = (0.0, 1e-8, 1e-6, "clamp")
 TENSORS = ("states", "positive", "negative", "weights", "biases", "slopes", "affine")
 
@@ -38,56 +40,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def probability(h: Tensor, e: Tensor, case: dict) -> tuple[Tensor, Tensor]:
-    """(y, 1 - y) of states h [P, H] and behaviours e [P, D]."""
-    if case["kind"] == "inner":
-        x = (h * e).sum(1)
-        return torch.sigmoid(x), torch.sigmoid(-x)
-    x = torch.cat((h, e), 1)
-    if case["affine"] is not None:
-        scale, shift = case["affine"]
-        x = x * scale.to(x.dtype) + shift.to(x.dtype)
-    for i, w in enumerate(case["weights"]):
-        bias = case["biases"][i] if case["biases"] else None
-        x = linear(x, w, None if bias is None else bias.to(x.dtype))
-        if i < len(case["weights"]) - 1:
-            if case["activation"] == "prelu":
-                x = torch.where(x > 0, x, case["slopes"][i].to(x.dtype) * x)
-            elif case["activation"] is not None:
-                x = getattr(torch, case["activation"])(x)
-    if x.shape[1] == 2:
-        y = torch.softmax(x, 1)
-        return y[:, 0], y[:, 1]
-    return torch.sigmoid(x[:, 0]), torch.sigmoid(-x[:, 0])
-
-
-def loss_of(y: Tensor, eps: float | str) -> Tensor:
-    return -torch.log(y).clamp(min=-100) if eps == "clamp" else -torch.log(y + eps)
-
-
 def expected(case: dict, valid: Tensor) -> Tensor:
-    """The docstring's sums, one row at a time; states [B, T, H], negative [B, T, K, D], valid [B, T]."""
-    batch, steps = valid.shape
-    ahead, several = int(case["shift"]), case["negative"].shape[2]
-    pos, neg, rows, pairs = 0.0, 0.0, 0.0, 0
-    for b in range(batch):
-        h, e, n = (case[name][b][valid[b]] for name in ("states", "positive", "negative"))
-        count = max(len(h) - ahead, 0)
-        if not count:
-            continue
-        h, e, n = h[:count], e[ahead:], n[ahead:]
-        p = loss_of(probability(h, e, case)[0], case["eps"]).sum()
-        m = sum(loss_of(probability(h, n[:, k], case)[1], case["eps"]).sum() for k in range(several))
-        pos, neg, pairs = pos + p, neg + m, pairs + count
-        rows = rows + (p + m) / (count * (1 + several))
-    if not pairs:
-        return sum(t.sum() * 0 for t in leaves(case))
-    return {
-        "joint": lambda: (pos + neg) / (pairs * (1 + several)),
-        "separate": lambda: pos / pairs + neg / (pairs * several),
-        "padded": lambda: (pos + neg) / (batch * (steps - ahead)),
-        "row": lambda: rows / batch,
-    }[case["normalizer"]]()
+    """The definition on padded rows with lengths, whatever the layout under test; valid [B, T].
+
+    What the op folds into the weights before any backend sees them stands where the equations have it: the affine map
+    on the inputs, and of a softmax over two outputs the difference.
+    """
+    row, first = torch.arange(len(valid)).unsqueeze(1), (~valid).int().argsort(dim=1, stable=True)  # valid steps first
+    h, e, n = (case[name][row, first] for name in ("states", "positive", "negative"))
+    if case["affine"] is not None:
+        (scale_h, scale_e), (shift_h, shift_e) = (t.tensor_split([h.shape[-1]]) for t in case["affine"])
+        h, e, n = h * scale_h + shift_h, e * scale_e + shift_e, n * scale_e + shift_e
+    weights, biases = list(case["weights"]), [h.new_empty(0) if b is None else b for b in case["biases"]]
+    for values in (weights, biases):
+        if values and len(values[-1]) == 2:
+            values[-1] = values[-1][:1] - values[-1][1:]
+    options = Options(
+        inner=case["kind"] == "inner",
+        activation=ACTIVATIONS.index(case["activation"]),
+        normalizer=NORMALIZERS.index(case["normalizer"]),
+        eps=-1.0 if case["eps"] == "clamp" else case["eps"],
+        ahead=int(case["shift"]),
+    )
+    layers = Layers(weights, biases, list(case["slopes"]))
+    return reference.auxiliary_loss(h, e, n, layers, Histories(valid.sum(1)), options)
 
 
 def make(

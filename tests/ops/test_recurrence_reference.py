@@ -224,9 +224,9 @@ def test_backward_by_hand_equals_autograd(
     case = Case(kind, torch.float64, ragged=ragged, history=history, reverse=reverse, reset=reset, update=update)
     inputs = make(case)
     options = options_of(case)
-    tensors = [inputs.leaf(name) for name in LEAVES]
+    tensors = Inputs(*(inputs.leaf(name) for name in LEAVES))
     filled = [inputs.dy.new_zeros(inputs.dy.shape[:-1]) if t is None else t for t in tensors]  # attention of gru
-    layout = Ragged(inputs.lengths, inputs.offsets, inputs.history)
+    layout = Histories(inputs.lengths, inputs.offsets, inputs.history)
     autograd = result_of(reference.recurrence(*filled, layout, options), inputs, inputs.leaves)
     with torch.no_grad():
         by_hand = torch_backend.backward(inputs.dy, inputs.dh_n, tensors, layout, options)._asdict()
