@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from benchmarks.inputs import Inputs, Program, Tensors, largest_error
+from benchmarks.dien_model import copy_weights, padded_ids, widths
+from benchmarks.inputs import Inputs, Program, Tensors, relative_error
 from benchmarks.peers import missing
 from benchmarks.registry import ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import padded_ids, put, widths
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru
 from dien_kernels.batch import Batch
 
@@ -102,7 +102,7 @@ def _fault(case: Case, model: Any, x: Tensors, batch: Batch) -> str | None:
             return f"{name} has no gradient"
         pairs[name] = own.grad, other.grad
     for name, (actual, right) in pairs.items():
-        error = largest_error(actual, right)
+        error = relative_error(actual, right)
         if not error <= WRONG:
             return f"{name} is off by {error:.1e} of its largest value"
     return None
@@ -113,7 +113,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     own = dict(model.named_parameters())
     tables = {f"embeddings.items.{name}.weight": own[f"embedding.embed_dict.{name}.weight"] for name in ITEM_FIELDS}
     tables |= {f"embeddings.users.{name}.weight": own[f"embedding.embed_dict.{name}.weight"] for name in USER_FIELDS}
-    put(inputs.leaves, tables)
+    copy_weights(inputs.leaves, tables)
     x = _batch(case, batch)
     note = f"torch-rechub {VERSION}, a smaller model: a recurrence half as wide for each field of an item"
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
