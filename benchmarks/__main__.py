@@ -217,7 +217,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.write:
         _write(rows, words)
     else:
-        print(report.page(rows, words))
+        print(report.page(rows, words), end="")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -241,7 +241,7 @@ def _write(rows: list[store.Row], words: str) -> None:
     from benchmarks import plot
 
     plot.draw(rows, PICTURE)  # first, as it needs a package that may be missing
-    PAGE.write_text(report.page(rows, words) + "\n")
+    PAGE.write_text(report.page(rows, words))
     report.write_between_marks(README, report.readme(rows, words))
 
 

@@ -5,8 +5,7 @@ Targets are for those who work on the kernels; users read docs/benchmarks.md. ``
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -25,9 +24,8 @@ from benchmarks.registry import (
 )
 from benchmarks.store import KEY, Row
 
-# What says which row a target is about; a file has one machine and allocator setting when it comes here.
-ABOUT = frozenset(KEY) - {"machine", "allocator"}
-
+# The columns that say which row a target is about; all rows are of one machine and allocator setting.
+ABOUT = tuple(name for name in KEY if name not in ("machine", "allocator"))
 # The batch sizes for which a suite has ratio targets, where that is not all of them.
 RATIO_BATCHES: dict[tuple[str, str], tuple[int, ...]] = {("step", "full"): (128,)}
 # The least ratio (the provider's time by ours) by width H. What is not here has no target.
@@ -102,86 +100,78 @@ LIMITS_US: dict[tuple[str, str, str], float] = {
 }
 
 
-class Target(NamedTuple):
-    """One number asked of one row."""
+class Kind(NamedTuple):
+    """How a target is judged: by a column of the row, which must be at least or at most its bound."""
 
-    row: Row  # the columns of ``registry.Case``, threads and provider
-    kind: str  # "ratio", "ceiling", "share of sgemm", "time" or "memory"
+    column: str
+    at_least: bool
+    show: str  # the format of a bound and of a figure
+
+
+KINDS = {
+    "ratio": Kind("ratio", True, "{:.2f}x"),
+    "ceiling": Kind("ratio", False, "{:.2f}x"),
+    "share": Kind("of_peak", True, "{:.1%} of sgemm"),
+    "time": Kind("p50_us", False, "{:.1f} us"),
+    "memory": Kind("peak_mem_mb", True, "{:.2f}x our peak memory"),
+}
+
+
+class Target(NamedTuple):
+    kind: str
     bound: float
+    row: Row  # the columns ``ABOUT`` of the row it is asked of
 
 
 def targets() -> Iterator[Target]:
     """Every target of every case and number of threads in the registry."""
     for case, threads in product(cases("all"), map(str, THREADS)):
-        sizes = dict(zip("BTIH", map(str, case.size), strict=True))
-        lengths, width = case.length_distribution, case.hidden
-        about = {"suite": case.suite, "op": case.op, "mode": case.mode, "length_distribution": lengths}
-        about |= sizes | {"dtype": case.dtype, "threads": threads}
+        suite, op, mode, lengths = kind = case.suite, case.op, case.mode, case.length_distribution
+        sizes = zip(("B", "T", "I", "H"), map(str, case.size), strict=True)
+        about = dict(zip(("suite", "op", "mode", "length_distribution"), kind, strict=True)) | dict(sizes)
+        has_ratio = case.batch in RATIO_BATCHES.get((suite, lengths), (case.batch,))
         for provider in case.providers:
-            is_base = provider in BASES
             bounds = {
-                "ratio": RATIOS.get((case.suite, case.op, case.mode, lengths, provider), {}).get(width),
-                "ceiling": CEILINGS.get((case.suite, provider)),
-                "time": LIMITS_US.get((case.suite, case.op, case.mode)) if is_base else None,
-                "share of sgemm": SHARES.get((case.suite, case.op, case.mode, lengths), {}).get(width)
-                if is_base
-                else None,
-                "memory": MEMORY.get((case.suite, case.op, provider)),
+                "ratio": RATIOS.get((*kind, provider), {}).get(case.hidden) if has_ratio else None,
+                "ceiling": CEILINGS.get((suite, provider)),
+                "share": SHARES.get(kind, {}).get(case.hidden) if provider in BASES else None,
+                "time": LIMITS_US.get((suite, op, mode)) if provider in BASES else None,
+                "memory": MEMORY.get((suite, op, provider)),
             }
-            if case.batch not in RATIO_BATCHES.get((case.suite, lengths), (case.batch,)):
-                bounds["ratio"] = None
-            for kind, bound in bounds.items():
-                if bound is not None:
-                    yield Target(about | {"provider": provider}, kind, bound)
+            row = about | {"dtype": case.dtype, "threads": threads, "provider": provider}
+            yield from (Target(name, bound, row) for name, bound in bounds.items() if bound is not None)
 
 
-class Result(NamedTuple):
-    met: bool | None  # None: not measured
-    asked: str
-    found: str
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ABOUT)
 
 
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in KEY if name in ABOUT)
+def figure(target: Target, rows: Mapping[tuple[str, ...], Row]) -> float | None:
+    """What the row of the target has, among ``rows`` by their ``key``; None if it was not measured."""
+    column = KINDS[target.kind].column
+    value = rows.get(key(target.row), {}).get(column)
+    if value and target.kind == "memory":
+        ours = rows.get(key(target.row | {"provider": OURS}), {}).get(column)
+        return float(value) / float(ours) if ours else None
+    return float(value) if value else None
 
 
-def judge(target: Target, rows: dict[tuple[str, ...], Row]) -> Result:
-    """Whether the row of the target, among ``rows`` by their ``ABOUT`` columns, has the number asked for."""
-    row, bound = rows.get(_key(target.row), {}), target.bound
-    if target.kind in ("ratio", "ceiling"):
-        value = row.get("ratio")
-        is_met = value and (float(value) >= bound if target.kind == "ratio" else float(value) <= bound)
-        asked = f"{'at least' if target.kind == 'ratio' else 'at most'} {bound:.3g}x"
-        found = f"{float(value):.2f}x" if value else ""
-    elif target.kind == "share of sgemm":
-        value = row.get("of_peak")
-        is_met = value and float(value) >= bound
-        asked, found = f"at least {bound:.0%} of sgemm", f"{float(value):.1%}" if value else ""
-    elif target.kind == "time":
-        value = row.get("p50_us")
-        is_met = value and float(value) <= bound
-        asked, found = f"at most {bound:g} us", f"{float(value):.1f} us" if value else ""
-    else:
-        base = rows.get(_key(target.row | {"provider": OURS}), {})
-        value = row.get("peak_mem_mb") and base.get("peak_mem_mb")
-        times = float(row["peak_mem_mb"]) / float(base["peak_mem_mb"]) if value else 0.0
-        is_met = value and times >= bound
-        asked, found = f"at least {bound:g}x our peak memory", f"{times:.2f}x" if value else ""
-    return Result(bool(is_met) if value else None, asked, found)
+def is_met(target: Target, found: float) -> bool:
+    return found >= target.bound if KINDS[target.kind].at_least else found <= target.bound
 
 
 def report(rows: Sequence[Row]) -> tuple[str, int]:
-    """A line for each target, the missed ones first, a count; and how many targets are not met."""
-    known = {_key(row): row for row in rows}
-    judged = [(target, judge(target, known)) for target in targets()]
-    judged.sort(key=lambda pair: {False: 0, None: 1, True: 2}[pair[1].met])
-    lines = []
-    for target, result in judged:
-        word = {True: "met", False: "MISSED", None: "not measured"}[result.met]
-        row = target.row
-        case = f"{row['suite']} {row['op']} {row['mode']} {row['length_distribution']} "
-        case += f"{','.join(row[n] for n in 'BTIH')}, {row['threads']} thread{'s' * (row['threads'] != '1')}"
-        lines.append(f"{word:<12}  {case:<58}  {row['provider']:<20}  {result.asked}: {result.found or 'no figure'}")
-    count = Counter(result.met for _, result in judged)
-    lines.append(f"{count[True]} targets met, {count[False]} missed, {count[None]} not measured")
-    return "\n".join(lines), count[False] + count[None]
+    """A line for each target, the missed ones first, and their count; and how many targets are not met."""
+    known = {key(row): row for row in rows}
+    words: dict[str, list[str]] = {"MISSED": [], "not measured": [], "met": []}
+    for target in targets():
+        found, kind, row = figure(target, known), KINDS[target.kind], target.row
+        word = "not measured" if found is None else "met" if is_met(target, found) else "MISSED"
+        size = ",".join(row[name] for name in "BTIH")
+        case = f"{row['suite']} {row['op']} {row['mode']} {row['length_distribution']} {size}, threads={row['threads']}"
+        asked = f"at {'least' if kind.at_least else 'most'} {kind.show.format(target.bound)}"
+        shown = "no figure" if found is None else kind.show.format(found).partition(" ")[0]
+        words[word].append(f"{word:<12}  {case:<58}  {row['provider']:<20}  {asked}: {shown}")
+    met, missed, absent = (len(words[word]) for word in ("met", "MISSED", "not measured"))
+    count = f"{met} targets met, {missed} missed, {absent} not measured"
+    return "\n".join([*(line for lines in words.values() for line in lines), count]), missed + absent

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
-from benchmarks.registry import BASES, DIENS, MODELS, OURS, OWN, STEP_BATCHES, TITLES, WRONG_GRADIENT
+from benchmarks.registry import (
+    BASES,
+    CANDIDATES,
+    DIENS,
+    LENGTH_DISTRIBUTIONS,
+    LIBRARIES,
+    LOOPS,
+    MODELS,
+    OURS,
+    OWN,
+    STEP_BATCHES,
+    TITLES,
+    WRONG_GRADIENT,
+)
 from benchmarks.store import Row, interval
 
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 NEAREST = 12  # rows of the table of the peers that come nearest
 OPS = {
@@ -26,20 +41,9 @@ MODES = {
     "step": "training step",
     "request": "request",
 }
-# The peers of the recurrences as the tables have them, a line each: the op, the title, and the providers.
-RECURRENT = (
-    ("gru", TITLES["torch_gru_padded"], ("torch_gru_padded",)),
-    ("gru", TITLES["torch_gru_packed"], ("torch_gru_packed",)),
-    ("gru", TITLES["compiled_loop"], ("compiled_loop",)),
-    ("gru", TITLES["onednn"], ("onednn",)),
-    ("gru", TITLES["openvino"], ("openvino",)),
-    ("augru", TITLES["eager_loop"], ("eager_loop",)),
-    ("augru", TITLES["compiled_loop"], ("compiled_loop",)),
-    ("augru", TITLES["onednn"], ("onednn",)),
-    ("augru", TITLES["openvino"], ("openvino",)),
-    ("augru", "DeepCTR-Torch, RecBole, FuxiCTR", ("deepctr_augru", "recbole_augru", "fuxictr_augru")),
-    ("augru", TITLES["rechub_augru"], ("rechub_augru",)),
-)
+# Peers that are much alike share a line in the tables of recurrences.
+ALIKE = {name: "DeepCTR-Torch, RecBole, FuxiCTR" for name in ("deepctr_augru", "recbole_augru", "fuxictr_augru")}
+RECURRENT = ("torch_gru_padded", "torch_gru_packed", "eager_loop", "compiled_loop", *LIBRARIES, *LOOPS)
 
 
 def title(provider: str) -> str:
@@ -74,7 +78,7 @@ def _range(rows: Iterable[Row]) -> str:
     """The lowest and the highest ratio."""
     ratios = sorted(float(row["ratio"]) for row in rows if row["ratio"])
     if not ratios:
-        return ""
+        return "–"
     low, high = times(ratios[0]), times(ratios[-1])
     return low if low == high else f"{low[:-1]}–{high}"
 
@@ -82,12 +86,6 @@ def _range(rows: Iterable[Row]) -> str:
 def select(rows: Iterable[Row], **columns: object) -> list[Row]:
     """The rows that have these values."""
     return [row for row in rows if all(row[name] == str(value) for name, value in columns.items())]
-
-
-def _one(rows: Iterable[Row], show: Callable[[Row], str], **columns: object) -> str:
-    """What ``show`` makes of the row that has these values; a dash without a row or a number."""
-    found = [row for row in select(rows, **columns) if row["p50_us"]]
-    return show(found[0]) if found else "–"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -108,118 +106,74 @@ def environment(rows: Sequence[Row]) -> str:
     )
 
 
-# docs/benchmarks.md
-
-
-def page(rows: Sequence[Row], repeats: str = "", root: str = "../") -> str:
-    """The whole page. ``root`` is the way from it to the repository's root, ``repeats`` a sentence on repeat runs."""
-    sections = [
-        _section("A training step of DIEN", STEP_WORDS, _steps(rows)),
-        _section("A scoring request", REQUEST_WORDS, _requests(rows)),
-        _section("Recurrences, forward and backward", RECURRENCE_WORDS, _recurrences(rows, "fwd+bwd")),
-        _section("Recurrences, forward only", "As above, in inference mode.", _recurrences(rows, "fwd")),
-        _section("Attention scores and auxiliary loss", UNIT_WORDS, _units(rows)),
-        _section("Where others come nearest", _nearest_words(rows), _nearest(rows)),
-    ]
-    intro = INTRO.format(root=root, environment=environment(rows), repeats=repeats)
-    return "\n\n".join([intro.replace("\n\n\n", "\n\n"), *filter(None, sections), NOT_MEASURED.format(root=root)])
-
-
-INTRO = """# Benchmarks
-
-How long other software takes for the work of dien_kernels: 12× means twelve times as long; below 1 the other one is
-faster. A ratio is the median over rounds in which all take turns; in brackets, the lowest and the highest median of a
-session (ten sessions a run). "Ragged" histories have between 1 and T behaviours, T/4 on average; "full" ones have T.
-{repeats}
-
-{environment}
-
-Everything else that was measured, with times, quantiles, peak memory and notes on each peer, is in
-[results/cpu.csv]({root}benchmarks/results/cpu.csv). How it was measured, and what each peer computes, is in
-[benchmarks/README.md]({root}benchmarks/README.md)."""
-STEP_WORDS = """\
-Forward, both losses, backward and Adam with dense gradients; T = 100, 36 numbers a behaviour, the auxiliary
-loss with an MLP. DeepCTR-Torch and RecBole compute the function of our model. torch-rechub trains a smaller model and
-FuxiCTR leaves out the auxiliary loss, so both do less work. The last column is our own model under `torch.compile`."""
-REQUEST_WORDS = """\
-One user with 100 behaviours, and some candidates to score. The other libraries repeat the history for
-every candidate; FuxiCTR cannot score a single one. The last column is our own model under `torch.compile`."""
-RECURRENCE_WORDS = """\
-Each cell has the lowest and the highest ratio with 1 and 2 threads; the last column those of all
-four sizes. On ragged histories oneDNN, OpenVINO, the padded `torch.nn.GRU`, torch-rechub and the loops compute the
-padding as well; the others pack."""
-UNIT_WORDS = "Against the same computation in plain PyTorch, with 1 and 2 threads."
-NOT_MEASURED = """## What is not measured
-
-- **GPUs.** The CUDA and Triton kernels have never run on one.
-- **Other CPUs.** All rows come from one virtual machine that shares its caches with others. It has AVX2; the AVX-512
-  kernels are tested but not timed.
-- **More than two threads**, several processes at a time, and energy.
-- **Other types.** Only float32 is timed.
-- **Real logs.** Ids are uniform, which is the worst for caches and for sparse gradients, and lengths are drawn.
-- **TensorFlow**, and so the authors' code and DeepCTR.
-
-In the CSV but not on this page: short histories (T = 1, 7, 20), single calls, gates recomputed instead of kept, one
-history shared by 1,000 rows, the data loader, sparse tables, DIEN with the inner-product auxiliary loss, and memory."""
-
-
-def _section(heading: str, words: str, found: tuple[list[str], list[list[str]]]) -> str:
-    head, lines = found
-    return f"## {heading}\n\n{words}\n\n{table(head, lines)}" if lines else ""
+def page(rows: Sequence[Row], repeats: str = "") -> str:
+    """docs/benchmarks.md; ``repeats`` is a sentence on repeat runs. Tables of suites without rows are empty."""
+    ratios = [float(row["ratio"]) for row in _compared(rows)]
+    return (TEMPLATES / "benchmarks.md").read_text().format(
+        repeats=repeats,
+        environment=environment(rows),
+        steps=_steps(rows),
+        requests=_requests(rows),
+        training=_recurrences(rows, "fwd+bwd"),
+        inference=_recurrences(rows, "fwd"),
+        units=_units(rows),
+        comparisons=len(ratios),
+        faster=sum(ratio < 1 for ratio in ratios),
+        close=sum(1 <= ratio < 1.25 for ratio in ratios),
+        nearest=_nearest(rows),
+    )  # fmt: skip
 
 
 def _threads(rows: Iterable[Row]) -> list[str]:
     return sorted({row["threads"] for row in rows}, key=int)
 
 
-def _steps(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    rows = select(rows, suite="step", op="dien_mlp")
-    columns = (*DIENS, "step_compiled")
-    head = ["batch", "histories", "threads", OURS, *map(title, DIENS), "ours, compiled"]
+def _compare(
+    rows: Sequence[Row], cases: Iterable[dict[str, str]], providers: Sequence[str], own: Sequence[str] = ("p50_us",)
+) -> list[list[str]]:
+    """A line for each case and number of threads: our times in the columns ``own``, and the ratio of each provider."""
     lines = []
-    for batch, lengths in [(b, d) for b in STEP_BATCHES for d in ("ragged", "full")]:
-        for threads in _threads(rows):
-            case = {"B": batch, "length_distribution": lengths, "threads": threads}
-            ours = _one(rows, lambda row: duration(float(row["p50_us"])), provider=OURS, **case)
-            cells = [_one(rows, _exact, provider=name, **case) for name in columns]
-            if ours != "–":
-                lines.append([f"{batch:,}", lengths, threads, ours, *cells])
-    return head, lines
+    for case, threads in product(cases, _threads(rows)):
+        found = {row["provider"]: row for row in select(rows, threads=threads, **case) if row["p50_us"]}
+        if OURS in found:
+            ours = [duration(float(found[OURS][name])) if found[OURS][name] else "–" for name in own]
+            ratios = [_exact(found[name]) if name in found else "–" for name in providers]
+            lines.append([*case.values(), threads, *ours, *ratios])
+    return lines
 
 
-def _requests(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _steps(rows: Sequence[Row]) -> str:
+    cases = [{"B": str(b), "length_distribution": d} for b, d in product(STEP_BATCHES, reversed(LENGTH_DISTRIBUTIONS))]
+    lines = _compare(select(rows, suite="step", op="dien_mlp"), cases, (*DIENS, "step_compiled"))
+    return table(["batch", "histories", "threads", OURS, *map(title, DIENS), "ours, compiled"], lines)
+
+
+def _requests(rows: Sequence[Row]) -> str:
     rows = select(rows, suite="score")
     peers = [name for name in DIENS if select(rows, provider=name)]
-    head = ["candidates", "threads", OURS, "its 99th percentile", *map(title, peers), "ours, compiled"]
-    lines = []
-    for batch in sorted({int(row["B"]) for row in rows}):
-        for threads in _threads(rows):
-            case = {"B": batch, "threads": threads}
-            ours = [
-                _one(rows, lambda row, name=name: duration(float(row[name] or "nan")), provider=OURS, **case)  # type: ignore[misc]
-                for name in ("p50_us", "p99_us")
-            ]
-            cells = [_one(rows, _exact, provider=name, **case) for name in (*peers, "score_compiled")]
-            lines.append([f"{batch:,}", threads, *ours, *cells])
-    return head, lines
+    cases = [{"B": str(count)} for count in CANDIDATES]
+    lines = _compare(rows, cases, (*peers, "score_compiled"), ("p50_us", "p99_us"))
+    return table(["candidates", "threads", OURS, "its 99th percentile", *map(title, peers), "ours, compiled"], lines)
 
 
-def _recurrences(rows: Sequence[Row], mode: str) -> tuple[list[str], list[list[str]]]:
-    rows = [row for row in select(rows, mode=mode) if row["suite"] in ("speed", "peers")]
+def _recurrences(rows: Sequence[Row], mode: str) -> str:
+    rows = [row for row in select(rows, mode=mode) if row["suite"] in ("speed", "peers") and row["ratio"]]
     sizes = list(dict.fromkeys(tuple(row[name] for name in "BTIH") for row in rows))
-    heads = [f"B {b}, T {t}, H {h}" for b, t, _, h in sizes]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for op, name in product(("gru", "augru"), RECURRENT):
+        groups.setdefault((OPS[op], ALIKE.get(name, title(name))), []).extend(select(rows, op=op, provider=name))
     lines = []
-    for op, name, providers in RECURRENT:
-        own = [row for row in select(rows, op=op) if row["provider"] in providers and row["ratio"]]
-        full = [row for row in own if row["length_distribution"] == "full"]
-        cells = [_range(row for row in full if tuple(row[n] for n in "BTIH") == size) or "–" for size in sizes]
-        ragged = _range(select(own, length_distribution="ragged"))
+    for names, own in groups.items():
+        full, ragged = (select(own, length_distribution=lengths) for lengths in LENGTH_DISTRIBUTIONS)
+        cells = [_range(row for row in full if tuple(row[n] for n in "BTIH") == size) for size in sizes]
         if own:
-            lines.append([OPS[op], name, *cells, ragged or "–"])
-    return ["op", "compared with", *(f"full: {head}" for head in heads), "ragged, all sizes"], lines
+            lines.append([*names, *cells, _range(ragged)])
+    return table(
+        ["op", "compared with", *(f"full: B {b}, T {t}, H {h}" for b, t, _, h in sizes), "ragged, all sizes"], lines
+    )
 
 
-def _units(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _units(rows: Sequence[Row]) -> str:
     rows = [row for row in select(rows, suite="units") if row["ratio"] and row["provider"] != OURS]
     kinds = list(dict.fromkeys((row["length_distribution"], *(row[name] for name in "BTH")) for row in rows))
     head = ["op", "", *(f"{kind[0]}: B {kind[1]}, T {kind[2]}, H {kind[3]}" for kind in kinds)]
@@ -228,7 +182,7 @@ def _units(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         own = select(rows, op=op, mode=mode)
         cells = [_range(row for row in own if (row["length_distribution"], row["B"]) == kind[:2]) for kind in kinds]
         lines.append([OPS[op], MODES[mode], *cells])
-    return head, lines
+    return table(head, lines)
 
 
 def _compared(rows: Iterable[Row]) -> list[Row]:
@@ -236,16 +190,7 @@ def _compared(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["ratio"] and row["provider"] not in OWN]
 
 
-def _nearest_words(rows: Sequence[Row]) -> str:
-    ratios = [float(row["ratio"]) for row in _compared(rows)]
-    faster, close = sum(ratio < 1 for ratio in ratios), sum(1 <= ratio < 1.25 for ratio in ratios)
-    return (
-        f"The CSV has {len(ratios)} comparisons with other software. In {faster} of them the other one is faster, and "
-        f"in {close}\nit takes less than 1.25 times as long. The nearest case of each suite, op, mode and peer:"
-    )
-
-
-def _nearest(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _nearest(rows: Sequence[Row]) -> str:
     nearest: dict[tuple[str, ...], Row] = {}
     for row in sorted(_compared(rows), key=lambda row: float(row["ratio"])):
         nearest.setdefault(tuple(row[name] for name in ("suite", "op", "mode", "provider")), row)
@@ -254,7 +199,7 @@ def _nearest(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         case = ", ".join(f"{name} {row[name]}" for name in ("B", "T", "H")) + f", {row['length_distribution']}"
         peer = title(row["provider"]) + " (wrong gradient)" * row["note"].startswith(WRONG_GRADIENT)
         lines.append([OPS[row["op"]], MODES[row["mode"]], case, row["threads"], peer, _exact(row)])
-    return ["op", "", "case", "threads", "compared with", "ratio"], lines
+    return table(["op", "", "case", "threads", "compared with", "ratio"], lines)
 
 
 # The section in README.md
@@ -282,18 +227,14 @@ def readme(rows: Sequence[Row], repeats: str = "") -> str:
             ends = (f"{title(row['provider'])}: {times(float(row['ratio']))}" for row in (peers[0], peers[-1]))
             lines.append([words, duration(float(ours[0]["p50_us"])), *ends])
             used += [*ours, *peers]
-    steps = [float(row["ratio"]) for row in _compared(select(rows, suite="step", op="dien_mlp"))]
-    how_long = f"{int(min(steps))} to {int(max(steps))}" if steps else "several"
-    return "\n\n".join((
-        f"On a CPU, a training step of DIEN takes {how_long} times as long in DeepCTR-Torch, RecBole, torch-rechub "
-        "and FuxiCTR\nas in dien_kernels.",
-        "![Bars: how long a training step of DIEN and a GRU take in other software](docs/speed.svg)",
-        table(("one thread", OURS, "fastest other", "slowest other"), lines),
-        "3.0× means three times as long as dien_kernels. Ragged histories have T/4 behaviours on average. torch-rechub "
-        "trains a\nsmaller model, and FuxiCTR leaves out the auxiliary loss. "
-        f"{repeats}".strip(),
-        f"{environment(used)}\n[Details](docs/benchmarks.md), with the cases in which others are as fast or faster.",
-    ))  # fmt: skip
+    steps = [float(row["ratio"]) for row in _compared(select(rows, suite="step", op="dien_mlp"))] or [1.0]
+    return (TEMPLATES / "readme.md").read_text().format(
+        least=int(min(steps)),
+        most=int(max(steps)),
+        table=table(("one thread", OURS, "fastest other", "slowest other"), lines),
+        repeats=repeats,
+        environment=environment(used),
+    )  # fmt: skip
 
 
 def write_between_marks(page: Path, words: str) -> None:
@@ -301,4 +242,4 @@ def write_between_marks(page: Path, words: str) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page} has no lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n{words}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{words}{END}{after}")

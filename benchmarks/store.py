@@ -14,43 +14,14 @@ FOLDER = Path(__file__).resolve().parent / "results"
 DEFAULT = FOLDER / "cpu.csv"
 # The columns that say what a row is about. Of rows that agree in all of them, the last one in the file counts.
 KEY = (
-    "suite",
-    "op",
-    "mode",
-    "B",
-    "T",
-    "I",
-    "H",
-    "length_distribution",
-    "dtype",
-    "threads",
-    "provider",
-    "machine",
-    "allocator",
+    *("suite", "op", "mode", "B", "T", "I", "H", "length_distribution", "dtype", "threads", "provider"),
+    *("machine", "allocator"),
 )
 COLUMNS = (
     *("suite", "op", "provider", "mode", "B", "T", "I", "H", "dtype", "length_distribution", "threads"),
-    *(
-        "p20_us",
-        "p50_us",
-        "p80_us",
-        "p99_us",
-        "ratio",
-        "ratio_p20",
-        "ratio_p80",
-        "ratio_low",
-        "ratio_high",
-        "sessions",
-        "rounds",
-        "calls",
-        "peak_mem_mb",
-        "gflops",
-        "of_peak",
-        "peak_gflops",
-        "of_bandwidth",
-        "bandwidth_gbs",
-        "note",
-    ),
+    *("p20_us", "p50_us", "p80_us", "p99_us", "ratio", "ratio_p20", "ratio_p80", "ratio_low", "ratio_high"),
+    *("sessions", "rounds", "calls", "peak_mem_mb"),
+    *("gflops", "of_peak", "peak_gflops", "of_bandwidth", "bandwidth_gbs", "note"),
     *("isa", "machine", "cores", "python", "torch", "mkl", "dien_kernels", "git_sha", "date", "allocator"),
 )
 SIZES = ("B", "T", "I", "H", "threads")

@@ -206,7 +206,7 @@ def test_the_check_shows_figures_and_fails_above_the_allowed_number(
     lines = capsys.readouterr().out.splitlines()
     failed = len(lines) - 2  # a line for each target, one of which is met, and the count
     assert lines[-2].startswith("met ")
-    assert lines[-2].endswith("torch_gru_padded      at least 1.8x: 2.00x")
+    assert lines[-2].endswith("torch_gru_padded      at least 1.80x: 2.00x")
     assert lines[-1] == f"1 targets met, 0 missed, {failed} not measured"
     main(["check", "--results", path, "--allow", str(failed)])
     assert said(capsys, "check", "--results", path, "--allow", str(failed - 1)).startswith(f"{failed} targets")
