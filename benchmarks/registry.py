@@ -36,10 +36,10 @@ THREADS = (1, 2)  # the numbers of threads that have targets
 SPEED_SIZES = ((128, 100, 36, 36), (1024, 50, 64, 64), (1024, 100, 128, 128), (256, 200, 64, 64))
 COMPILED_SIZES = SPEED_SIZES[:2]  # a compiled loop takes longer to compile than all the others to run
 SHORT_STEPS = (1, 7, 20)
-CALLABLE_STEPS = (1, 7)  # where every peer that Python can call takes part
+CALLABLE_STEPS = (1, 7)  # the lengths at which every peer that Python can call takes part
 SHORT_WIDTHS = (36, 64)
 CALL_WIDTHS = (36, 64, 128)
-SERVE_STEPS, SERVE_WIDTHS = 100, (36, 64)  # one row of a whole history
+SERVE_STEPS, SERVE_WIDTHS = 100, (36, 64)  # for a single history
 UNIT_SIZES = SPEED_SIZES[:2]
 
 STEP_BATCHES = (128, 1024)
@@ -51,14 +51,14 @@ SHARED_SIZE = (1000, 100, 36, 36)  # candidates for one history
 DIN_WIDTHS = (80, 40)
 AUXILIARY_WIDTHS = (100, 50)
 MLP_WIDTHS = (200, 80)
-# Rows of the whole models' tables. An item is one row of each of the first two, side by side.
+# Rows of the embedding tables of the whole models. An item's embedding is a row of each of the first two, concatenated.
 ITEM_FIELDS = {"item": 50_000, "category": 1_000}
 USER_FIELDS = {"user": 10_000}
 
 RECURRENT_PEERS = {"gru": ("torch_gru_padded", "torch_gru_packed"), "augru": ("eager_loop",)}
-# The loops of whole DIENs, as they are.
+# The AUGRUs of libraries that have a whole DIEN.
 LOOPS = ("deepctr_augru", "recbole_augru", "rechub_augru", "fuxictr_augru")
-# Libraries below or beside Python, and the compiler; the second only infers.
+# Libraries in C++; the second has no backward.
 LIBRARIES = ("onednn", "openvino")
 DIENS = ("deepctr_dien", "recbole_dien", "rechub_dien", "fuxictr_dien")
 # How pages call the providers.

@@ -42,7 +42,7 @@ def test_speed(case: Case, provider: str, benchmark: Any) -> None:
         benchmark(program.step(case, inputs))
 
 
-WHOLE = list(dict.fromkeys(tiny(case) for suite in ("step", "loader", "score") for case in cases(suite)))
+WHOLE_MODELS = list(dict.fromkeys(tiny(case) for suite in ("step", "loader", "score") for case in cases(suite)))
 TINY = list(dict.fromkeys((tiny(case)._replace(providers=()), provider) for case, provider in CASES))
 # Whatever torch.compile makes takes half a minute: one case each is enough to see that it runs.
 COMPILED = [(case, provider) for case, provider in TINY if "compiled" in provider]
@@ -70,7 +70,7 @@ SAME_WEIGHTS = ("step_reference", "deepctr_dien")
 @pytest.mark.parametrize("op", MODELS)
 def test_tiny_steps_go_the_same_way(op: str) -> None:
     """Ten steps of Adam: the loss falls, and by the same steps for every provider with dense gradients."""
-    case = next(c for c in WHOLE if c.suite == "step" and c.op == op and c.length_distribution == "ragged")
+    case = next(c for c in WHOLE_MODELS if c.suite == "step" and c.op == op and c.length_distribution == "ragged")
     inputs, losses = inputs_of(case), {}
     for provider in case.providers:
         if provider == "step_compiled":
@@ -93,7 +93,7 @@ def test_tiny_weights_come_back_from_deepctr() -> None:
 
     if deepctr_dien.absent():
         pytest.skip(str(deepctr_dien.absent()))
-    case = next(c for c in WHOLE if "deepctr_dien" in c.providers)
+    case = next(c for c in WHOLE_MODELS if "deepctr_dien" in c.providers)
     inputs = inputs_of(case)
     leaves = deepctr_dien.build(case, inputs).leaves
     names = ("weight_ih", "weight_hh", "bias_ih")
