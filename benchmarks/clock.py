@@ -1,9 +1,9 @@
 """The interleaving clock: providers take turns in one process, visit by visit.
 
 A visit is a few calls in a row, long enough to be timed; a round is one visit to every provider, in an order
-that changes from round to round. A busy moment of the machine so hits all providers alike, and the ratio of
-two of them is taken within a round. What a machine's neighbours do to its caches and memory changes by the minute,
-though, and hits providers differently: so the rounds of a case come in sittings, with other cases in between.
+that changes from round to round. So a busy moment of the machine hits all providers alike, and the ratio of
+two of them is taken within a round. What other programs do to the machine's caches and memory changes by the minute,
+though, and hits providers differently: so the rounds of a case come in several sessions, with other cases in between.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import NamedTuple
 import torch
 
 VISIT_S = 5e-3
-MAX_ROUNDS = 100  # in a sitting
-SLOW_S = 0.8  # whoever takes longer for a call is visited once in every second sitting
+SESSIONS = 10
+MIN_SESSIONS = 3  # after so many even a slow provider was visited twice
+MAX_ROUNDS = 100  # in a session
+SLOW_S = 0.8  # a provider that takes longer for a call is visited once in every second session
 
 
 class Quantiles(NamedTuple):
@@ -32,15 +34,15 @@ class Quantiles(NamedTuple):
 
 class Samples(NamedTuple):
     calls: int  # in one visit
-    sittings: list[dict[int, float]]  # of each, seconds per call by the number of the round
+    sessions: list[dict[int, float]]  # of each, seconds per call by the number of the round
 
     @property
     def seconds(self) -> dict[int, float]:
-        return {number: s for sitting in self.sittings for number, s in sitting.items()}
+        return {number: s for session in self.sessions for number, s in session.items()}
 
 
 class Step(NamedTuple):
-    """The thing to be timed, and how many of it a visit may be: all that fit by default."""
+    """What is timed, and how many calls of it make a visit: at least ``least``, at most ``most`` (None: no limit)."""
 
     call: Callable[[], object]
     least: int = 1
@@ -61,8 +63,8 @@ def visit(step: Callable[[], object], calls: int) -> float:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Garbage is collected now, and not again until the end."""
+def no_garbage_collection() -> Iterator[None]:
+    """Garbage is collected now, and not again until the context ends."""
     gc.collect()
     gc.disable()
     try:
@@ -78,13 +80,13 @@ class Turns:
         self.steps, self.inference = steps, inference
         self.samples: dict[str, Samples] = {}
         self.failed: dict[str, Exception] = {}  # those that raised when timed: they are left out from then on
-        self.sat = 0
+        self.sessions_done = 0
         self._slow: set[str] = set()
         self._order, self._round = random.Random(0), 0
 
-    def sit(self, budget_s: float) -> None:
+    def run_session(self, budget_s: float) -> None:
         """Rounds until the budget is used, but at least one. The first visits, which warm up, do not count."""
-        with uncollected(), torch.inference_mode(self.inference):
+        with no_garbage_collection(), torch.inference_mode(self.inference):
             if self.samples:
                 for name in self.samples.keys() - self._slow:
                     self._visit(name, 1)
@@ -92,21 +94,21 @@ class Turns:
                 self._begin()
             started, first = time.perf_counter(), self._round
             for samples in self.samples.values():
-                samples.sittings.append({})
+                samples.sessions.append({})
             while self._round == first or (
                 time.perf_counter() - started < budget_s and self._round - first < MAX_ROUNDS
             ):
                 names = list(self.samples)
                 self._order.shuffle(names)
                 for name in names:
-                    if name in self._slow and (self.sat % 2 or self._round > first):
+                    if name in self._slow and (self.sessions_done % 2 or self._round > first):
                         continue
                     own = self.samples[name]
                     seconds = self._visit(name, own.calls)
                     if seconds is not None:
-                        own.sittings[-1][self._round] = seconds
+                        own.sessions[-1][self._round] = seconds
                 self._round += 1
-            self.sat += 1
+            self.sessions_done += 1
 
     def _begin(self) -> None:
         for name, step in self.steps.items():
@@ -142,22 +144,22 @@ def _calls(step: Step) -> tuple[int, float]:
 
 def more_calls(step: Step, count: int) -> list[float]:
     """Seconds of calls one after another, where the rounds were too few for a 99th percentile."""
-    with uncollected(), torch.inference_mode():
+    with no_garbage_collection(), torch.inference_mode():
         return [visit(step.call, 1) for _ in range(count)]
 
 
-def together(a: dict[int, float], b: dict[int, float]) -> list[tuple[float, float]]:
-    """What both took, of the rounds in which both were visited."""
+def common_rounds(a: dict[int, float], b: dict[int, float]) -> list[tuple[float, float]]:
+    """Seconds of both, for each round in which both were visited."""
     return [(seconds, b[number]) for number, seconds in a.items() if number in b]
 
 
 def ratios(theirs: Samples, base: Samples) -> Quantiles:
     """Their time over the base's within each round that has both: how many times faster the base is."""
-    return quantiles([a / b for a, b in together(theirs.seconds, base.seconds)])
+    return quantiles([a / b for a, b in common_rounds(theirs.seconds, base.seconds)])
 
 
-def range_of(theirs: Samples, base: Samples) -> tuple[float, float]:
-    """The lowest and the highest median that ``ratios`` has in a single sitting."""
-    pairs = (together(a, b) for a, b in zip(theirs.sittings, base.sittings, strict=True))
+def ratio_range(theirs: Samples, base: Samples) -> tuple[float, float]:
+    """The lowest and the highest median that ``ratios`` has in a single session."""
+    pairs = (common_rounds(a, b) for a, b in zip(theirs.sessions, base.sessions, strict=True))
     medians = [statistics.median(a / b for a, b in both) for both in pairs if both]
     return min(medians), max(medians)

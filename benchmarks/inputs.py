@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 Tensors = dict[str, Tensor]
 
 
-def _as_it_is(result: Any) -> Any:
+def _unchanged(result: Any) -> Any:
     return result
 
 
@@ -40,12 +40,12 @@ class Program(NamedTuple):
     leaves: dict[str, Tensor]
     note: str = ""
     dresult: Tensor | None = None  # where the result has another layout than the inputs' dresult
-    padded: Callable[[Tensor], Tensor] = _as_it_is  # brings such a result back, for the comparison
-    as_inputs: Callable[[Tensors], Tensors] = _as_it_is  # brings gradients into the inputs' layout
+    padded: Callable[[Tensor], Tensor] = _unchanged  # brings such a result back, for the comparison
+    as_inputs: Callable[[Tensors], Tensors] = _unchanged  # brings gradients into the inputs' layout
     optimise: Callable[[], object] | None = None  # with mode "step"
-    check: Callable[[], str | None] | None = None  # what is wrong with it; instead of the comparison
+    check: Callable[[], str | None] | None = None  # says what is wrong; used instead of the comparison
     least_calls: int = 1  # in a visit
-    variant: str = ""  # which of ``ours.VARIANTS`` it computes, where not the case's own function
+    variant: str = ""  # which of ``provider_dien_kernels.VARIANTS`` it computes, where not the case's own function
     mark: str = ""  # with it, what has wrong gradients is timed all the same, and its row says so
 
     def step(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
@@ -67,7 +67,7 @@ class Program(NamedTuple):
         return train
 
 
-def largest_error(actual: Tensor, wanted: Tensor, valid: Tensor | None = None) -> float:
+def relative_error(actual: Tensor, wanted: Tensor, valid: Tensor | None = None) -> float:
     """Relative to the largest value wanted; where that vanishes by mathematics (a bias before a softmax), absolute."""
     difference = actual.double() - wanted.double()
     difference = difference if valid is None else torch.where(valid, difference, 0)
@@ -83,7 +83,7 @@ def draw_lengths(batch: int, steps: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(case: Case) -> Inputs:
-    """Of an op; models and loaders draw their own (``admission.draw``)."""
+    """Of an op; models and loaders draw their own (``measurement.draw``)."""
     generator = torch.Generator().manual_seed(SEED)
     batch, steps, _, hidden = case.size
 
@@ -93,7 +93,7 @@ def draw(case: Case) -> Inputs:
     def weight(*shape: int, fan: int) -> Tensor:
         return torch.empty(shape).uniform_(-1, 1, generator=generator) / math.sqrt(fan)
 
-    lengths = draw_lengths(batch, steps, generator) if case.law == "ragged" else None
+    lengths = draw_lengths(batch, steps, generator) if case.length_distribution == "ragged" else None
     valid = None if lengths is None else torch.arange(steps) < lengths[:, None]
     leaves = _LEAVES[case.op](case, normal, weight)
     if case.op.startswith("auxiliary"):

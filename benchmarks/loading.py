@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.dien_model import model_of
 from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import ITEM_FIELDS, OURS, Case
-from benchmarks.whole import model_of
 from dien_kernels.batch import Batch
 from dien_kernels.training.optimizer import make_optimizer
 

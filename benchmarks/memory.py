@@ -29,7 +29,7 @@ def peak_mb(case: Case, provider: str, threads: int) -> str:
         return ""
     # A fixed threshold: every larger block is mapped for itself and given back when it is freed.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    words = [case.op, case.mode, *map(str, case.size), case.law, case.dtype, provider, str(threads)]
+    words = [case.op, case.mode, *map(str, case.size), case.length_distribution, case.dtype, provider, str(threads)]
     command = [sys.executable, "-m", "benchmarks.memory", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -50,8 +50,8 @@ def _status_kb(field: str) -> int:
     raise OSError(f"{_STATUS} has no {field}")
 
 
-def hand_back() -> None:
-    """Freed memory to the system, whatever the allocator was told to keep; nothing where it is not glibc's."""
+def release_freed_memory() -> None:
+    """Returns freed memory to the system, even if the allocator was told to keep it. Does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -60,18 +60,18 @@ def hand_back() -> None:
 def _main(op: str, mode: str, *rest: str) -> None:
     import torch
 
-    from benchmarks.admission import draw, prepare
+    from benchmarks.measurement import build, draw
 
-    *size, law, dtype, provider, threads = rest
+    *size, length_distribution, dtype, provider, threads = rest
     batch, steps, inputs_size, hidden = map(int, size)
-    case = Case("", op, mode, batch, steps, inputs_size, hidden, law, dtype, (provider,))
+    case = Case("", op, mode, batch, steps, inputs_size, hidden, length_distribution, dtype, (provider,))
     torch.set_num_threads(int(threads))
     with torch.inference_mode(case.infers):
         for at in (case._replace(batch=2 * int(threads), steps=2), case):
             with torch.inference_mode(False):
                 inputs = draw(at)
-                step = prepare(at, provider, inputs).step(at, inputs)
-            hand_back()
+                step = build(at, provider, inputs).step(at, inputs)
+            release_freed_memory()
             _RESET.write_text("5")  # see proc_pid_clear_refs(5): makes the peak the present value
             before = _status_kb("VmRSS")
             result = step()

@@ -1,205 +1,245 @@
-"""From the CSV alone to tables, each row that has a target marked met or missed."""
+"""From the stored rows to docs/benchmarks.md and to the README's section on speed: ``python -m benchmarks report``."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
 
-from benchmarks.registry import WRONG_GRADIENT
-from benchmarks.store import ALLOWANCE, Row, key, sat, spread
-from benchmarks.targets import bases, count, is_base, memory_verdict, problem, verdict
+from benchmarks.registry import (
+    BASES,
+    CANDIDATES,
+    DIENS,
+    LENGTH_DISTRIBUTIONS,
+    LIBRARIES,
+    LOOPS,
+    MODELS,
+    OURS,
+    OWN,
+    STEP_BATCHES,
+    TITLES,
+    WRONG_GRADIENT,
+)
+from benchmarks.store import Row, interval
 
-_TITLES = {
-    "speed": "Recurrences",
-    "peers": "Recurrences, against what must be installed or compiled",
-    "short": "Short sequences",
-    "latency": "One row: one call at T = 1, and a whole history",
-    "gates": "Gates recomputed in the backward instead of kept (ratio: recomputed to kept)",
-    "units": "Attention scores and auxiliary loss",
-    "shared": "One history for B rows of attention",
-    "step": "A training step of the whole DIEN (I = 18 + 18, samples/s in brackets)",
-    "loader": "The next batch of the loader, against a training step on the same batches (samples/s in brackets)",
-    "score": "Scores of B candidates for one history",
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+NEAREST = 12  # rows of the table of the peers that come nearest
+OPS = {
+    "gru": "GRU",
+    "augru": "AUGRU",
+    "attention_bilinear": "bilinear attention scores",
+    "attention_din": "DIN attention scores",
+    "auxiliary_inner": "auxiliary loss, inner product",
+    "auxiliary_mlp": "auxiliary loss, MLP",
+    **dict.fromkeys(MODELS, "DIEN"),
 }
-_PER_SECOND = ("step", "loader")
-_WIDER = f"{ALLOWANCE - 1:.0%} wider"
+MODES = {
+    "fwd": "forward",
+    "fwd+bwd": "forward + backward",
+    "call": "forward",
+    "step": "training step",
+    "request": "request",
+}
+# Peers that are much alike share a line in the tables of recurrences.
+ALIKE = {name: "DeepCTR-Torch, RecBole, FuxiCTR" for name in ("deepctr_augru", "recbole_augru", "fuxictr_augru")}
+RECURRENT = ("torch_gru_padded", "torch_gru_packed", "eager_loop", "compiled_loop", *LIBRARIES, *LOOPS)
+
+
+def title(provider: str) -> str:
+    return TITLES.get(provider, provider)
 
 
 def one_line(row: Row) -> str:
+    """A row as a run prints it."""
     if not row.get("p50_us"):
         return f"{row['provider']}: {row['note']}"
-    ratio = f", {_ratio(row)}" if row.get("ratio") and not is_base(row) else ""
+    ratio = f", {_exact(row)}" if row.get("ratio") and row["provider"] not in BASES else ""
     memory = f", peak {row['peak_mem_mb']} MB" if row.get("peak_mem_mb") else ""
-    return f"{row['provider']}: {_time(row)}{ratio}{memory} {_mark(row)}{verdict(row)}".rstrip()
+    wrong = ", wrong gradient" if row["note"].startswith(WRONG_GRADIENT) else ""
+    return f"{row['provider']}: {duration(float(row['p50_us']))}{ratio}{memory}{wrong}"
 
 
-def _time(row: Row) -> str:
-    text = _duration(float(row["p50_us"]))
-    if row.get("p99_us"):
-        text += f", p99 {_duration(float(row['p99_us']))}"
-    if row["suite"] in _PER_SECOND:
-        text += f" ({1e6 * int(row['B']) / float(row['p50_us']):,.0f})"
-    if row.get("of_peak") and is_base(row):
-        text += f", {float(row['of_peak']):.0%} of sgemm"
-    return text
+def duration(us: float) -> str:
+    return f"{us:.1f} µs" if us < 1e3 else f"{us / 1e3:.1f} ms" if us < 1e4 else f"{us / 1e3:.0f} ms"
 
 
-def _duration(us: float) -> str:
-    return f"{us:.1f} µs" if us < 1e3 else f"{us / 1e3:.2f} ms" if us < 1e5 else f"{us / 1e3:.0f} ms"
+def times(ratio: float) -> str:
+    """Three digits at most: 0.51×, 5.7×, 12×."""
+    return f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
 
 
-def _ratio(row: Row) -> str:
-    low, high = spread(row)
-    return f"{float(row['ratio']):.2f}× ({low:.2f}–{high:.2f})"
+def _exact(row: Row) -> str:
+    low, high = interval(row)
+    return f"{times(float(row['ratio']))} ({times(low)[:-1]}–{times(high)[:-1]})"
 
 
-def _mark(row: Row) -> str:
-    """What must not be overlooked: the peer is timed, but what it computes is not the gradient."""
-    return "wrong gradient, " if row["note"].startswith(WRONG_GRADIENT) else ""
+def _range(rows: Iterable[Row]) -> str:
+    """The lowest and the highest ratio."""
+    ratios = sorted(float(row["ratio"]) for row in rows if row["ratio"])
+    if not ratios:
+        return "–"
+    low, high = times(ratios[0]), times(ratios[-1])
+    return low if low == high else f"{low[:-1]}–{high}"
 
 
-def _strong(text: str) -> str:
-    return f"**{text}**" if text.startswith("missed") else text
+def select(rows: Iterable[Row], **columns: object) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == str(value) for name, value in columns.items())]
 
 
-def markdown(rows: list[Row], root: str = "", again: Sequence[Row] = ()) -> str:
-    """All tables, after a paragraph on the machine and the counts of targets and of what one more run, ``again``,
-    reproduced. ``root``: the way to the repository's."""
-    parts = [about(rows, root), counts(rows, again)]
-    for suite, title in _TITLES.items():
-        chosen = [row for row in rows if row["suite"] == suite]
-        if chosen:
-            is_open = " open" if suite == "speed" else ""
-            parts.append(f"<details{is_open}><summary>{title}</summary>")
-            parts += [_table(chosen), *_notes(chosen)]
-            parts.append("</details>")
-    return "\n\n".join(parts)
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
-def counts(rows: list[Row], again: Sequence[Row]) -> str:
-    """Of targets, and of what one more run reproduced."""
-    pairs = pairs_of(rows, again)
-    return f"{count(rows)} {counted(pairs)}" if pairs else count(rows)
+def environment(rows: Sequence[Row]) -> str:
+    """Machine, versions and commits of the rows, in a line."""
 
-
-def about(rows: list[Row], root: str = "") -> str:
     def values(name: str) -> str:
         return ", ".join(dict.fromkeys(row[name] for row in rows if row[name]))
 
-    dates = sorted(row["date"][:10] for row in rows)
-    older = "" if all(row["ratio_low"] for row in rows if row["ratio"]) else "; of older rows 20th–80th percentile"
-    days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    threads = " and ".join(_threads(rows))
+    threads += f" thread{'s' * (threads != '1')}"
     return (
-        f"{values('machine')}, {values('cores')} cores, {values('isa')}; "
-        f"dien_kernels {values('dien_kernels')} at {values('git_sha')}, torch {values('torch')}, "
-        f"MKL {values('mkl')}, Python {values('python')}; "
-        f"allocator: {values('allocator')} ([what that means]({root}benchmarks/README.md)); "
-        f"{values('dtype')}; {days}. "
-        "Times are medians; × is how many times as long the other one takes, median over interleaved rounds "
-        f"(its spread: lowest–highest median of a sitting of every run{older}, {_WIDER} on either side). "
-        'Ragged lengths have mean T/4. "% of sgemm": useful operations a second, against '
-        f"an sgemm of MKL in the same rounds{_limits(rows)}."
+        f"{values('machine')}, {values('cores')} cores, {values('isa')}, {threads}, {values('dtype')}; "
+        f"torch {values('torch')}, Python {values('python')}; dien_kernels at {values('git_sha')}."
     )
 
 
-def _limits(rows: list[Row]) -> str:
-    """What the machine itself did meanwhile."""
-    texts = []
-    for n in sorted({row["threads"] for row in rows}):
-        ranges = []
-        for name, unit in (("peak_gflops", "GFLOP/s"), ("bandwidth_gbs", "GB/s copied")):
-            values = sorted(float(row[name]) for row in rows if row["threads"] == n and row[name])
-            if values:
-                ranges.append(f"{values[0]:.0f} to {values[-1]:.0f} {unit}")
-        if ranges:
-            texts.append(f"{n} thread{'s' * (n != '1')}: {', '.join(ranges)}")
-    return f" ({'; '.join(texts)})" if texts else ""
+def page(rows: Sequence[Row], repeats: str = "") -> str:
+    """docs/benchmarks.md; ``repeats`` is a sentence on repeat runs. Tables of suites without rows are empty."""
+    ratios = [float(row["ratio"]) for row in _compared(rows)]
+    return (TEMPLATES / "benchmarks.md").read_text().format(
+        repeats=repeats,
+        environment=environment(rows),
+        steps=_steps(rows),
+        requests=_requests(rows),
+        training=_recurrences(rows, "fwd+bwd"),
+        inference=_recurrences(rows, "fwd"),
+        units=_units(rows),
+        comparisons=len(ratios),
+        faster=sum(ratio < 1 for ratio in ratios),
+        close=sum(1 <= ratio < 1.25 for ratio in ratios),
+        nearest=_nearest(rows),
+    )  # fmt: skip
 
 
-def _table(rows: list[Row]) -> str:
-    threads = sorted({int(row["threads"]) for row in rows})
-    has_memory = any(row["peak_mem_mb"] for row in rows)
-    heads = ["op", "mode", "lengths", "B, T, I, H", "against"]
-    for n in threads:
-        at = f"{n} thread{'s' * (n > 1)}"
-        heads += [f"{at}: ours", "theirs", "×", *(["peak MB, ours / theirs"] if has_memory else [])]
-    found = {(problem(row), row["provider"], int(row["threads"])): row for row in rows}
-    lines = [heads, ["---"] * len(heads)]
-    own = bases(rows)
-    for about, provider in dict.fromkeys((problem(row), row["provider"]) for row in rows if not is_base(row)):
-        first = [about[1], about[2], about[3], ", ".join(about[4:8]), f"`{provider}`"]
-        for n in threads:
-            first += _cells(own.get((about, str(n))), found.get((about, provider, n)), has_memory)
-        lines.append(first)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _threads(rows: Iterable[Row]) -> list[str]:
+    return sorted({row["threads"] for row in rows}, key=int)
 
 
-def _notes(rows: list[Row]) -> list[str]:
-    """What the rows say of themselves beside their numbers, a line for each provider."""
-    said: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if not row["p50_us"] or row["note"].startswith(("absent", "wrong:", "failed")):
-            continue
-        at = (
-            f"B = {row['B']}, {row['threads']} thread{'s' * (row['threads'] != '1')}: "
-            if row["suite"] == "score" and is_base(row)
-            else ""
-        )
-        for words in re.sub(r"[;,] compiled in \d+ s", "", row["note"]).split("; "):
-            if words and not words.startswith(WRONG_GRADIENT):
-                said.setdefault(row["provider"], {})[at + words] = None
-    lines = [f"- `{provider}`: {'; '.join(words)}" for provider, words in said.items()]
-    return ["\n".join(lines)] if lines else []
+def _compare(
+    rows: Sequence[Row], cases: Iterable[dict[str, str]], providers: Sequence[str], own: Sequence[str] = ("p50_us",)
+) -> list[list[str]]:
+    """A line for each case and number of threads: our times in the columns ``own``, and the ratio of each provider."""
+    lines = []
+    for case, threads in product(cases, _threads(rows)):
+        found = {row["provider"]: row for row in select(rows, threads=threads, **case) if row["p50_us"]}
+        if OURS in found:
+            ours = [duration(float(found[OURS][name])) if found[OURS][name] else "–" for name in own]
+            ratios = [_exact(found[name]) if name in found else "–" for name in providers]
+            lines.append([*case.values(), threads, *ours, *ratios])
+    return lines
 
 
-def _cells(base: Row | None, row: Row | None, has_memory: bool) -> list[str]:
-    def cell(of: Row | None, show: Callable[[Row], str]) -> str:
-        if of is None:
-            return "not run"
-        return f"{show(of)} {_strong(verdict(of))}".rstrip() if of["p50_us"] else of["note"]
-
-    ratio = "" if row is None or not row["ratio"] else f"{_ratio(row)} {_mark(row)}{_strong(verdict(row))}".rstrip()
-    theirs = "not run" if row is None else _time(row) if row["p50_us"] else row["note"]
-    cells = [cell(base, _time), theirs, ratio]
-    if has_memory:
-        both = " / ".join(of["peak_mem_mb"] if of else "" for of in (base, row)).strip(" /")
-        cells.append(f"{both} {_strong(memory_verdict(base, row))}".rstrip())
-    return cells
+def _steps(rows: Sequence[Row]) -> str:
+    cases = [{"B": str(b), "length_distribution": d} for b, d in product(STEP_BATCHES, reversed(LENGTH_DISTRIBUTIONS))]
+    lines = _compare(select(rows, suite="step", op="dien_mlp"), cases, (*DIENS, "step_compiled"))
+    return table(["batch", "histories", "threads", OURS, *map(title, DIENS), "ours, compiled"], lines)
 
 
-Pairs = list[tuple[Row, Row]]
+def _requests(rows: Sequence[Row]) -> str:
+    rows = select(rows, suite="score")
+    peers = [name for name in DIENS if select(rows, provider=name)]
+    cases = [{"B": str(count)} for count in CANDIDATES]
+    lines = _compare(rows, cases, (*peers, "score_compiled"), ("p50_us", "p99_us"))
+    return table(["candidates", "threads", OURS, "its 99th percentile", *map(title, peers), "ours, compiled"], lines)
 
 
-def pairs_of(first: Sequence[Row], again: Sequence[Row]) -> Pairs:
-    """The rows with a ratio that both have."""
-    then = {key(row): row for row in first if row["ratio"] and not is_base(row)}
-    return [(then[key(row)], row) for row in again if row["ratio"] and key(row) in then]
-
-
-def _is_within(pair: tuple[Row, Row], stated: Callable[[Row], tuple[float, float]] = spread) -> bool:
-    (low, high), again = stated(pair[0]), float(pair[1]["ratio"])
-    return low <= again <= high
-
-
-def counted(pairs: Pairs) -> str:
-    """How many of the last run's ratios lie within the stated spread, how many within what the sittings gave, and how
-    far they moved."""
-    narrow = sum(_is_within(pair, sat) for pair in pairs)
-    moved = sorted(abs(float(b["ratio"]) / float(a["ratio"]) - 1) for a, b in pairs)
-    half, most = moved[(len(moved) - 1) // 2], moved[(len(moved) * 9 - 1) // 10]
-    return (
-        f"Measured once more: {sum(map(_is_within, pairs))} of {len(pairs)} ratios within their stated spread "
-        f"({narrow} within the unwidened one); half of them moved by at most {half:.1%}, nine in ten by at "
-        f"most {most:.1%}."
+def _recurrences(rows: Sequence[Row], mode: str) -> str:
+    rows = [row for row in select(rows, mode=mode) if row["suite"] in ("speed", "peers") and row["ratio"]]
+    sizes = list(dict.fromkeys(tuple(row[name] for name in "BTIH") for row in rows))
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for op, name in product(("gru", "augru"), RECURRENT):
+        groups.setdefault((OPS[op], ALIKE.get(name, title(name))), []).extend(select(rows, op=op, provider=name))
+    lines = []
+    for names, own in groups.items():
+        full, ragged = (select(own, length_distribution=lengths) for lengths in LENGTH_DISTRIBUTIONS)
+        cells = [_range(row for row in full if tuple(row[n] for n in "BTIH") == size) for size in sizes]
+        if own:
+            lines.append([*names, *cells, _range(ragged)])
+    return table(
+        ["op", "compared with", *(f"full: B {b}, T {t}, H {h}" for b, t, _, h in sizes), "ragged, all sizes"], lines
     )
 
 
-def reproduced(pairs: Pairs) -> str:
-    """A line for each ratio outside of its spread, and the count."""
-    lines = [
-        f"{' '.join(problem(a)[:8])}, threads={a['threads']}, {a['provider']}: "
-        f"{_ratio(a)}, then {float(b['ratio']):.2f}×"
-        for a, b in pairs
-        if not _is_within((a, b))
-    ]
-    return "\n".join([*lines, counted(pairs)])
+def _units(rows: Sequence[Row]) -> str:
+    rows = [row for row in select(rows, suite="units") if row["ratio"] and row["provider"] != OURS]
+    kinds = list(dict.fromkeys((row["length_distribution"], *(row[name] for name in "BTH")) for row in rows))
+    head = ["op", "", *(f"{kind[0]}: B {kind[1]}, T {kind[2]}, H {kind[3]}" for kind in kinds)]
+    lines = []
+    for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
+        own = select(rows, op=op, mode=mode)
+        cells = [_range(row for row in own if (row["length_distribution"], row["B"]) == kind[:2]) for kind in kinds]
+        lines.append([OPS[op], MODES[mode], *cells])
+    return table(head, lines)
+
+
+def _compared(rows: Iterable[Row]) -> list[Row]:
+    """The ratios to software that is not ours."""
+    return [row for row in rows if row["ratio"] and row["provider"] not in OWN]
+
+
+def _nearest(rows: Sequence[Row]) -> str:
+    nearest: dict[tuple[str, ...], Row] = {}
+    for row in sorted(_compared(rows), key=lambda row: float(row["ratio"])):
+        nearest.setdefault(tuple(row[name] for name in ("suite", "op", "mode", "provider")), row)
+    lines = []
+    for row in list(nearest.values())[:NEAREST]:
+        case = ", ".join(f"{name} {row[name]}" for name in ("B", "T", "H")) + f", {row['length_distribution']}"
+        peer = title(row["provider"]) + " (wrong gradient)" * row["note"].startswith(WRONG_GRADIENT)
+        lines.append([OPS[row["op"]], MODES[row["mode"]], case, row["threads"], peer, _exact(row)])
+    return table(["op", "", "case", "threads", "compared with", "ratio"], lines)
+
+
+# The section in README.md
+
+# The lines of its table: words, and what chooses the rows of one thread: suites, op, mode, B, T, length distribution.
+README_CASES = (
+    ("DIEN training step, batch 128, ragged", ("step",), "dien_mlp", "step", 128, 100, "ragged"),
+    ("DIEN training step, batch 128, full", ("step",), "dien_mlp", "step", 128, 100, "full"),
+    ("DIEN training step, batch 1,024, ragged", ("step",), "dien_mlp", "step", 1024, 100, "ragged"),
+    ("scoring 100 candidates for one user", ("score",), "dien_mlp", "request", 100, 100, "full"),
+    ("GRU forward + backward, H = 64, ragged", ("speed", "peers"), "gru", "fwd+bwd", 1024, 50, "ragged"),
+    ("GRU forward + backward, H = 64, full", ("speed", "peers"), "gru", "fwd+bwd", 1024, 50, "full"),
+)
+
+
+def readme(rows: Sequence[Row], repeats: str = "") -> str:
+    """The section between its two marks."""
+    lines, used = [], []
+    for words, suites, *values in README_CASES:
+        columns = dict(zip(("op", "mode", "B", "T", "length_distribution"), values, strict=True))
+        case = [row for row in select(rows, threads=1, **columns) if row["suite"] in suites]
+        peers = sorted(_compared(case), key=lambda row: float(row["ratio"]))
+        ours = select(case, provider=OURS)
+        if peers and ours:
+            ends = (f"{title(row['provider'])}: {times(float(row['ratio']))}" for row in (peers[0], peers[-1]))
+            lines.append([words, duration(float(ours[0]["p50_us"])), *ends])
+            used += [*ours, *peers]
+    steps = [float(row["ratio"]) for row in _compared(select(rows, suite="step", op="dien_mlp"))] or [1.0]
+    return (TEMPLATES / "readme.md").read_text().format(
+        least=int(min(steps)),
+        most=int(max(steps)),
+        table=table(("one thread", OURS, "fastest other", "slowest other"), lines),
+        repeats=repeats,
+        environment=environment(used),
+    )  # fmt: skip
+
+
+def write_between_marks(page: Path, words: str) -> None:
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n{words}{END}{after}")

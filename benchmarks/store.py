@@ -12,51 +12,16 @@ from benchmarks.registry import BASES
 
 FOLDER = Path(__file__).resolve().parent / "results"
 DEFAULT = FOLDER / "cpu.csv"
-REPORTED = (DEFAULT, FOLDER / "cpu_second.csv")  # two runs of the same cases: the first's numbers, the spread of both
-AGAIN = FOLDER / "cpu_third.csv"  # another run, which the spreads are held to
-# Neighbours on the machine change by the hour, and a run's sittings of one case span ten minutes: what the sittings
-# gave is divided and multiplied by this. Chosen before AGAIN was measured, by the second run, of whose 890 ratios 878
-# are so within the spread of the first run alone (696 of them were there when it was chosen, 693 within).
-ALLOWANCE = 1.1
-# What a row is about: of rows that agree in these, the newest counts.
+# The columns that say what a row is about. Of rows that agree in all of them, the last one in the file counts.
 KEY = (
-    "suite",
-    "op",
-    "mode",
-    "B",
-    "T",
-    "I",
-    "H",
-    "law",
-    "dtype",
-    "threads",
-    "provider",
-    "machine",
-    "allocator",
+    *("suite", "op", "mode", "B", "T", "I", "H", "length_distribution", "dtype", "threads", "provider"),
+    *("machine", "allocator"),
 )
 COLUMNS = (
-    *("suite", "op", "provider", "mode", "B", "T", "I", "H", "dtype", "law", "threads"),
-    *(
-        "p20_us",
-        "p50_us",
-        "p80_us",
-        "p99_us",
-        "ratio",
-        "ratio_p20",
-        "ratio_p80",
-        "ratio_low",
-        "ratio_high",
-        "sittings",
-        "rounds",
-        "calls",
-        "peak_mem_mb",
-        "gflops",
-        "of_peak",
-        "peak_gflops",
-        "of_bandwidth",
-        "bandwidth_gbs",
-        "note",
-    ),
+    *("suite", "op", "provider", "mode", "B", "T", "I", "H", "dtype", "length_distribution", "threads"),
+    *("p20_us", "p50_us", "p80_us", "p99_us", "ratio", "ratio_p20", "ratio_p80", "ratio_low", "ratio_high"),
+    *("sessions", "rounds", "calls", "peak_mem_mb"),
+    *("gflops", "of_peak", "peak_gflops", "of_bandwidth", "bandwidth_gbs", "note"),
     *("isa", "machine", "cores", "python", "torch", "mkl", "dien_kernels", "git_sha", "date", "allocator"),
 )
 SIZES = ("B", "T", "I", "H", "threads")
@@ -65,11 +30,11 @@ Row = dict[str, str]
 
 
 class BadFile(ValueError):
-    """A file that is not one of results; the text names it and its line."""
+    """A file that does not hold benchmark results; the message names the file and the line."""
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """A file with other columns, or cut within its last row, is refused: rows are never rewritten."""
+    """Adds rows at the end. ``BadFile`` if the file has other columns, or ends within a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
     if not is_new:
@@ -82,7 +47,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _checked(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records below the header, if that is ours and the last of them is whole."""
+    """The records below the header. ``BadFile`` if the header is another one, or the last record is cut."""
     records = _records(path)
     _, header = next(records)
     if tuple(header) != COLUMNS:
@@ -95,7 +60,7 @@ def _checked(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each with the number of the line it begins on."""
+    """The records of the file, each with the number of its first line."""
     line = 1
     with path.open(newline="", errors="replace") as file:
         reader = csv.reader(file, strict=True)  # otherwise a quote left open would take in all that follows
@@ -135,14 +100,14 @@ def _row(path: Path, line: int, values: list[str]) -> Row:
 
 
 def _check_ratio(at: str, row: Row) -> None:
-    """A time and a ratio are above 0, and a ratio has its spread: what divides by them or draws them need not ask."""
+    """Times and ratios are positive, and a ratio lies in its interval, so that readers can rely on that."""
     names = ("p50_us",) if row["p50_us"] else ()
-    has_spread = row["ratio"] and row["provider"] not in BASES
-    for name in (*names, "ratio", *_ends(row)) if has_spread else names:
+    has_interval = row["ratio"] and row["provider"] not in BASES
+    for name in (*names, "ratio", *_ends(row)) if has_interval else names:
         if float(row[name] or 0) <= 0:
             raise BadFile(f"{at}: {name} must be above 0, got {row[name]!r}")
-    if has_spread:
-        low, high = sat(row)
+    if has_interval:
+        low, high = interval(row)
         if not low <= float(row["ratio"]) <= high:
             raise BadFile(f"{at}: ratio must lie between {' and '.join(_ends(row))}, got {row['ratio']!r}")
 
@@ -151,14 +116,11 @@ def key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def spread(row: Row) -> tuple[float, float]:
-    """What is stated beside a ratio: ``sat`` and ``ALLOWANCE`` on either side."""
-    low, high = sat(row)
-    return low / ALLOWANCE, high * ALLOWANCE
+def interval(row: Row) -> tuple[float, float]:
+    """The lowest and highest median that the ratio has in one session.
 
-
-def sat(row: Row) -> tuple[float, float]:
-    """Of a ratio: lowest and highest median of a sitting; of older rows, of one sitting, 20th to 80th percentile."""
+    Old rows have a single session: for those, the 20th and 80th percentile of its rounds.
+    """
     low, high = _ends(row)
     return float(row[low]), float(row[high])
 
@@ -167,13 +129,12 @@ def _ends(row: Row) -> tuple[str, str]:
     return ("ratio_low", "ratio_high") if row["ratio_low"] else ("ratio_p20", "ratio_p80")
 
 
-def read_runs(paths: Sequence[Path]) -> list[Row]:
-    """The newest row of each key of the first file; the sittings of the other files count in its spread."""
-    first, *others = ({key(row): row for row in read(path)} for path in paths)
-    for other in others:
-        for name in first.keys() & other.keys():
-            if all(row["ratio"] and row["ratio_low"] for row in (first[name], other[name])):
-                (low, high), (other_low, other_high) = sat(first[name]), sat(other[name])
-                sides = {"ratio_low": str(min(low, other_low)), "ratio_high": str(max(high, other_high))}
-                first[name] = first[name] | sides
-    return list(first.values())
+def newest(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
+    """The last row of each key."""
+    return {key(row): row for row in rows}
+
+
+def of_one_machine(rows: Sequence[Row]) -> list[Row]:
+    """The newest rows, of the machine and allocator setting that were used last."""
+    last = max(rows, key=lambda row: row["date"])
+    return [row for row in newest(rows).values() if all(row[name] == last[name] for name in ("machine", "allocator"))]

@@ -1,7 +1,7 @@
 """Single providers under pytest-benchmark: ``pytest benchmarks --benchmark-only``, for comparing commits.
 
-Ratios come from the interleaving runner instead. Threads are those of OMP_NUM_THREADS. Without ``--benchmark-only``
-also: every provider at tiny sizes, ``pytest benchmarks -k tiny``.
+The stored ratios come from ``python -m benchmarks run`` instead, which interleaves the providers. The number of threads
+is OMP_NUM_THREADS. ``pytest benchmarks -k tiny`` tries every provider at tiny sizes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.admission import fault, inputs_of, prepare
-from benchmarks.clock import uncollected
-from benchmarks.registry import MODELS, OURS, Case, as_computed, cases, tiny
-from benchmarks.timing import measure
+from benchmarks.clock import no_garbage_collection
+from benchmarks.measurement import build, inputs_of, measure, validate
+from benchmarks.registry import MODELS, OURS, Case, case_for, cases, tiny
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]
 
 
 @pytest.fixture(autouse=True)
 def _no_garbage_collection() -> Iterator[None]:
-    with uncollected():
+    with no_garbage_collection():
         yield
 
 
@@ -31,19 +30,19 @@ def _no_garbage_collection() -> Iterator[None]:
 def test_speed(case: Case, provider: str, benchmark: Any) -> None:
     benchmark.group = str(case)
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    case = as_computed(case, provider)
+    case = case_for(case, provider)
     inputs = inputs_of(case)
     try:
-        program = prepare(case, provider, inputs)
+        program = build(case, provider, inputs)
     except LookupError as reason:
         pytest.skip(f"{provider} is absent: {reason}")
-    wrong = fault(program, case)
+    wrong = validate(program, case)
     assert wrong is None or (program.mark and not wrong.startswith("result")), wrong
     with torch.inference_mode(case.infers):
         benchmark(program.step(case, inputs))
 
 
-WHOLE = list(dict.fromkeys(tiny(case) for suite in ("step", "loader", "score") for case in cases(suite)))
+WHOLE_MODELS = list(dict.fromkeys(tiny(case) for suite in ("step", "loader", "score") for case in cases(suite)))
 TINY = list(dict.fromkeys((tiny(case)._replace(providers=()), provider) for case, provider in CASES))
 # Whatever torch.compile makes takes half a minute: one case each is enough to see that it runs.
 COMPILED = [(case, provider) for case, provider in TINY if "compiled" in provider]
@@ -71,13 +70,13 @@ SAME_WEIGHTS = ("step_reference", "deepctr_dien")
 @pytest.mark.parametrize("op", MODELS)
 def test_tiny_steps_go_the_same_way(op: str) -> None:
     """Ten steps of Adam: the loss falls, and by the same steps for every provider with dense gradients."""
-    case = next(c for c in WHOLE if c.suite == "step" and c.op == op and c.law == "ragged")
+    case = next(c for c in WHOLE_MODELS if c.suite == "step" and c.op == op and c.length_distribution == "ragged")
     inputs, losses = inputs_of(case), {}
     for provider in case.providers:
         if provider == "step_compiled":
             continue
         try:
-            step = prepare(case, provider, inputs).step(case, inputs)
+            step = build(case, provider, inputs).step(case, inputs)
         except LookupError:
             continue
         losses[provider] = [float(step().detach()) for _ in range(10)]
@@ -94,7 +93,7 @@ def test_tiny_weights_come_back_from_deepctr() -> None:
 
     if deepctr_dien.absent():
         pytest.skip(str(deepctr_dien.absent()))
-    case = next(c for c in WHOLE if "deepctr_dien" in c.providers)
+    case = next(c for c in WHOLE_MODELS if "deepctr_dien" in c.providers)
     inputs = inputs_of(case)
     leaves = deepctr_dien.build(case, inputs).leaves
     names = ("weight_ih", "weight_hh", "bias_ih")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import store, timing
+from benchmarks import measurement, repeats, store
 from benchmarks.__main__ import main
 from benchmarks.clock import Step
 from benchmarks.registry import OURS, Case
@@ -18,11 +21,12 @@ ROW = dict.fromkeys(store.COLUMNS, "") | {
     "suite": "speed",
     "op": "gru",
     "mode": "fwd",
-    "law": "full",
+    "length_distribution": "full",
     "B": "128",
     "T": "100",
     "I": "36",
     "H": "36",
+    "dtype": "float32",
     "threads": "1",
     "provider": "torch_gru_padded",
     "p50_us": "5",
@@ -76,12 +80,15 @@ def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--budget", "-1"), "--budget: must be a number of seconds, 0 or more, got '-1'"),
         (("--budget", "nan"), "--budget: must be a number of seconds, 0 or more, got 'nan'"),
         (("--suite", "sped"), "--suite: invalid choice: 'sped'"),
-        (("--suite", "speed", "--op", "loader_0"), "no case has all of the --suite, --op, --mode, --law and --batch"),
-        (("--suite", "speed", "--law", "log"), "no case has all of the --suite, --op, --mode, --law and --batch"),
+        (("--suite", "speed", "--op", "loader_0"), "no case has all of the --suite, --op, --mode, --length-"),
+        (
+            ("--suite", "speed", "--length-distribution", "log"),
+            "no case has all of the --suite, --op, --mode, --length-",
+        ),
         (("--batch", "0"), "--batch: must be a whole number from 1 to 2147483647, got '0'"),
         pytest.param(("--batch", "9" * 5000), "--batch: must be a whole number from 1 to", id="--batch 99..."),
         (("--tiny",), "--tiny needs another --out"),
-        (("--tiny", "--out", str(store.AGAIN)), "--tiny needs another --out"),
+        (("--tiny", "--out", str(repeats.PATHS[0])), "--tiny needs another --out"),
     ],
     ids=" ".join,
 )
@@ -126,7 +133,7 @@ def test_a_file_that_holds_no_results(
 ) -> None:
     path = tmp_path / "bad.csv"
     path.write_text(content)
-    for words in (("run", "--out"), ("report", "--results"), ("reproduce",)):
+    for words in (("run", "--out"), ("report", "--results"), ("check", "--results")):
         assert named in said(capsys, *words, str(path))
     assert path.read_text() == content
 
@@ -170,42 +177,68 @@ def test_trying_out_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_own_results_are_known_by_any_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The repository's file is not overwritten with tiny rows, and its pages have the intervals of its repeats."""
     written = []
-    monkeypatch.setattr("benchmarks.__main__._write", lambda rows, again: written.append((rows, again)))
+    monkeypatch.setattr("benchmarks.__main__._write", lambda rows, words: written.append((rows, words)))
     monkeypatch.setattr(store, "DEFAULT", Path(file_of(tmp_path / "own.csv", ROW)))
-    second = ROW | {"ratio": "2.1", "ratio_high": "2.5"}
-    monkeypatch.setattr(store, "REPORTED", (store.DEFAULT, Path(file_of(tmp_path / "second.csv", second))))
-    again = ROW | {"ratio": "2.2"}
-    monkeypatch.setattr(store, "AGAIN", Path(file_of(tmp_path / "again.csv", again)))
+    second = ROW | {"ratio": "2.2", "ratio_high": "2.5"}
+    monkeypatch.setattr(repeats, "PATHS", (Path(file_of(tmp_path / "own_second.csv", second)),))
     monkeypatch.chdir(tmp_path)
     for path in ("own.csv", f"../{tmp_path.name}/own.csv"):
         assert "--tiny needs another --out" in said(capsys, "run", "--tiny", "--out", path)
         main(["report", "--write", "--results", path])
-    assert written == [([ROW | {"ratio_high": "2.5"}], [again])] * 2
+    words = "In one repeat run, half of the ratios changed by at most 10% and nine in ten by at most 10%."
+    assert written == [([ROW | {"ratio_low": "1.8", "ratio_high": "2.5"}], words)] * 2
 
 
 def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "none.csv")
-    assert said(capsys, "report", "--results", nowhere) == f"--results: there is no file {nowhere}"
-    assert said(capsys, "reproduce", nowhere) == f"again: there is no file {nowhere}"
-    assert "is a folder" in said(capsys, "report", "--results", str(tmp_path))
+    for command in ("report", "check"):
+        assert said(capsys, command, "--results", nowhere) == f"--results: there is no file {nowhere}"
+        assert "is a folder" in said(capsys, command, "--results", str(tmp_path))
 
 
-def test_runs_that_have_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = file_of(tmp_path / "one.csv", ROW)
-    other = file_of(tmp_path / "two.csv", ROW | {"machine": "another"})
-    assert "has no ratio of a case, machine and allocator that" in said(capsys, "reproduce", other, "--first", first)
+def test_the_check_shows_figures_and_fails_above_the_allowed_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path / "one.csv", ROW)
+    assert said(capsys, "check", "--results", path).endswith("are missed or not measured, and --allow is 0")
+    lines = capsys.readouterr().out.splitlines()
+    failed = len(lines) - 2  # a line for each target, one of which is met, and the count
+    assert lines[-2].startswith("met ")
+    assert lines[-2].endswith("torch_gru_padded      at least 1.80x: 2.00x")
+    assert lines[-1] == f"1 targets met, 0 missed, {failed} not measured"
+    main(["check", "--results", path, "--allow", str(failed)])
+    assert said(capsys, "check", "--results", path, "--allow", str(failed - 1)).startswith(f"{failed} targets")
 
 
-def test_reproduce_takes_the_spread_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = file_of(tmp_path / "one.csv", ROW)
-    second = file_of(tmp_path / "two.csv", ROW | {"ratio": "3", "ratio_low": "2.7", "ratio_high": "3.4"})
-    again = file_of(tmp_path / "three.csv", ROW | {"ratio": "3.7", "ratio_high": "3.9"})
-    for words, within in (((again, "--first", first, "--first", second), 1), (("--first", first, again), 0)):
-        main(["reproduce", *words])
-        assert f"{within} of 1 ratios within" in capsys.readouterr().out
-    same = f"again: {second} is one of the runs that state the spreads"
-    assert said(capsys, "reproduce", second, "--first", first, "--first", second) == same
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_a_reader_that_closes_its_end_early_gets_no_traceback(command: str) -> None:
+    """As ``python -m benchmarks report | head -1`` does."""
+    words = [sys.executable, "-m", "benchmarks", command]
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_rows_are_written_even_if_nobody_reads_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m benchmarks run | head``: printing the first case fails, but the rows of all cases are stored."""
+
+    def closed(text: str, **_: object) -> None:
+        if text.startswith("    "):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr(measurement, "validated_steps", lambda case: ({}, dict.fromkeys(case.providers, "a note")))
+    out = tmp_path / "out.csv"
+    words = ["run", "--suite", "latency", "--op", "gru", "--mode", "call", "fwd", "--threads", "1", "--budget", "0"]
+    with pytest.raises(SystemExit):
+        main([*words, "--no-memory", "--tiny", "--out", str(out)])
+    assert {row["mode"] for row in store.read(out)} == {"call", "fwd"}
 
 
 def test_pages_are_made_of_the_own_results_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,8 +255,8 @@ def test_report_is_of_the_machine_and_setting_last_used(tmp_path: Path, capsys: 
     ]
     main(["report", "--results", file_of(tmp_path / "all.csv", *rows)])
     text = capsys.readouterr().out
-    assert "2.10×" in text
-    assert text.startswith("one, ")
+    assert "2.1× (1.80–2.2)" in text
+    assert "\n\none, " in text
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -236,31 +269,31 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_a_run_writes_what_cannot_be_timed_and_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the cases have nobody who could take part. The run is interrupted within the fifth sitting of ten."""
+    """Half of the cases have nobody who could take part. The run is interrupted within the fifth session of ten."""
 
-    class Interrupted(timing.Measurement):
-        def sit(self, budget_s: float) -> None:
-            if self.turns.sat == 4:
+    class Interrupted(measurement.Measurement):
+        def run_session(self, budget_s: float) -> None:
+            if self.turns.sessions_done == 4:
                 raise KeyboardInterrupt
-            super().sit(budget_s)
+            super().run_session(budget_s)
 
     def one(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
         steps = {OURS: Step(lambda: None)} if case.mode == "call" else {}
         return steps, {name: "a note" for name in case.providers}
 
-    monkeypatch.setattr(timing, "admitted", one)
+    monkeypatch.setattr(measurement, "validated_steps", one)
     out = tmp_path / "out.csv"
     words = ["run", "--suite", "latency", "--op", "gru", "--mode", "call", "fwd+bwd", "--threads", "1", "--budget", "0"]
     words += ["--no-memory", "--resume", "--tiny", "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr(timing, "Measurement", Interrupted)
+        patch.setattr(measurement, "Measurement", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             main(words)
     rows = store.read(out)
-    assert {row["sittings"] for row in rows if row["p50_us"]} == {"4"}
+    assert {row["sessions"] for row in rows if row["p50_us"]} == {"4"}
     assert {row["mode"] for row in rows if not row["p50_us"]} == {"call", "fwd+bwd"}
     assert all(row["note"] == "a note" for row in rows)
     main(words)
     again = store.read(out)[len(rows) :]
     assert {row["mode"] for row in again} == {"call"}, "what had nothing to time is done"
-    assert {row["sittings"] for row in again if row["p50_us"]} == {"10"}
+    assert {row["sessions"] for row in again if row["p50_us"]} == {"10"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import clock, memory, ours, peers, timing
+from benchmarks import clock, measurement, memory, peers, provider_dien_kernels
 from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import OURS, Case
 
@@ -35,11 +35,11 @@ def row_of(monkeypatch: pytest.MonkeyPatch, change: Any, mark: str = "", absent:
     """The row of a peer that is our op, with ``change`` applied to its result."""
 
     def build(case: Case, inputs: Inputs) -> Program:
-        program = ours.build(case, inputs)
+        program = provider_dien_kernels.build(case, inputs)
         return program._replace(forward=lambda: change(program.forward()), note="a peer", mark=mark)
 
     monkeypatch.setattr(peers, "load", lambda name: SimpleNamespace(absent=lambda: absent, build=build))
-    return timing.measure(CASE, 1, 0.0, with_memory=False)[1]
+    return measurement.measure(CASE, 1, 0.0, with_memory=False)[1]
 
 
 def test_a_right_peer_has_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,23 +99,23 @@ def test_a_slow_provider_is_visited_less_and_compared_in_its_rounds(monkeypatch:
     steps = {"fast": clock.Step(lambda: time.sleep(0.01)), "slow": clock.Step(lambda: time.sleep(0.03))}
     turns = clock.Turns(steps, True)
     for _ in range(4):
-        turns.sit(0.0)
-    assert [list(sitting) for sitting in turns.samples["fast"].sittings] == [[0], [1], [2], [3]]
-    assert [list(sitting) for sitting in turns.samples["slow"].sittings] == [[0], [], [2], []]
+        turns.run_session(0.0)
+    assert [list(session) for session in turns.samples["fast"].sessions] == [[0], [1], [2], [3]]
+    assert [list(session) for session in turns.samples["slow"].sessions] == [[0], [], [2], []]
 
 
-def samples(*sittings: dict[int, float]) -> clock.Samples:
-    return clock.Samples(1, list(sittings))
+def samples(*sessions: dict[int, float]) -> clock.Samples:
+    return clock.Samples(1, list(sessions))
 
 
-def test_ratios_are_of_common_rounds_and_their_range_is_of_sittings() -> None:
+def test_ratios_are_of_common_rounds_and_their_range_is_of_sessions() -> None:
     base = samples({0: 1.0, 1: 2.0}, {2: 100.0}, {3: 4.0, 4: 1.0, 5: 1.0})
     slow = samples({0: 3.0}, {}, {3: 8.0})
     assert clock.ratios(slow, base).p50 == pytest.approx(2.5)
-    assert clock.range_of(slow, base) == (2.0, 3.0)
+    assert clock.ratio_range(slow, base) == (2.0, 3.0)
     often = samples({0: 3.0, 1: 2.0}, {2: 300.0}, {3: 4.0, 4: 5.0, 5: 6.0})  # 3 1 | 3 | 1 5 6
     assert clock.ratios(often, base).p50 == pytest.approx(3.0)
-    assert clock.range_of(often, base) == (2.0, 5.0)
+    assert clock.ratio_range(often, base) == (2.0, 5.0)
 
 
 class Clock:
@@ -132,11 +132,11 @@ class Clock:
         return clock.Step(pass_time)
 
 
-def test_a_sitting_lasts_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_lasts_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = clock.Turns({"step": Clock(monkeypatch).step(0.01)}, True)
     for budget in (0.095, 0.0, 100.0):
-        turns.sit(budget)
-    assert [len(sitting) for sitting in turns.samples["step"].sittings] == [10, 1, clock.MAX_ROUNDS]
+        turns.run_session(budget)
+    assert [len(session) for session in turns.samples["step"].sessions] == [10, 1, clock.MAX_ROUNDS]
     assert turns.samples["step"].calls == 1
 
 
@@ -152,7 +152,7 @@ def test_who_fails_when_timed_is_left_out_and_the_others_go_on(monkeypatch: pyte
 
     turns = clock.Turns({"well": steps.step(0.01), "ill": clock.Step(fail)}, True)
     for _ in range(3):
-        turns.sit(0.05)
-    assert all(len(sitting) >= 2 for sitting in turns.samples["well"].sittings)
+        turns.run_session(0.05)
+    assert all(len(session) >= 2 for session in turns.samples["well"].sessions)
     assert set(turns.samples) == {"well"}
     assert str(turns.failed["ill"]) == "no more"

@@ -24,10 +24,12 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from benchmarks.facts import facts
-from benchmarks.inputs import SEED, Inputs, Program, draw, draw_lengths, largest_error
-from benchmarks.ours import build as build_ours
+from benchmarks.dien_model import PLAIN_TORCH
+from benchmarks.environment import environment
+from benchmarks.inputs import SEED, Inputs, Program, draw, draw_lengths
+from benchmarks.measurement import failure, mismatch
 from benchmarks.peers import eager_loop, torch_gru_packed, torch_gru_padded
+from benchmarks.provider_dien_kernels import build as build_own
 from benchmarks.registry import DIN_WIDTHS, Case
 from benchmarks.store import FOLDER
 from dien_kernels.ops import _triton
@@ -41,10 +43,11 @@ DTYPES = ("bfloat16", "float32")
 ORDERED = (4096, 16_384)  # rows whose order is counted, beside a sort of them
 BUDGET_S = 1.5  # for each case, when every provider has been compiled
 LIMIT_S = 400.0  # then the rest is left out, and said so
-# As benchmarks/admission.py has them, but for sums in TF32, which cuDNN takes for float32 unless told otherwise.
+# Larger than in benchmarks/measurement.py: cuDNN computes float32 products in TF32 unless it is told otherwise.
 WRONG = {"float32": 5e-3, "bfloat16": 1e-1}
 COLUMNS = (
-    *("op", "mode", "B", "T", "I", "H", "law", "dtype", "provider", "p20_us", "p50_us", "p80_us", "calls", "ratio"),
+    *("op", "mode", "B", "T", "I", "H", "length_distribution", "dtype", "provider"),
+    *("p20_us", "p50_us", "p80_us", "calls", "ratio"),
     *("note", "device", "capability", "shared_memory", "processors", "driver", "torch", "cuda", "cudnn", "triton"),
     *("git_sha", "date"),
 )
@@ -59,9 +62,9 @@ def cases(hidden: Collection[int], ops: Collection[str] = OPS, dtypes: Collectio
         *product(SIZES, DTYPES, ("full", "ragged"), OPS[:2], modes),
         *product(SIZES[:2], DTYPES, ("ragged",), OPS[2:], modes),
     ]
-    for size, dtype, law, op, mode in every:
+    for size, dtype, lengths, op, mode in every:
         if size[3] in hidden and op in ops and dtype in dtypes:
-            yield Case("gpu", op, mode, *size, law, dtype, ())
+            yield Case("gpu", op, mode, *size, lengths, dtype, ())
 
 
 def sent(inputs: Inputs, device: str) -> Inputs:
@@ -80,33 +83,27 @@ def providers(case: Case, inputs: Inputs) -> Iterator[tuple[str, Callable[[], Pr
         call = Call("attention_scores", device, dtype, case.inputs, case.hidden, kind, widths, case.trains)
     for backend in ("triton", "cuda"):
         if refusal(call, backend) is None:
-            yield backend, lambda backend=backend: build_ours(case, inputs, backend=backend)  # type: ignore[misc]
-    yield "torch", lambda: build_ours(case, inputs, backend="torch")
+            yield backend, lambda backend=backend: build_own(case, inputs, backend=backend)  # type: ignore[misc]
+    yield PLAIN_TORCH, lambda: build_own(case, inputs, backend=PLAIN_TORCH)
     if case.op == "gru":
         yield "torch_gru_padded", lambda: torch_gru_padded.build(case, inputs)
         yield "torch_gru_packed", lambda: torch_gru_packed.build(case, inputs)
     if case.op == "augru":
         yield "eager_loop", lambda: eager_loop.build(case, inputs)
-        if case.hidden == SIZES[0][3] and case.law == "full":  # every size would be compiled anew
+        if case.hidden == SIZES[0][3] and case.length_distribution == "full":  # every size would be compiled anew
             yield "compiled_loop", lambda: eager_loop.build(case, inputs, together=1)
 
 
-def error(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dict[str, Tensor]]) -> str | None:
+def wrong_result(program: Program, case: Case, inputs: Inputs, exact: tuple[Tensor, dict[str, Tensor]]) -> str | None:
     result = program.padded(program.step(case, inputs)().detach())
     found = {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
-    pairs = {"result": (result, exact[0])} | {f"gradient of {n}": (found.get(n), e) for n, e in exact[1].items()}
-    for name, (actual, wanted) in pairs.items():
-        if actual is None:
-            return f"no {name}"
-        worst = largest_error(actual, wanted, inputs.valid if name == "result" else None)
-        if not worst <= WRONG[case.dtype]:
-            return f"{name} is off by {worst:.1e} of its largest value"
-    return None
+    wrong = mismatch({"result": result}, {"result": exact[0]}, WRONG[case.dtype], inputs.valid)
+    return wrong or mismatch(found, exact[1], WRONG[case.dtype])
 
 
 def exact_result(case: Case, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
     wide = inputs.to(torch.float64)
-    program = build_ours(case, wide, backend="reference")
+    program = build_own(case, wide, backend="reference")
     result = program.step(case, wide)().detach()
     return result, {name: leaf.grad for name, leaf in program.leaves.items() if leaf.grad is not None}
 
@@ -133,12 +130,12 @@ def measure(case: Case, device: str, budget_s: float = BUDGET_S) -> Iterator[dic
         try:
             program = build()
             with torch.set_grad_enabled(case.trains):
-                wrong = error(program, case, inputs, exact)
+                wrong = wrong_result(program, case, inputs, exact)
             notes[name] = program.note if wrong is None else f"wrong: {wrong}"
             if wrong is None:
                 steps[name] = program.step(case, inputs)
-        except Exception as failure:
-            notes[name] = failed(failure)
+        except Exception as error:  # whatever a provider raises is a result, too
+            notes[name] = failure(error)
     del exact
     with torch.set_grad_enabled(case.trains):
         yield from timed(steps, notes, device, budget_s)
@@ -178,14 +175,9 @@ def orders(rows: int, device: str, budget_s: float) -> Iterator[dict[str, Any]]:
     for name, step in steps.items():
         try:
             notes[name] = "" if torch.equal(step(), wanted) else "wrong"
-        except Exception as failure:
-            notes[name] = failed(failure)
+        except Exception as error:  # whatever a provider raises is a result, too
+            notes[name] = failure(error)
     yield from timed({name: step for name, step in steps.items() if not notes[name]}, notes, device, budget_s)
-
-
-def failed(failure: Exception) -> str:
-    """A provider may raise whatever it likes: that is a result too."""
-    return f"failed: {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
 
 
 def machine() -> dict[str, str]:
@@ -202,7 +194,7 @@ def machine() -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
         "triton": triton.__version__,
-        "git_sha": facts("")["git_sha"],
+        "git_sha": environment("")["git_sha"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -234,7 +226,7 @@ def record(every: Iterable[Case], device: str, about: dict[str, str], file: Text
             break
         key = {"op": case.op, "mode": case.mode, **dict(zip(("B", "T", "I", "H"), case.size, strict=True))}
         for row in measure(case, device, budget_s):
-            writer.writerow(key | {"law": case.law, "dtype": case.dtype} | row | about)
+            writer.writerow(key | {"length_distribution": case.length_distribution, "dtype": case.dtype} | row | about)
             print(case, row, flush=True)
         file.flush()
 

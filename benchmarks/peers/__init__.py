@@ -28,7 +28,7 @@ def missing(modules: Sequence[str], package: str) -> str | None:
     return None
 
 
-def leave_out(name: str, **attributes: Any) -> None:
+def stub_module(name: str, **attributes: Any) -> None:
     """An empty module in the place of ``name``, which a peer imports and its model has no use for."""
     empty: Any = types.ModuleType(name)
     vars(empty).update(attributes)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
+from benchmarks.dien_model import copy_weights, padded_ids, widths
 from benchmarks.inputs import Inputs, Program, Tensors
-from benchmarks.peers import leave_out, missing
+from benchmarks.peers import missing, stub_module
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import padded_ids, put, widths
 from dien_kernels.batch import Batch
 
 VERSION = "0.3.0"
@@ -29,7 +29,7 @@ def absent() -> str | None:
 
 
 def package() -> tuple[Any, Any, Any]:
-    leave_out("deepctr_torch.utils", check_version=lambda version: None)
+    stub_module("deepctr_torch.utils", check_version=lambda version: None)
     from deepctr_torch import inputs, layers, models
 
     return inputs, layers, models
@@ -91,7 +91,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     model, hidden = model_of(case), case.hidden
     leaves, x, y = leaves_of(model), matrix(case, inputs.data, model), inputs.data.label
     first = "mlp.linears.0.weight"
-    put(inputs.leaves | {first: inputs.leaves[first].roll(hidden, 1)}, leaves)
+    copy_weights(inputs.leaves | {first: inputs.leaves[first].roll(hidden, 1)}, leaves)
     if case.mode == "request":
         model.eval()
         return Program(lambda: model(x).squeeze(1), {}, "repeats the history for every candidate")

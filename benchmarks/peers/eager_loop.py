@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from benchmarks.compiled import compiled
 from benchmarks.inputs import Inputs, Program
-from benchmarks.registry import PADS, Case
+from benchmarks.registry import COMPUTES_PADDING, Case
 
 
 def absent() -> str | None:
@@ -64,4 +64,4 @@ def build(case: Case, inputs: Inputs, together: int = 0) -> Program:
             h = states[-1]
         return torch.stack(states, 1)
 
-    return Program(forward, leaves, "" if inputs.lengths is None else PADS)
+    return Program(forward, leaves, "" if inputs.lengths is None else COMPUTES_PADDING)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.dien_model import copy_weights, padded_ids, widths
 from benchmarks.inputs import Inputs, Program, Tensors
-from benchmarks.peers import leave_out, missing
+from benchmarks.peers import missing, stub_module
 from benchmarks.registry import DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import padded_ids, put, widths
 from dien_kernels.batch import Batch
 
 VERSION = "2.3.10"
@@ -29,7 +29,7 @@ def absent() -> str | None:
 
 
 def module() -> Any:
-    leave_out("fuxictr.preprocess.build_dataset")
+    stub_module("fuxictr.preprocess.build_dataset")
     return importlib.import_module("model_zoo.LongCTR.DIEN.DIEN")  # the package has a class of this name
 
 
@@ -104,7 +104,7 @@ def build(case: Case, inputs: Inputs) -> Program:
         [f"evolution.{kind}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")],
     )
     given = inputs.leaves | {"evolution.bias_hh": inputs.leaves["evolution.bias_ih"]}
-    put(given | {name: swapped(given[name]) for name in cell}, leaves)
+    copy_weights(given | {name: swapped(given[name]) for name in cell}, leaves)
     note = f"fuxictr {VERSION}, without auxiliary loss"
     if case.mode == "request":
         model.eval()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, Tensors
-from benchmarks.registry import PADS, WRONG_GRADIENT, Case
+from benchmarks.registry import COMPUTES_PADDING, WRONG_GRADIENT, Case
 
 PACKAGES = ("onednn", "onednn-devel", "tbb-devel", "intel-opencl-rt")
 SOURCE = Path(__file__).with_name("onednn_rnn.cpp")
@@ -154,7 +154,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     rnn, leaves = _Rnn(case), _leaves(inputs)
     x, a = leaves["x"], leaves.get("attention")
     weights = [leaves[name] for name in ("w_ih", "w_hh", "bias")]
-    notes = ["time-major", "" if inputs.lengths is None else PADS]
+    notes = ["time-major", "" if inputs.lengths is None else COMPUTES_PADDING]
     if case.trains:
         notes.append("weights reordered in each call")
     else:

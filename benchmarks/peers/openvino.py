@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program
 from benchmarks.peers import missing, onednn
-from benchmarks.registry import PADS, Case
+from benchmarks.registry import COMPUTES_PADDING, Case
 
 VERSION = "2026.4.1"
 
@@ -141,6 +141,6 @@ def build(case: Case, inputs: Inputs) -> Program:
 
     note = f"openvino {VERSION}; weights reordered beforehand"
     if inputs.lengths is not None:
-        note += f"; {PADS}"
+        note += f"; {COMPUTES_PADDING}"
     variant = "authors_before" if case.op == "augru" else ""
     return Program(forward, inputs.leaves, note, padded=lambda result: result.squeeze(1), variant=variant)

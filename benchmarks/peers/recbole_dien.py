@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import BCEWithLogitsLoss
 
+from benchmarks.dien_model import copy_weights, padded_ids, widths
 from benchmarks.inputs import Inputs, Program, Tensors
 from benchmarks.peers import missing
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import padded_ids, put, widths
 from dien_kernels.batch import Batch
 
 VERSION = "1.2.1"
@@ -146,7 +146,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     given[FIRST] = torch.cat(given[FIRST].split(cuts, 1)[::-1], 1)
     given |= {f"{LAST_OF_UNIT}{kind}": inputs.leaves[f"{LAST_OF_UNIT}{kind}"] * scale for kind in ("weight", "bias")}
     given[f"{BIASES}hh"] = given[f"{BIASES}ih"]
-    put(given, leaves)
+    copy_weights(given, leaves)
     note = f"recbole {VERSION}, anomaly detection off, its networks as the other models'"
     if case.mode == "request":
         model.eval()

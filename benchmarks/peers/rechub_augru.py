@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program, Tensors
 from benchmarks.peers.rechub_dien import VERSION, absent, module
-from benchmarks.registry import PADS, Case
+from benchmarks.registry import COMPUTES_PADDING, Case
 
 __all__ = ["absent", "build"]
 
@@ -49,5 +49,5 @@ def build(case: Case, inputs: Inputs) -> Program:
 
     notes = [f"torch-rechub {VERSION}", "one bias a gate"]
     if inputs.lengths is not None:
-        notes.append(PADS)
+        notes.append(COMPUTES_PADDING)
     return Program(forward, leaves, "; ".join(notes), as_inputs=as_inputs, variant="one_bias")

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from benchmarks.inputs import Inputs, Program, Tensors, largest_error
+from benchmarks.dien_model import copy_weights, padded_ids, widths
+from benchmarks.inputs import Inputs, Program, Tensors
+from benchmarks.measurement import mismatch
 from benchmarks.peers import missing
 from benchmarks.registry import ITEM_FIELDS, MLP_WIDTHS, USER_FIELDS, Case
-from benchmarks.whole import padded_ids, put, widths
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru
 from dien_kernels.batch import Batch
 
 VERSION = "0.9.0"
-WRONG = 1e-3  # of the largest value of a tensor, as for the other models
+TOLERANCE = 1e-3  # of the largest value of a tensor, as for the other models
 
 
 def absent() -> str | None:
@@ -88,24 +89,20 @@ def _reference(model: Any, x: Tensors, label: Tensor, lengths: Tensor) -> Tensor
     )
 
 
-def _fault(case: Case, model: Any, x: Tensors, batch: Batch) -> str | None:
-    """What is wrong with its loss or gradients."""
+def _validate(case: Case, model: Any, x: Tensors, batch: Batch) -> str | None:
+    """What differs from ``_reference``, its loss or a gradient; None if nothing does."""
     tried, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     click, auxiliary = tried(x)
     loss = binary_cross_entropy(click, batch.label) + auxiliary
     wanted = _reference(exact, x, batch.label.double(), padded_ids(case, batch)[2])
     loss.backward()
     wanted.backward()
-    pairs = {"result": (loss.detach(), wanted.detach())}
-    for (name, own), other in zip(tried.named_parameters(), exact.parameters(), strict=True):
-        if own.grad is None or other.grad is None:
+    for name, own in (*tried.named_parameters(), *exact.named_parameters()):
+        if own.grad is None:
             return f"{name} has no gradient"
-        pairs[name] = own.grad, other.grad
-    for name, (actual, right) in pairs.items():
-        error = largest_error(actual, right)
-        if not error <= WRONG:
-            return f"{name} is off by {error:.1e} of its largest value"
-    return None
+    gradients, right = ({name: own.grad for name, own in m.named_parameters()} for m in (tried, exact))
+    wrong = mismatch({"result": loss.detach()}, {"result": wanted.detach()}, TOLERANCE)
+    return wrong or mismatch(gradients, right, TOLERANCE)
 
 
 def build(case: Case, inputs: Inputs) -> Program:
@@ -113,7 +110,7 @@ def build(case: Case, inputs: Inputs) -> Program:
     own = dict(model.named_parameters())
     tables = {f"embeddings.items.{name}.weight": own[f"embedding.embed_dict.{name}.weight"] for name in ITEM_FIELDS}
     tables |= {f"embeddings.users.{name}.weight": own[f"embedding.embed_dict.{name}.weight"] for name in USER_FIELDS}
-    put(inputs.leaves, tables)
+    copy_weights(inputs.leaves, tables)
     x = _batch(case, batch)
     note = f"torch-rechub {VERSION}, a smaller model: a recurrence half as wide for each field of an item"
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -128,5 +125,5 @@ def build(case: Case, inputs: Inputs) -> Program:
         own,
         f"{note}; fused Adam",
         optimise=optimizer.step,
-        check=lambda: _fault(case, model, x, batch),
+        check=lambda: _validate(case, model, x, batch),
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import Inputs, Program
-from benchmarks.registry import PADS, Case
+from benchmarks.registry import COMPUTES_PADDING, Case
 
 
 def absent() -> str | None:
@@ -27,5 +27,5 @@ def layer_of(case: Case, inputs: Inputs) -> tuple[torch.nn.GRU, dict[str, Tensor
 def build(case: Case, inputs: Inputs) -> Program:
     layer, leaves = layer_of(case, inputs)
     x = leaves["x"]
-    note = "" if inputs.lengths is None else PADS
+    note = "" if inputs.lengths is None else COMPUTES_PADDING
     return Program(lambda: layer(x)[0], leaves, note)

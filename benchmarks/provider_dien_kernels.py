@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import loading, whole
+from benchmarks import dien_model, loading
 from benchmarks.inputs import Inputs, Program, layers_of
 from benchmarks.registry import LOADERS, MODELS, OPS, OURS, Case
 from dien_kernels import attention_scores, augru, auxiliary_loss, gru, use_gates
 from dien_kernels.ops import _gates
 
-# Other functions than the cases', which some peer computes and its result is therefore compared with.
+# Functions other than that of a case. Some peer computes one of them, and so is compared with it.
 VARIANTS = {
     "authors": "the authors' form of the AUGRU, reset after the product",
     "authors_before": "the AUGRU of the authors' code, reset before the product",
@@ -25,7 +25,7 @@ VARIANTS = {
 
 def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto", variant: str = "") -> Program:
     if case.op in MODELS:
-        return whole.build(case, inputs, provider, backend, variant)
+        return dien_model.build(case, inputs, provider, backend, variant)
     if case.op in LOADERS:
         return loading.build(case, inputs, provider)
     if provider == "no_projection":

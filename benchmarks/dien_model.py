@@ -22,7 +22,10 @@ from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_W
 from dien_kernels import use_backend
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.models import DIEN
+from dien_kernels.ops._dispatch import AUTO_ORDER
 from dien_kernels.training.optimizer import make_optimizer
+
+PLAIN_TORCH = AUTO_ORDER["cpu"][-1]  # the backend in plain torch, which every call can fall back to
 
 
 def widths(case: Case) -> dict[str, int]:
@@ -57,7 +60,7 @@ def draw(case: Case) -> Inputs:
     generator = torch.Generator().manual_seed(SEED)
     schema = Schema(ITEM_FIELDS, USER_FIELDS)
     histories = 1 if case.mode == "request" else case.batch
-    ragged = case.law == "ragged"
+    ragged = case.length_distribution == "ragged"
     lengths = draw_lengths(histories, case.steps, generator) if ragged else torch.full((histories,), case.steps)
     total = int(lengths.sum())
 
@@ -98,7 +101,7 @@ def padded_ids(case: Case, batch: Batch) -> tuple[dict[str, Tensor], dict[str, T
 
 
 @torch.no_grad()
-def put(leaves: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+def copy_weights(leaves: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for name, leaf in into.items():
         leaf.copy_(leaves[name])
 
@@ -108,9 +111,9 @@ def build(case: Case, inputs: Inputs, provider: str = OURS, backend: str = "auto
     batch: Batch = inputs.data
     model = model_of(case, Schema(ITEM_FIELDS, USER_FIELDS), sparse).to(inputs.dresult.dtype)
     leaves = dict(model.named_parameters())
-    put(inputs.leaves, leaves)
-    if provider == "step_reference":
-        backend = "torch"  # named "reference" when the provider got its name, which stored rows have
+    copy_weights(inputs.leaves, leaves)
+    if provider == "step_reference":  # the name is that of the stored rows: see benchmarks/README.md
+        backend = PLAIN_TORCH
     compile_it = provider.endswith("_compiled")
     if case.mode == "request":
         return _requests(model, batch, backend, compile_it)

@@ -1,4 +1,4 @@
-"""Where and with what a row was measured, and how the allocator was set meanwhile."""
+"""The machine, software and allocator setting with which a row was measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("dien_kernels", "csrc", "setup.py", "benchmarks", ":!benchmarks/results", ":!benchmarks/*.md")
 
 
-def facts(allocator: str) -> dict[str, str]:
+def environment(allocator: str) -> dict[str, str]:
+    """The columns of a row that name its environment; ``allocator`` is the choice given to ``set_allocator``."""
     return {
         "isa": _native.cpu_isa() or "none",
         "machine": _cpu(),
@@ -36,8 +37,8 @@ def facts(allocator: str) -> dict[str, str]:
 def set_allocator(choice: str) -> None:
     """``keep``: freed memory stays with the process, for every provider alike.
 
-    Fresh pages are several times slower to write than used ones, so glibc's own setting, which hands large
-    blocks back, punishes whoever allocates much: mostly the peers. ``default`` leaves it so.
+    Fresh pages are several times slower to write than used ones, so glibc's default, which returns large freed blocks
+    to the system, slows the providers that allocate much, mostly the peers. ``default`` leaves it so.
     """
     if choice == "keep":
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
