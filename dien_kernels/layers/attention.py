@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from dien_kernels.layers._checks import (
     check_sizes,
 )
 from dien_kernels.layers.activations import Dice
-from dien_kernels.ops._checks import check_number, check_option, compute_dtype
+from dien_kernels.ops._checks import check_number, check_option, check_tensor, compute_dtype
 from dien_kernels.ops._layout import check_ragged, check_rows_total, check_values
 from dien_kernels.ops.attention.op import attention_scores
 
@@ -205,8 +206,8 @@ class DINAttention(nn.Module):
         history: Tensor | None = None,
         rows_total: int | None = None,
     ) -> Tensor:
-        weight = self.linears[0].weight
-        assert isinstance(weight, Tensor)
+        weight = cast(Tensor, self.linears[0].weight)
+        check_tensor("linears[0].weight", weight)  # a converted layer, such as a quantised one, may have a method there
         check_features("target", target, self.hidden_size, "hidden_size", weight)
         check_features("states", states, self.hidden_size, "hidden_size", weight)
         if self.activation == "dice":

@@ -7,7 +7,7 @@ index tensor.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -229,10 +229,9 @@ def bwd(dscores, target, states, weights, biases, slopes, lengths, offsets, mask
     d_states = by_row
     if shared:
         d_states = torch.zeros_like(job.states)
-        assert job.history is not None
         ragged = (job.lengths, job.offsets, job.y_start)
         _triton.sum_readers(
-            by_row, d_states, job.history, job.histories, ragged, job.sizes,
+            by_row, d_states, cast(Tensor, job.history), job.histories, ragged, job.sizes,
             parts=1, hidden=job.hidden, time_major=False,
         )  # fmt: skip
     dq, *rest = gradients
@@ -242,9 +241,8 @@ def bwd(dscores, target, states, weights, biases, slopes, lengths, offsets, mask
 def _of_vectors(job: _Job, weights: list[Tensor], dv: Tensor, d_offset: Tensor | None) -> list[Tensor]:
     """From v's gradient, and the offset's, those of what they are made of: q, the weights, the bias."""
     layers = job.layers
-    if job.bilinear:
+    if d_offset is None:  # bilinear attention has no offset
         return [dv @ weights[0].float(), dv.t() @ job.q] if weights else [dv]  # (A6)
-    assert d_offset is not None
     d_row = d_offset.unsqueeze(1)
     dq = dv * layers.w_p + d_row @ layers.w_row
     return [dq, _first_weights(job, d_row, dv.sum(0, True), (dv * job.q).sum(0, True)), *_bias_gradients(job, [d_row])]

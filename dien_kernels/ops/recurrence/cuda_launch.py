@@ -6,7 +6,7 @@ The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` o
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -290,8 +290,7 @@ def _aligned(t: Tensor | None) -> Tensor | None:
 
 def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
     dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
-    assert job.history is not None
-    readers = readers_of(job.history, job.histories)
+    readers = readers_of(cast(Tensor, job.history), job.histories)  # only jobs with shared histories come here
     _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
     return dgx
 

@@ -47,9 +47,8 @@ class Job:
         self.alpha0, self.alpha1, self.beta0, self.beta1 = coefficients
         self.hidden, self.input = w_hh.shape[1], x.shape[-1]
         self.jagged = ragged.offsets is not None
-        if self.jagged:
+        if ragged.offsets is not None:
             check_values(ragged, None, x.shape[0], None if attention is None else attention.shape[0])
-            assert ragged.offsets is not None
             self.steps, self.histories = 0, ragged.offsets.shape[0] - 1
         else:
             self.steps, self.histories = x.shape[:2] if self.time_major else (x.shape[1], x.shape[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -190,11 +190,11 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
 
 
 def _sum_readers(job: _Job, by_row: Tensor) -> Tensor:
+    """Of a job with shared histories: each history's sum over the rows that read it."""
     total = job.w_hh.new_zeros(job.x_rows, 3 * job.hidden)
-    assert job.history is not None
     ragged = (job.lengths, job.offsets, job.y_start)
     _triton.sum_readers(
-        by_row, total, job.history, job.histories, ragged, job.sizes,
+        by_row, total, cast(Tensor, job.history), job.histories, ragged, job.sizes,
         parts=3, hidden=job.hidden, time_major=job.time_major,
     )  # fmt: skip
     return total
