@@ -22,6 +22,7 @@ from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops._layout import Ragged
 from dien_kernels.ops.recurrence import reference
 from dien_kernels.ops.recurrence.op import recurrence
+from tests.targets import missing
 from tests.tolerances import assert_close_to
 
 KINDS = ("gru", "aigru", "agru", "paper", "authors", "prediction_flow")  # the last three: forms of augru
@@ -309,8 +310,12 @@ def assert_matches(case: Case, result: Result) -> None:
 
 
 def target_params(targets: tuple[str, ...] = TARGETS) -> list:
-    """Targets as parameters; those of the compiled library carry the marker ``native``."""
-    return [pytest.param(t, marks=pytest.mark.native if t.startswith("cpu") else ()) for t in targets]
+    """Those of the targets that this process can run, as parameters.
+
+    Targets of the compiled library carry the marker ``native``, Triton's interpreter carries ``interpreter``.
+    """
+    marks = {"cpu": (pytest.mark.native,), "triton": (pytest.mark.interpreter,)}
+    return [pytest.param(t, marks=marks.get(t.partition("-")[0], ())) for t in targets if missing(t) is None]
 
 
 @contextmanager
