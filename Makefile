@@ -25,6 +25,10 @@ TEST_TRITON = if $(HAS_TRITON); \
     then $(TEST_ENV) $(TRITON_ENV) $(PY) -m pytest tests -m interpreter $(PARALLEL); \
     else echo "make $@: triton is not installed, so its kernels were not run" >&2; fi
 
+# Bochs, an emulator of a processor with AVX-512.
+BOCHS ?= bochscpu-python==0.4.0
+HAS_AVX512 = $(PY) -c 'import dien_kernels, torch; torch.ops.dien_kernels._set_cpu_isa("avx512")' 2>/dev/null
+
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILT := dien_kernels/_build.json
 READY := $(VENV)/.ready
@@ -34,7 +38,7 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-fast test-triton test-asan test-ptx test-gpu bench bench-peers bench-gpu gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-fast test-triton test-avx512 test-asan test-ptx test-gpu bench bench-peers bench-gpu gpu-report lint cuda build info wheel-test clean
 
 # Every test, in two runs: Triton's interpreter must be on before Triton is imported, so its tests take other processes.
 # The second run comes whether or not the first one passes; each ends with its table of cells.
@@ -76,6 +80,17 @@ $(PEERS_READY): $(wildcard benchmarks/peers/requirements*.txt)
 	$(PEERS_VENV)/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
 	$(PEERS_VENV)/bin/python -m pip install -q --no-deps -r benchmarks/peers/requirements-alone.txt
 	touch $@
+
+# The AVX-512 kernels, as they stand in the built library, on an emulated processor. EMULATE=1: even on a processor that has
+# AVX-512, where they must agree to the bit. AVX512_CASES: how many random cases of each op.
+AVX512_CASES ?= 1000
+test-avx512: $(BUILT)
+	@if [ -z '$(EMULATE)' ] && $(HAS_AVX512); then \
+	    echo 'This processor has AVX-512, so make test runs the kernels on it; EMULATE=1 runs them in the emulator, too.'; \
+	else \
+	    $(PY) -m pip install -q '$(BOCHS)' && \
+	    $(TEST_ENV) $(PY) -m pytest tests/avx512 -m avx512 --no-skip --avx512-cases $(AVX512_CASES) $(PARALLEL); \
+	fi
 
 # The Triton and CUDA kernels (with nvcc) as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
 PTXSIM ?= ../shared/ptxsim

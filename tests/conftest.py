@@ -36,12 +36,14 @@ ASKED_FOR = {
     "sweep": "a long search",
     "ptx": "runs compiled kernels in a PTX simulator (make test-ptx)",
     "gpu": "needs a GPU (make test-gpu)",
+    "avx512": "runs the AVX-512 kernels on an emulated processor (make test-avx512)",
     "interpreter": "runs in Triton's interpreter, with TRITON_INTERPRET=1 (the second run of make test)",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skip", action="store_true", help="a test that is skipped has failed")
+    parser.addoption("--avx512-cases", type=int, default=1000, help="random cases of each op (make test-avx512)")
 
 
 @pytest.hookimpl(hookwrapper=True)
