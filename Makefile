@@ -13,9 +13,21 @@ ifndef DIEN_KERNELS_BUILD
 DIEN_KERNELS_BUILD := $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo cpu)
 endif
 export DIEN_KERNELS_BUILD
-# The tests' tensors are small: with many threads they would wait for one another, so files go to processes instead.
+# The tests' tensors are small: with many threads they would wait for one another, so tests go to processes instead. Each
+# process begins with a run of neighbouring tests, and one that is done takes over some of another's.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
+# The interpreter computes in NumPy, whose exp and tanh on AVX-512 are some units in the last place worse than elsewhere, and
+# than a GPU's: the tolerance rule holds for the others. The names are those of older and of newer versions of NumPy.
+TRITON_ENV := TRITON_INTERPRET=1 NPY_DISABLE_CPU_FEATURES='AVX512F AVX512CD AVX512_SKX AVX512_ICL AVX512_SPR X86_V4'
+TEST_TRITON = if $(HAS_TRITON); \
+    then $(TEST_ENV) $(TRITON_ENV) $(PY) -m pytest tests -m interpreter $(PARALLEL); \
+    else echo "make $@: triton is not installed, so its kernels were not run" >&2; fi
+
+# Bochs, an emulator of a processor with AVX-512.
+BOCHS ?= bochscpu-python==0.4.0
+HAS_AVX512 = $(PY) -c 'import dien_kernels, torch; torch.ops.dien_kernels._set_cpu_isa("avx512")' 2>/dev/null
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILT := dien_kernels/_build.json
@@ -26,10 +38,24 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 # No leak check: Python and torch keep much until the process ends.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: demo test test-asan test-ptx test-gpu bench bench-check bench-peers bench-gpu gpu-report lint cuda build info wheel-test clean
+.PHONY: demo test test-fast test-triton test-avx512 test-asan test-ptx test-gpu bench bench-check bench-peers bench-gpu
+.PHONY: gpu-report lint cuda build info wheel-test clean
 
+# Every test, in two runs: Triton's interpreter must be on before Triton is imported, so its tests take other processes.
+# The second run comes whether or not the first one passes; each ends with its table of cells.
 test: $(BUILT)
-	$(TEST_ENV) $(PY) -m pytest tests $(PARALLEL)
+	@failed=0; \
+	$(TEST_ENV) $(PY) -m pytest tests $(PARALLEL) || failed=1; \
+	$(TEST_TRITON) || failed=1; \
+	exit $$failed
+
+# Without what compiles with torch.compile, kills processes or searches, and without Triton's interpreter.
+test-fast: $(BUILT)
+	$(TEST_ENV) $(PY) -m pytest tests -m 'not slow' $(PARALLEL)
+
+# The Triton kernels in Triton's interpreter.
+test-triton: $(BUILT)
+	@$(TEST_TRITON)
 
 # DATA=path: your own logs (Parquet or CSV with the usual column names) instead of synthetic ones.
 demo: $(BUILT)
@@ -61,6 +87,17 @@ $(PEERS_READY): $(wildcard benchmarks/peers/requirements*.txt)
 	$(PEERS_VENV)/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
 	$(PEERS_VENV)/bin/python -m pip install -q --no-deps -r benchmarks/peers/requirements-alone.txt
 	touch $@
+
+# The AVX-512 kernels, as they stand in the built library, on an emulated processor. EMULATE=1: even on a processor that has
+# AVX-512, where they must agree to the bit. AVX512_CASES: how many random cases of each op.
+AVX512_CASES ?= 1000
+test-avx512: $(BUILT)
+	@if [ -z '$(EMULATE)' ] && $(HAS_AVX512); then \
+	    echo 'This processor has AVX-512, so make test runs the kernels on it; EMULATE=1 runs them in the emulator, too.'; \
+	else \
+	    $(PY) -m pip install -q '$(BOCHS)' && \
+	    $(TEST_ENV) $(PY) -m pytest tests/avx512 -m avx512 --no-skip --avx512-cases $(AVX512_CASES) $(PARALLEL); \
+	fi
 
 # The Triton and CUDA kernels (with nvcc) as PTX in a simulator: PTXSIM names its folder. Nothing may be skipped.
 PTXSIM ?= ../shared/ptxsim

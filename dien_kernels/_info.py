@@ -65,8 +65,8 @@ def _library() -> list[tuple[str, str]]:
         isa = _native.cpu_isa()
         if isa is None:
             isa = f"none: {_native.cpu_isa_reason()}"
-        elif not _native.cpu_isa_verified():
-            isa += " (unverified: the tests have never run on it)"
+        elif not _native.cpu_isa_timed():
+            isa += " (tested, also on an emulated processor; never timed)"
         pairs.append(("instruction set", isa))
     for key, value in facts.items():
         if key == "isas":

@@ -8,7 +8,7 @@ out, and mathematics.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -239,8 +239,7 @@ class Histories:
         return self if self.mask is None else self._keep("compacted", self._compacted)
 
     def _compacted(self) -> Histories:
-        assert self.mask is not None
-        return Histories(self.mask.sum(1), None, self.history_of)
+        return Histories(cast(Tensor, self.mask).sum(1), None, self.history_of)
 
     # Tensors that follow.
 
@@ -259,14 +258,17 @@ class Histories:
         return None if self.full else self._keep("row_lengths", self._row_lengths)
 
     def _row_lengths(self) -> Tensor:
-        length = self.history_lengths()
-        assert length is not None
+        length = cast(Tensor, self.history_lengths())
         return length[self.index(length.shape[0])]
 
     def index(self, histories: int) -> Tensor:
         """int64 [B], the history of each row, within 0 to U - 1 also where nobody has read the values."""
-        assert self.history_of is not None
-        return self.history_of.clamp(0, max(histories - 1, 0))
+        return self._history_of().clamp(0, max(histories - 1, 0))
+
+    def _history_of(self) -> Tensor:
+        if self.history_of is None:
+            raise ValueError("history_of must be given for what follows from it, got None")
+        return self.history_of
 
     def order(self, sort: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
         """int64 [B], the rows from the longest to the shortest, equal ones as they are; None where all have T steps.
@@ -286,14 +288,12 @@ class Histories:
 
     def row_starts(self, total: int) -> Tensor:
         """int64 [B], where each row starts in a jagged result of ``total`` steps: the sum of the lengths before it."""
-        assert self.offsets is not None
         if self.history_of is None:
-            return self.offsets[:-1]
+            return cast(Tensor, self.offsets)[:-1]
         return self._keep("row_starts", self._row_starts).clamp(0, total)
 
     def _row_starts(self) -> Tensor:
-        length = self.row_lengths()
-        assert length is not None
+        length = cast(Tensor, self.row_lengths())
         return length.cumsum(0) - length
 
     def row_of_step(self, total: int) -> Tensor:
@@ -305,8 +305,7 @@ class Histories:
         return self._keep(("row_of_step", total), lambda: self._row_of_step(total))
 
     def _row_of_step(self, total: int) -> Tensor:
-        length = self.row_lengths()
-        assert length is not None
+        length = cast(Tensor, self.row_lengths())
         rows = torch.arange(length.shape[0], device=length.device)
         if length.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_values(total=total if self.history_of is None else None)
@@ -323,9 +322,9 @@ class Histories:
         return self._keep(("source_of_step", total, data_rows), lambda: self._source_of_step(total, data_rows))
 
     def _source_of_step(self, total: int, data_rows: int) -> Tensor:
-        assert self.offsets is not None
-        shift = self.offsets[:-1][self.index(self.offsets.shape[0] - 1)] - self._keep("row_starts", self._row_starts)
-        source = shift[self.row_of_step(total)] + torch.arange(total, device=self.offsets.device)
+        first = cast(Tensor, self.offsets)[:-1]
+        shift = first[self.index(first.shape[0])] - self._keep("row_starts", self._row_starts)
+        source = shift[self.row_of_step(total)] + torch.arange(total, device=first.device)
         return source.clamp(0, max(data_rows - 1, 0))
 
     def rows_of_history(self, histories: int) -> RowsOfHistory:
@@ -333,8 +332,7 @@ class Histories:
         return self._keep(("rows_of_history", histories), lambda: self._rows_of_history(histories))
 
     def _rows_of_history(self, histories: int) -> RowsOfHistory:
-        assert self.history_of is not None
-        by_history, rows = self.history_of.sort(stable=True)
+        by_history, rows = self._history_of().sort(stable=True)
         first = torch.searchsorted(by_history, torch.arange(histories + 1, device=rows.device))
         return RowsOfHistory(rows, first)
 
@@ -343,10 +341,10 @@ class Histories:
         return None if self.mask is None else self._keep("mask_index", self._mask_index)
 
     def _mask_index(self) -> MaskIndex:
-        assert self.mask is not None
-        count = self.mask.cumsum(1)
+        mask = cast(Tensor, self.mask)
+        count = mask.cumsum(1)
         source = (count - 1).clamp(min=0)
-        return MaskIndex(torch.where(self.mask, source, self.mask.shape[1]), source, count, self.mask)
+        return MaskIndex(torch.where(mask, source, mask.shape[1]), source, count, mask)
 
     def row_mask_index(self) -> MaskIndex | None:
         """``mask_index`` of each row instead of each history."""
@@ -356,8 +354,7 @@ class Histories:
         return self._keep("row_mask_index", self._row_mask_index)
 
     def _row_mask_index(self) -> MaskIndex:
-        index = self.mask_index()
-        assert index is not None
+        index = cast(MaskIndex, self.mask_index())
         row = self.index(index.mask.shape[0])
         return MaskIndex(*(t[row] for t in index))
 

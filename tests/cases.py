@@ -23,6 +23,7 @@ from dien_kernels.ops._dispatch import Call, refusal
 from dien_kernels.ops.recurrence import contract, forms, reference
 from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.op import recurrence
+from tests.targets import missing
 from tests.tolerances import assert_close_to
 
 KINDS = forms.KINDS
@@ -324,8 +325,12 @@ def assert_matches(case: Case, result: Result) -> None:
 
 
 def target_params(targets: tuple[str, ...] = TARGETS) -> list:
-    """Targets as parameters; those of the compiled library carry the marker ``native``."""
-    return [pytest.param(t, marks=pytest.mark.native if t.startswith("cpu") else ()) for t in targets]
+    """Those of the targets that this process can run, as parameters.
+
+    Targets of the compiled library carry the marker ``native``, Triton's interpreter carries ``interpreter``.
+    """
+    marks = {"cpu": (pytest.mark.native,), "triton": (pytest.mark.interpreter,)}
+    return [pytest.param(t, marks=marks.get(t.partition("-")[0], ())) for t in targets if missing(t) is None]
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import torch
 
 from dien_kernels.ops import _dispatch, _triton
 from tests import ptx_simulator
+from tests.cases import ISAS
+from tests.targets import impossible, missing, refuses
 from tests.triton_launches import INTERPRETED, hurry_the_interpreter
 
 Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
@@ -21,9 +23,10 @@ _reasons: dict[Cell, set[str]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "native: runs the C++ library; make test-asan selects these")
     if INTERPRETED and not _triton.ABSENT:
         hurry_the_interpreter()
+    if config.getoption("-m") == "interpreter" and not INTERPRETED:
+        raise pytest.UsageError("-m interpreter needs the environment variable TRITON_INTERPRET=1")
     for marker, what in ASKED_FOR.items():
         config.addinivalue_line("markers", f"{marker}: {what}, run only when asked for with -m {marker}")
 
@@ -33,11 +36,23 @@ ASKED_FOR = {
     "sweep": "a long search",
     "ptx": "runs compiled kernels in a PTX simulator (make test-ptx)",
     "gpu": "needs a GPU (make test-gpu)",
+    "avx512": "runs the AVX-512 kernels on an emulated processor (make test-avx512)",
+    "interpreter": "runs in Triton's interpreter, with TRITON_INTERPRET=1 (the second run of make test)",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skip", action="store_true", help="a test that is skipped has failed")
+    parser.addoption("--avx512-cases", type=int, default=1000, help="random cases of each op (make test-avx512)")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_pycollect_makeitem() -> Iterator[None]:
+    """Make no tests that this process cannot run."""
+    outcome = yield
+    made = outcome.get_result()
+    if isinstance(made, list):
+        outcome.force_result([item for item in made if not (isinstance(item, pytest.Function) and impossible(item))])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,7 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in without)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture
@@ -105,7 +121,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write = terminalreporter.write_line
     terminalreporter.section("cells of the grid: number of tests passed, failed, skipped")
     lines, notes = table(_outcomes, _reasons)
-    for line in lines + absent({(cell[0], cell[1]) for cell in _outcomes}) + notes:
+    for line in lines + absent({cell[:3] for cell in _outcomes}) + notes:
         write(line)
 
 
@@ -125,23 +141,32 @@ def table(outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]]) -> 
 def _entry(cell: Cell, outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]], notes: list[str]) -> str:
     counts = outcomes.get(cell)
     if counts is None:
-        return "not run"
+        _, backend, isa, _, dtype = cell
+        reason = refuses(backend if isa == "-" else f"{backend}-{isa}", getattr(torch, dtype))
+        return "not run" if reason is None else f"not run {_mark(reason, notes)}"
     words = [f"{counts['passed']} passed"] if counts["passed"] else []
     words += [f"{counts['failed']} FAILED"] if counts["failed"] else []
     if counts["skipped"]:
-        marks = []
-        for reason in sorted(reasons.get(cell, {"no reason was given"})):
-            notes += [] if reason in notes else [reason]
-            marks.append(f"({notes.index(reason) + 1})")
+        marks = [_mark(reason, notes) for reason in sorted(reasons.get(cell, {"no reason was given"}))]
         words.append(f"{counts['skipped']} skipped {''.join(marks)}")
     return " ".join(words)
 
 
-def absent(ran: set[tuple[str, str]]) -> list[str]:
-    """Cells of the dispatcher's own table that no test touched, with the dispatcher's reason."""
-    ops = {op for op, _ in ran}
-    return [
-        f"{op}  {backend}: {reason or 'no test of this run'}"
-        for op, backend, reason in _dispatch.table()
-        if op in ops and (op, backend) not in ran
-    ]
+def _mark(reason: str, notes: list[str]) -> str:
+    """The number of the note that gives the reason."""
+    notes += [] if reason in notes else [reason]
+    return f"({notes.index(reason) + 1})"
+
+
+def absent(ran: set[tuple[str, str, str]]) -> list[str]:
+    """What no test of this run touched, with the reason: backends of the dispatcher's table, and instruction sets."""
+    lines = []
+    for op, backend, reason in _dispatch.table():
+        if not any(op == cell[0] for cell in ran):
+            continue
+        isas = ISAS if backend == "cpu" and any(cell[:2] == (op, "cpu") for cell in ran) else ("-",)
+        for isa in isas:
+            if not any(cell[:2] == (op, backend) and isa in (cell[2], "-") for cell in ran):
+                why = missing(backend if isa == "-" else f"{backend}-{isa}") or reason or "this run has no test of it"
+                lines.append(f"{op}  {backend}  {isa}: not run here, because {why}")
+    return lines

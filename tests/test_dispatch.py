@@ -17,7 +17,7 @@ def call(device: str = "cpu", hidden: int = 8, dtype: torch.dtype = torch.float3
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """An op whose backends refuse by size and device."""
     monkeypatch.setattr(_dispatch, "_refusals", {})
-    monkeypatch.setattr(_dispatch, "_forced", "auto")
+    monkeypatch.setattr(_dispatch._forced, "default", "auto")
     register_backend("invented", "cpu", lambda c: "not on the cpu" if c.device != "cpu" else None)
     register_backend(
         "invented",

@@ -1,6 +1,6 @@
 """What ``make test-gpu`` and ``make bench-gpu`` run, on the CPU: their code is right before a GPU sees it.
 
-In Triton's interpreter (test_recurrence_triton's process) its kernels stand in for those of a device.
+In Triton's interpreter (the second run of ``make test``) its kernels stand in for those of a device.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from benchmarks import inputs
 from benchmarks.gpu import timings
 from benchmarks.registry import Case
+from tests.cases import target_params
 from tests.ops import test_gpu
 from tests.triton_launches import INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKEND = "triton" if INTERPRETED else "torch"
-on_backend = pytest.mark.parametrize("backend", [BACKEND])
+on_backend = pytest.mark.parametrize("backend", target_params((BACKEND,)))
 SMALL = [case for case in test_gpu.CASES if case.B <= 33 and case.H <= 100][:: 20 if INTERPRETED else 3]
 ATTENTION = list(product(test_gpu.DTYPES, test_gpu.ATTENTION))[:: 31 if INTERPRETED else 5]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from tests import sass
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that has TRITON_INTERPRET=1")
+in_the_interpreter = pytest.mark.interpreter
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernels cannot be compiled")
 TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.uint8: "*u8",
@@ -52,19 +51,6 @@ def hurry_the_interpreter() -> None:
         return self.rewrite()(*arguments, **named)
 
     function.__call__ = call
-
-
-def passed_in_the_interpreter(files: list[Path], selection: str = "") -> int:
-    """How many tests of these files pass in Triton's interpreter; fails if one does not."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *map(str, files)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    return int(re.findall(r"(\d+) passed", done.stdout)[-1])  # the table of cells comes before the last line
 
 
 class Launched(NamedTuple):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.checks import check_number, check_option, compute_dtype
+from dien_kernels.checks import check_number, check_option, check_tensor, compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import (
     check_backend,
@@ -211,8 +212,8 @@ class DINAttention(nn.Module):
         rows_total: int | None = None,
         histories: Histories | None = None,
     ) -> Tensor:
-        weight = self.linears[0].weight
-        assert isinstance(weight, Tensor)
+        weight = cast(Tensor, self.linears[0].weight)
+        check_tensor("linears[0].weight", weight)  # a converted layer, such as a quantised one, may have a method there
         check_features("target", target, self.hidden_size, "hidden_size", weight)
         check_features("states", states, self.hidden_size, "hidden_size", weight)
         if self.activation == "dice":

@@ -65,9 +65,8 @@ class Weights(NamedTuple):
         check_option("side", side, _SIDES)
         if side == self.update:
             return self
-        w_ih, w_hh, b_ih, b_hh = (None if t is None else _negate_update(t) for t in self.tensors)
-        assert w_ih is not None
-        assert w_hh is not None
+        b_ih, b_hh = (None if b is None else _negate_update(b) for b in (self.b_ih, self.b_hh))
+        w_ih, w_hh = _negate_update(self.w_ih), _negate_update(self.w_hh)
         return Weights(w_ih, w_hh, b_ih, b_ih if self.tied else b_hh, self.reset, side, self.form)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,7 @@ def glorot_(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, Recurrence):
             w_ih, w_hh, b_ih, b_hh = weights_of(module)
-            assert w_ih is not None
-            assert w_hh is not None
+            w_ih, w_hh = cast(Tensor, w_ih), cast(Tensor, w_hh)
             hidden, inputs = w_hh.shape[1], w_ih.shape[1] + w_hh.shape[1]
             for weight in (w_ih, w_hh):
                 for rows, outputs in ((weight[: 2 * hidden], 2 * hidden), (weight[2 * hidden :], hidden)):

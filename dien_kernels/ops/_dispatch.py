@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from dien_kernels.ops._environment import choice
+from dien_kernels.ops._setting import Setting
 
 BackendName = Literal["auto", "cpu", "cuda", "triton", "torch", "reference"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)[1:]
@@ -42,8 +43,7 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-# One process-wide word, not a ContextVar: Dynamo guards a plain global and recompiles when it changes.
-_forced = choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS), "auto")
+_forced = Setting("backend", choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS), "auto"))
 
 
 @contextmanager
@@ -51,18 +51,15 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on backend ``name`` unless the call names another one itself.
 
     ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``. As with the ``backend``
-    argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The setting is
-    process-wide, not per thread. Raises ``ValueError`` for an unknown name.
+    argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The block holds for the
+    thread or asyncio task that enters it, and for no other (``Setting`` has the rules). A function compiled by
+    ``torch.compile`` follows it. Raises ``ValueError`` for an unknown name.
 
     >>> with use_backend("reference"):
     ...     pass
     """
-    global _forced
-    before, _forced = _forced, _checked(name, "use_backend(name)")
-    try:
+    with _forced.block(_checked(name, "use_backend(name)")):
         yield
-    finally:
-        _forced = before
 
 
 def register_backend(op: str, backend: str, refuses: Refuses) -> None:
@@ -76,7 +73,7 @@ def select(call: Call, backend: str) -> str:
     Raises ``ValueError`` for an unknown name and ``RuntimeError`` with the reason when a named backend refuses.
     """
     if backend == "auto":
-        backend = _forced
+        backend = _forced.word()
     if backend == "auto":
         cells = _refusals[call.op]
         for name in AUTO_ORDER.get(call.device, ("torch",)):

@@ -6,26 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dien_kernels.ops._environment import choice as from_environment
+from dien_kernels.ops._setting import Setting
 
 _CHOICES = ("recompute", "keep")
 
 KEPT_UNITS = 8
 """Kept gates are padded to this many units, whatever the instruction set: kKeptUnits in csrc/cpu/params.h."""
 
-_choice = from_environment("DIEN_KERNELS_GATES", _CHOICES, "keep")
+_choice = Setting("gates", from_environment("DIEN_KERNELS_GATES", _CHOICES, "keep"))
 
 
 @contextmanager
 def use_gates(choice: str) -> Iterator[None]:
-    """Inside the block, ``"keep"`` the gates of the forward (4 H values a step) or ``"recompute"`` them."""
-    global _choice
+    """Choose what the backward pass of the recurrence does about the gates of its forward pass inside the block.
+
+    ``"keep"``: the forward keeps them, which takes memory for 4 H more values a step. ``"recompute"``: the backward
+    computes them again from the states. As with ``use_backend``, the block holds for the thread or asyncio task that
+    enters it, and for no other. Raises ``ValueError`` for another word.
+    """
     if choice not in _CHOICES:
         raise ValueError(f"use_gates(choice) must be one of {_CHOICES}, got {choice!r}")
-    before, _choice = _choice, choice
-    try:
+    with _choice.block(choice):
         yield
-    finally:
-        _choice = before
 
 
 def kept_units() -> int:
@@ -34,4 +36,4 @@ def kept_units() -> int:
     The number is an argument of the raw ops: torch.compile keeps graphs on disk by what is written in them, and one
     made for another padding must not be taken for ours.
     """
-    return KEPT_UNITS if _choice == "keep" else 0
+    return KEPT_UNITS if _choice.word() == "keep" else 0

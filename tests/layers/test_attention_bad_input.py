@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from dien_kernels.layers import AUGRU, BilinearAttention, Dice, DINAttention
 from tests.layers.support import bad, expect, index, z
@@ -27,6 +28,19 @@ def din(**options: Any) -> DINAttention:
 
 
 A, Y = z(B, T), z(B, T, I)
+
+
+class Packed(nn.Module):
+    """A linear layer as quantisation leaves it: the weight is read by a method."""
+
+    def weight(self) -> Tensor:
+        return z(6, 4 * H)
+
+
+def converted(activation: str) -> DINAttention:
+    unit = din(activation=activation)
+    unit.linears[0] = Packed()
+    return unit
 
 
 @bad(
@@ -186,6 +200,15 @@ def dice() -> DINAttention:
         lambda: dice()(QH, FLAT, offsets=OFF, history=index(1, 1), rows_total=8.0),
         TypeError,
         "rows_total must be an int, got float",
+    ),
+    *(
+        (
+            f"converted-{activation}",
+            lambda activation=activation: converted(activation)(QH, S),
+            TypeError,
+            r"linears\[0\]\.weight must be a torch\.Tensor, got method",
+        )
+        for activation in ("sigmoid", "dice")
     ),
     ("dice-list", lambda: Dice(3)([1.0]), TypeError, "s must be a torch.Tensor, got list"),
     ("dice-3-d", lambda: Dice(3)(z(2, 2, 3)), ValueError, r"s must have shape \[P, 3\], got \(2, 2, 3\)"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from dien_kernels.ops.attention import attention_scores, op
 from dien_kernels.ops.attention import torch_backend as cell  # noqa: F401  the fixture "target" asks the module for it
 from tests.attention_cases import call, cast, layouts, leaves, make
-from tests.cases import running_on
+from tests.cases import running_on, target_params
 from tests.unit_cases import assert_compiles, raggedness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,7 +89,7 @@ def test_autocast_casts_the_big_operands_only() -> None:
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(got.sin().sum(), leaves(case)))
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", pytest.param("cpu", marks=pytest.mark.native), "triton"])
+@pytest.mark.parametrize("backend", target_params(("reference", "torch", "cpu", "triton")))
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 def test_opcheck(kind: str, backend: str) -> None:
     with running_on(backend):

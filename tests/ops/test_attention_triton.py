@@ -1,12 +1,12 @@
 """The attention kernels without a GPU: in Triton's interpreter, in ptxsim, and as compiled code.
 
-The interpreter must be switched on before Triton is imported, so its tests run in a process of their own.
+The interpreter must be switched on before Triton is imported. So its tests, those of tests/ops/test_attention*.py among
+them, carry the marker ``interpreter`` and run in processes of their own, which ``make test`` starts.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -26,7 +26,6 @@ from tests.triton_launches import (
     compiled,
     in_the_interpreter,
     launching,
-    passed_in_the_interpreter,
     simulator,
 )
 from tests.unit_cases import raggedness
@@ -81,13 +80,6 @@ def test_every_size_has_a_configuration(hidden: int) -> None:
     for bilinear in (False, True):
         if bilinear or hidden <= triton_launch.MAX_DIN:
             assert triton_launch.configuration(hidden, bilinear).steps >= 16
-
-
-@compiled
-def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    files = [Path(__file__).with_name(f"test_attention{name}.py") for name in ("", "_citizenship", "_triton")]
-    assert passed_in_the_interpreter(files, "triton and not test_in_the_interpreter") > 150
 
 
 def on_triton(*arguments: object, **options: object) -> dict:

@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 from dien_kernels import attention_scores, augru, auxiliary_loss
 from dien_kernels.ops._dispatch import use_backend
 from dien_kernels.ops._op import Op
-from dien_kernels.ops._op import Op
 from dien_kernels.ops.attention.op import ATTENTION
 from dien_kernels.ops.auxiliary_loss.op import AUXILIARY_LOSS
 from dien_kernels.ops.recurrence.op import RECURRENCE

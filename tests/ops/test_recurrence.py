@@ -52,11 +52,18 @@ SIZES = [
 ]  # fmt: skip
 
 
+def at_a_size(case: Case) -> object:
+    """As a parameter. Triton's interpreter would take as long for 520 rows as for thirty other cases, and 70 rows are
+    more than one program too; one number in bfloat16 is tested in many draws in test_recurrence_triton.py."""
+    left_out = case.B == 520 or (case.dtype == torch.bfloat16 and case.B == case.T == 1)
+    return pytest.param(case, marks=pytest.mark.without("triton") if left_out else ())
+
+
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize(
     "case",
     [
-        case
+        at_a_size(case)
         for n, (b, t, i, h) in enumerate(SIZES)
         for case in (
             Case("aigru", torch.float32, b, t, i, h, reset="before", seed=n),
@@ -71,6 +78,7 @@ def test_matches_reference_at_every_size(case: Case, target: str, record_cell: C
     check(case, target, record_cell)
 
 
+@pytest.mark.without("triton")  # the path for few steps is the CPU kernels' own
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("reset", ["after", "before"])
 @pytest.mark.parametrize("kind, dtype", list(product(KINDS, DTYPES)))
@@ -94,6 +102,7 @@ def test_inference_of_few_steps_matches_reference(
                 assert_close_to(tensor, exact(case).tensors[name], plain(case).tensors[name], f"{name} of {case}")
 
 
+@pytest.mark.without("triton")  # which keeps no gates
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize(
     "case",

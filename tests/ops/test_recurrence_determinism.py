@@ -105,6 +105,7 @@ def search(target: str, largest: int, examples: int) -> None:
         run()
 
 
+@pytest.mark.without("triton")  # test_recurrence_triton.py searches among the dtypes and sizes that it takes
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.usefixtures("one_thread")
 def test_search(target: str) -> None:
@@ -113,6 +114,7 @@ def test_search(target: str) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.without("triton")
 @pytest.mark.parametrize("target", target_params())
 def test_long_search(target: str) -> None:
     search(target, 70, 3000)

@@ -1,6 +1,7 @@
 """The Triton kernels without a GPU: in Triton's interpreter, in ptxsim, and as compiled code.
 
-The interpreter must be switched on before Triton is imported, so the grid runs in a process of its own.
+The interpreter must be switched on before Triton is imported. So its tests, those of the grid among them, carry the
+marker ``interpreter`` and run in processes of their own, which ``make test`` starts with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -29,7 +29,6 @@ from tests.triton_launches import (
     compiled,
     in_the_interpreter,
     launching,
-    passed_in_the_interpreter,
     simulator,
 )
 
@@ -71,20 +70,6 @@ def test_sizes_that_do_not_fill_their_padding_have_their_own_backward(itemsize: 
     for shared_memory, differs in ((232_448, True), (0, False)):
         launches = [triton_launch.configuration(h, itemsize, True, shared_memory) for h in (odd, whole)]
         assert (launches[0] != launches[1]) == differs
-
-
-# All cells of the grid but float64, which is refused, and what says nothing about these kernels: the CPU's own path for
-# few steps and its kept gates, whose forms, dtypes and sizes other cells have. 520 rows would take as long as thirty
-# other cells and 70 are more than one program too; one number in bfloat16 is tested below, in many draws.
-GRID = "triton and not f64 and not test_grid_in and not inference and not kept and not 520x3x3x4 and not bf16-1x1x"
-
-
-@compiled
-def test_grid_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    files = [Path(__file__).with_name(name) for name in ("test_recurrence.py", "test_recurrence_layouts.py")]
-    files += [ROOT / "tests" / "test_gpu_rehearsal.py", Path(__file__)]
-    assert passed_in_the_interpreter(files, GRID) > 380
 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.

@@ -20,7 +20,7 @@ very short rows; its middle term is then computed once per history.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -146,8 +146,7 @@ class _Din:
         z = torch.addmm(self.r.index_select(0, row), p, self.w_p.t())
         if self.shared is None:
             return z.addmm_(k, self.w_step.t()), p
-        assert source is not None
-        return z.add_(self.shared.index_select(0, source)), p
+        return z.add_(self.shared.index_select(0, cast(Tensor, source))), p
 
     def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
         e, _ = self.tail.forward(self._z_flat(row, source, k)[0])
@@ -165,8 +164,7 @@ class _Din:
         if self.d_shared is None:
             self.dw_step.addmm_(dz.t(), k)
             return dk.addmm_(dz, self.w_step)
-        assert source is not None
-        add_rows(self.d_shared, source, dz)
+        add_rows(self.d_shared, cast(Tensor, source), dz)
         return dk
 
     def share_backward(self, states: Tensor, dstates: Tensor) -> None:
@@ -339,8 +337,7 @@ class Pairs(NamedTuple):
 
 def _pairs(states: Tensor, histories: Histories, options: Options) -> Pairs:
     total = states.shape[0] if histories.history_of is None else options.rows_total
-    length = histories.row_lengths()
-    assert length is not None
+    length = cast(Tensor, histories.row_lengths())
     valid = None
     if not reads_are_free(states.device):
         valid = torch.arange(total, device=states.device) < length.sum()
@@ -362,9 +359,8 @@ def _pair_steps(states: Tensor, pairs: Pairs, chunk: slice, compute: torch.dtype
 
 def _named(states: Tensor, pairs: Pairs) -> Tensor:
     """States of histories that no row names become zeros: a NaN there must not reach the weights."""
-    assert pairs.source is not None
     used = torch.zeros(states.shape[0], dtype=torch.bool, device=states.device)
-    used[pairs.source] = True
+    used[cast(Tensor, pairs.source)] = True
     return torch.where(used.unsqueeze(1), states, 0)
 
 
@@ -432,8 +428,7 @@ def _equal(states: Tensor, histories: Histories) -> tuple[Tensor, Padded] | None
     count, history = histories.count(), histories.history_of
     if not count or not states.shape[0] or not reads_are_free(states.device):
         return None
-    length = histories.each_once().row_lengths()
-    assert length is not None
+    length = cast(Tensor, histories.history_lengths())
     steps, hidden = states.shape[0] // count, states.shape[1]
     if not bool((length == steps).all()) or not (history is None or matrix_a_row(steps, hidden)):
         return None

@@ -7,7 +7,7 @@ index tensor.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -238,8 +238,7 @@ def _of_vectors(problem: _Problem, weights: list[Tensor], dv: Tensor, d_offset: 
     layers = problem.layers
     if problem.bilinear:
         return [dv @ weights[0].float(), dv.t() @ problem.q] if weights else [dv]  # (A6)
-    assert d_offset is not None
-    d_row = d_offset.unsqueeze(1)
+    d_row = cast(Tensor, d_offset).unsqueeze(1)
     dq = dv * layers.w_p + d_row @ layers.w_row
     return [
         dq,

@@ -7,7 +7,7 @@ padding into plain torch in ``run``; ``recurrence`` picks a backend and calls it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -251,7 +251,7 @@ def run(
 
 def _check_attention(attention: Tensor | None, x: Tensor, histories: Histories, batch: int) -> Tensor:
     check_tensor("attention", attention)
-    assert attention is not None
+    attention = cast(Tensor, attention)
     if not histories.jagged:
         return check_compute_like("attention", attention, (batch, x.shape[1]), "[B, T]", x, "x")
     if attention.dim() != 1:

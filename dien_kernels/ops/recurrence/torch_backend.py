@@ -117,7 +117,7 @@ def _run(
         alive = valid.unsqueeze(1)
         h_t = torch.where(alive, h, 0)  # NaN in a state that no step reads must not reach sums over rows
         h_new, kept = step(x_t, h_t, a_t, w_ih, w_hh, b_ih, b_hh, options)
-        y = y.index_put(((rows.y_start + t * rows.y_stride)[valid],), h_new[valid])
+        y[(rows.y_start + t * rows.y_stride)[valid]] = h_new[valid]
         tape.append((valid, x_t, a_t, h_t, kept))
         h = torch.where(alive, h_new, h)
     return y, h, tape
