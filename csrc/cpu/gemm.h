@@ -220,6 +220,7 @@ DIEN_INLINE void prefetch(const void* p, int64_t bytes_each, int64_t n, int64_t 
 
 DIEN_INLINE void zero_rows(void* p, Store store, int64_t row, int64_t count, int64_t width) {
   const int64_t bytes = width * size_of(store);
+  if (count * bytes == 0) return;  // a tensor without elements has no address, and memset asks for one
   __builtin_memset(static_cast<char*>(p) + row * bytes, 0, count * bytes);
 }
 

@@ -288,8 +288,9 @@ struct Backward {
         L::store(gates + kAu * s.Hp + j, d.au);
         L::store(gates + kHn * s.Hp + j, d.an * r);
         L::store(dh + j, d.dh);
-        dg_sum += d.dg;
-        u_dg_sum += u * d.dg;
+        const V dg = L::live(d.dg, s.H - j);
+        dg_sum += dg;
+        u_dg_sum += L::live(u, s.H - j) * dg;
       }
       c.da[base + i] = attention_gradient(dg_sum, u_dg_sum);
     }
@@ -318,8 +319,9 @@ struct Backward {
         L::store(gates + kHn * s.Hp + j, r);
         L::store(q + j, r * L::load(h + j));
         L::store(dh + j, d.dh);
-        dg_sum += d.dg;
-        u_dg_sum += u * d.dg;
+        const V dg = L::live(d.dg, s.H - j);
+        dg_sum += dg;
+        u_dg_sum += L::live(u, s.H - j) * dg;
       }
       c.da[base + i] = attention_gradient(dg_sum, u_dg_sum);
     }
@@ -365,7 +367,7 @@ struct Backward {
         V dot = {};
         for (int64_t j = 0; j < s.Ip; j += L::N) {
           const V x = L::load(c.xs + t * s.Ip + j), dx = L::load(c.dxs + t * s.Ip + j);
-          dot += x * dx;
+          dot += x * L::live(dx, s.I - j);
           L::store(c.xs + t * s.Ip + j, c.scalars[t].gamma * x);
           L::store(c.dxs + t * s.Ip + j, c.scalars[t].gamma * dx);
         }
@@ -385,9 +387,10 @@ struct Backward {
         const T* projection = projected(row, step);  // gates r, u, n against gradients an, ar, au
         V dot = {};
         for (int64_t j = 0; j < s.Hp; j += L::N)
-          dot += L::load(projection + j) * L::load(in + kAr * s.Hp + j) +
-                 L::load(projection + s.Hp + j) * L::load(in + kAu * s.Hp + j) +
-                 L::load(projection + 2 * s.Hp + j) * L::load(in + kAn * s.Hp + j);
+          dot += L::live(L::load(projection + j) * L::load(in + kAr * s.Hp + j) +
+                             L::load(projection + s.Hp + j) * L::load(in + kAu * s.Hp + j) +
+                             L::load(projection + 2 * s.Hp + j) * L::load(in + kAn * s.Hp + j),
+                         s.H - j);
         c.da[token] += L::sum(dot);
       }
       for (int64_t j = 0; j < 3 * s.Hp; j += L::N) L::store(out + j, c.scalars[token].gamma * L::load(in + j));
