@@ -122,3 +122,11 @@ struct Activations<double, N> {
     return x;
   }
 };
+
+// The C library's functions of one value.
+DIEN_INLINE float exponential(float x) { return __builtin_expf(x); }
+DIEN_INLINE double exponential(double x) { return __builtin_exp(x); }
+DIEN_INLINE float logarithm(float x) { return __builtin_logf(x); }
+DIEN_INLINE double logarithm(double x) { return __builtin_log(x); }
+DIEN_INLINE float logarithm_plus_one(float x) { return __builtin_log1pf(x); }
+DIEN_INLINE double logarithm_plus_one(double x) { return __builtin_log1p(x); }
