@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "unit_plan.h"
+#include "mlp_plan.h"
 
 namespace dien {
 namespace {
@@ -13,19 +13,19 @@ namespace {
 // What a chunk's activations may take of the second-level cache.
 constexpr int64_t kChunkBytes = 192 << 10;
 
-std::vector<Target> plan_targets(const AttentionJob& job, const Layout& layout, const Mask& mask, int64_t steps) {
-  std::vector<Target> targets(job.batch);
+std::vector<Target> plan_targets(const AttentionCall& call, const Layout& layout, const Mask& mask, int64_t steps) {
+  std::vector<Target> targets(call.batch);
   int64_t before = 0;  // steps of the targets so far
-  for (int64_t b = 0; b < job.batch; ++b) {
+  for (int64_t b = 0; b < call.batch; ++b) {
     const int64_t u = layout.history ? layout.history[b] : b;
     const bool jagged = layout.offsets;
     Target& t = targets[b];
     t.u = u;
     t.length = history_length(layout, u, steps);
-    t.states = jagged ? layout.offsets[u] * job.states.s1 : u * job.states.s0;
+    t.states = jagged ? layout.offsets[u] * call.states.s1 : u * call.states.s0;
     t.mask = u * mask.s0;
     t.scores = jagged ? before : b * steps;
-    t.da = jagged ? before * job.da.s1 : b * job.da.s0;
+    t.da = jagged ? before * call.da.s1 : b * call.da.s0;
     before += t.length;
   }
   return targets;
@@ -43,37 +43,37 @@ void check_attention(const Layout& layout, int64_t histories, int64_t steps, int
            std::to_string(layout.attention_rows));
 }
 
-void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps) {
-  check_piece(job.size, job.hidden);
-  check_piece(job.histories, 1);
-  check_piece(job.batch, 1);
-  const std::vector<Target> targets = plan_targets(job, layout, mask, steps);
-  const Readers readers(job.histories, job.batch, [&](int64_t b) { return targets[b].u; });
-  std::vector<int64_t> state_rows(job.histories + 1);
-  for (int64_t u = 0; u <= job.histories; ++u) state_rows[u] = layout.offsets ? layout.offsets[u] : u * steps;
-  job.mask = mask.data;
-  job.mask_step = mask.s1;
-  job.targets = targets.data();
-  job.readers = readers.rows.data();
-  job.first_reader = readers.first.data();
-  job.state_rows = state_rows.data();
+void attention(AttentionCall call, const Layout& layout, const Mask& mask, int64_t steps) {
+  check_size(call.size, call.hidden);
+  check_size(call.histories, 1);
+  check_size(call.batch, 1);
+  const std::vector<Target> targets = plan_targets(call, layout, mask, steps);
+  const RowsOfHistories rows(call.histories, call.batch, [&](int64_t b) { return targets[b].u; });
+  std::vector<int64_t> state_rows(call.histories + 1);
+  for (int64_t u = 0; u <= call.histories; ++u) state_rows[u] = layout.offsets ? layout.offsets[u] : u * steps;
+  call.mask = mask.data;
+  call.mask_step = mask.s1;
+  call.targets = targets.data();
+  call.rows_of_history = rows.rows.data();
+  call.first_of_history = rows.first.data();
+  call.state_rows = state_rows.data();
 
   int64_t tokens = 0;
   for (const Target& t : targets) {
-    job.longest = std::max(job.longest, t.length);
+    call.longest = std::max(call.longest, t.length);
     tokens += t.length;
   }
-  check_piece(job.longest, job.hidden);
-  const MlpCost cost = mlp_cost(job.mlp, job.hidden);
-  const int64_t width = 2 * job.hidden + cost.width, bytes = value_bytes(job.states.store);
+  check_size(call.longest, call.hidden);
+  const MlpCost cost = mlp_cost(call.mlp, call.hidden);
+  const int64_t width = 2 * call.hidden + cost.width, bytes = value_bytes(call.states.store);
   // None of these sizes depends on the number of threads, nor therefore do the sums.
-  job.chunk_tokens = std::clamp<int64_t>(kChunkBytes / (bytes * width), 16, 128);
-  job.room.groups = std::clamp<int64_t>(std::min(kMostGroups, tokens / 64), 1, std::max<int64_t>(job.histories, 1));
-  limit_threads(job.threads, tokens * (job.hidden + cost.products));
-  const Kernels& kernels = unit_kernels(job.states.store);
-  kernels.lay_out_attention(job);
-  const Memory memory = allocate(job.room, job.threads);
-  kernels.attention(job);
+  call.chunk_tokens = std::clamp<int64_t>(kChunkBytes / (bytes * width), 16, 128);
+  call.workspace.groups =
+      std::clamp<int64_t>(std::min(kMostGroups, tokens / 64), 1, std::max<int64_t>(call.histories, 1));
+  limit_threads(call.threads, tokens * (call.hidden + cost.products));
+  const Kernel<AttentionCall>& kernel = mlp_kernels(call.states.store).attention;
+  call.workspace.sizes = kernel.sizes(call);
+  run_kernel(call, kernel);
 }
 
 }  // namespace dien

@@ -1,7 +1,7 @@
 // Attention scores on the CPU as their callers see them: raw pointers in, raw pointers out.
 #pragma once
+#include "attention_params.h"
 #include "layout.h"
-#include "unit_params.h"
 
 namespace dien {
 
@@ -14,9 +14,9 @@ struct Mask {
 // Throws std::invalid_argument for index values that would leave the arrays, before any result is made.
 void check_attention(const Layout& layout, int64_t histories, int64_t steps, int64_t batch);
 
-// The caller has called check_attention and fills AttentionJob's sizes, options, arrays, layers, results and threads.
+// The caller has called check_attention and fills the call's sizes, options, arrays, layers, results and threads.
 // Array strides: target s0 row, s1 feature; states s0 history, s1 step, s2 unit (jagged: s1, s2); da s0 row, s1 step
 // (jagged: s1).
-void attention(AttentionJob job, const Layout& layout, const Mask& mask, int64_t steps);
+void attention(AttentionCall call, const Layout& layout, const Mask& mask, int64_t steps);
 
 }  // namespace dien

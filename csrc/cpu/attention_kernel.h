@@ -3,198 +3,252 @@
 // One target at a time, its valid steps gathered into dense tokens. The first layer of din is one product a step, by (A5):
 // the matrix of a target costs two operations a weight, as much as one more step. The backward goes by histories, so that
 // the targets of one add their gradients in order; it computes the activations again.
+//
+// Names as on that page: r = (W_q + W_d) q + b_1 has the matrix W_r = W_q + W_d, and steps have W_k - W_d, here W_k, and
+// W_p. A bilinear call has W_r = W alone, or no matrix at all, and then r is v of (A1).
 
 template <class L>
 struct Attention {
   using T = typename L::Scalar;
   using V = typename L::V;
+  using Layers = Tail<L>;
 
-  const AttentionJob& job;
-  const Tail<L> tail;
-  const int64_t Hp, Dp, out, width;  // padded state and target; first layer's outputs, as they are and padded
+  // Sizes: padded state and target; the first layer's outputs, as they are and padded.
+  struct Shape {
+    int64_t Hp, Dp, out, width;
+    explicit Shape(const AttentionCall& call)
+        : Hp(round_up(call.hidden, L::N)),
+          Dp(round_up(call.size, L::N)),
+          out(call.bilinear ? call.hidden : call.mlp.layers[0].out),
+          width(round_up(out, L::N)) {}
+  };
 
-  explicit Attention(const AttentionJob& j)
-      : job(j),
-        tail{j.mlp},
-        Hp(round_up(j.hidden, L::N)),
-        Dp(round_up(j.size, L::N)),
-        out(j.bilinear ? j.hidden : j.mlp.layers[0].out),
-        width(round_up(out, L::N)) {}
+  // The weights in the compute dtype: `forward` for products of rows of q or k with W^T, `backward` for products of rows
+  // of gradients with W, `rows` as they are, padded.
+  struct Packed {
+    T *r_forward, *r_rows;
+    T *k_forward, *k_backward;
+    T *p_forward, *p_backward, *p_rows;
+    T* zeros;                               // [width]: the bias of a bilinear call
+    T* plain;                               // room for twice the largest matrix
+    const typename Layers::Packed* layers;  // din
+    Packed(const AttentionCall& call, const Shape& s, Arena& arena) {
+      const int64_t din = call.bilinear ? 0 : 1, any = call.mlp.count > 0 ? 1 : 0, derive = call.backward ? 1 : 0;
+      layers = din ? Layers::template take_layers<typename Layers::Packed>(call.mlp, arena, call.backward) : nullptr;
+      r_forward = arena.take<T>(any * call.size * s.width);
+      r_rows = arena.take<T>(any * derive * s.out * s.Dp);
+      k_forward = arena.take<T>(din * call.hidden * s.width);
+      p_forward = arena.take<T>(din * call.hidden * s.width);
+      k_backward = arena.take<T>(din * derive * s.out * s.Hp);
+      p_backward = arena.take<T>(din * derive * s.out * s.Hp);
+      p_rows = arena.take<T>(din * derive * s.out * s.Hp);
+      zeros = arena.take<T>(s.width);
+      plain = arena.take<T>(2 * Layers::largest(call.mlp));
+    }
+  };
 
-  static void lay_out(AttentionJob& job) {
-    Room& room = job.room;
-    const int64_t tokens = job.chunk_tokens, din = job.bilinear ? 0 : 1, back = job.backward ? 1 : 0;
-    const int64_t weights = job.bilinear && job.mlp.count == 0 ? 0 : 1;
-    if (din) Tail<L>::lay_out(job.mlp, tokens, job.backward, room);
-    const Attention k(job);
-    job.row_forward_at = take<T>(room.packed_bytes, weights * job.size * k.width);
-    job.row_rows_at = take<T>(room.packed_bytes, weights * back * k.out * k.Dp);
-    job.step_forward_at = take<T>(room.packed_bytes, din * job.hidden * k.width);
-    job.p_forward_at = take<T>(room.packed_bytes, din * job.hidden * k.width);
-    job.step_backward_at = take<T>(room.packed_bytes, din * back * k.out * k.Hp);
-    job.p_backward_at = take<T>(room.packed_bytes, din * back * k.out * k.Hp);
-    job.p_rows_at = take<T>(room.packed_bytes, din * back * k.out * k.Hp);
-    job.zero_at = take<T>(room.packed_bytes, k.width);
-    job.plain_at = take<T>(room.packed_bytes, 2 * Tail<L>::largest(job.mlp));
-    job.drow_at = take<T>(room.partial_bytes, weights * back * k.out * k.Dp);
-    job.dstep_at = take<T>(room.partial_bytes, din * back * k.out * k.Hp);
-    job.dp_at = take<T>(room.partial_bytes, din * back * k.out * k.Hp);
-    job.q_at = take<T>(room.scratch_bytes, k.Dp);
-    job.dq_at = take<T>(room.scratch_bytes, back * k.Dp);
-    job.r_at = take<T>(room.scratch_bytes, k.width);
-    job.dr_at = take<T>(room.scratch_bytes, back * k.width);
-    job.matrix_at = take<T>(room.scratch_bytes, din * (job.hidden * k.width + back * k.out * k.Hp));
-    job.dmatrix_at = take<T>(room.scratch_bytes, din * back * k.out * k.Hp);
-    job.keys_at = take<T>(room.scratch_bytes, tokens * k.Hp);
-    job.dkeys_at = take<T>(room.scratch_bytes, back * tokens * k.Hp);
-    job.sum_at = take<T>(room.scratch_bytes, back * job.longest * k.Hp);
-    job.e_at = take<T>(room.scratch_bytes, job.longest);
-    job.steps_at = take<int64_t>(room.scratch_bytes, job.longest);
-    job.x_at = take<T>(room.scratch_bytes, tokens);
-    job.d_at = take<T>(room.scratch_bytes, back * 2 * tokens * Tail<L>::widest(job.mlp));
-    job.line_at = take<T>(room.scratch_bytes, 4 * k.Hp + k.Dp + Tail<L>::widest(job.mlp));
+  // A group's gradient sums (A9) of W_r [out][Dp], of W_k and W_p [out][Hp], and of the layers.
+  struct Sums {
+    T *r, *k, *p;
+    const typename Layers::Sums* layers;
+    Sums(const AttentionCall& call, const Shape& s, Arena& arena) {
+      const int64_t din = call.bilinear ? 0 : 1, any = call.mlp.count > 0 ? 1 : 0;
+      layers = din ? Layers::template take_layers<typename Layers::Sums>(call.mlp, arena) : nullptr;
+      r = arena.take<T>(any * s.out * s.Dp);
+      k = arena.take<T>(din * s.out * s.Hp);
+      p = arena.take<T>(din * s.out * s.Hp);
+    }
+  };
+
+  // What a thread works in; a name with a d in front is the derivative by the value behind it.
+  struct Scratch {
+    // of a target
+    T *q, *dq, *r, *dr;
+    T *matrix_forward, *matrix_backward;  // W_k + W_p diag(q), packed as W_k is
+    T* g;                                 // G of (A12), [out][Hp]
+    T* e;                                 // logits, or their derivatives, of its valid steps
+    int64_t* steps;                       // which steps these are
+    // of a chunk of its steps
+    T *keys, *dkeys, *x, *d;
+    const typename Layers::Values* layers;
+    T* dstates;  // of a history
+    T* line;     // a row of a matrix, while the groups are added up
+    Scratch(const AttentionCall& call, const Shape& s, Arena& arena) {
+      const int64_t tokens = call.chunk_tokens, din = call.bilinear ? 0 : 1, derive = call.backward ? 1 : 0;
+      layers = din ? Layers::template take_layers<typename Layers::Values>(call.mlp, arena, tokens) : nullptr;
+      q = arena.take<T>(s.Dp);
+      dq = arena.take<T>(derive * s.Dp);
+      r = arena.take<T>(s.width);
+      dr = arena.take<T>(derive * s.width);
+      matrix_forward = arena.take<T>(din * call.hidden * s.width);
+      matrix_backward = arena.take<T>(din * derive * s.out * s.Hp);
+      g = arena.take<T>(din * derive * s.out * s.Hp);
+      keys = arena.take<T>(tokens * s.Hp);
+      dkeys = arena.take<T>(derive * tokens * s.Hp);
+      dstates = arena.take<T>(derive * call.longest * s.Hp);
+      e = arena.take<T>(call.longest);
+      steps = arena.take<int64_t>(call.longest);
+      x = arena.take<T>(tokens);
+      d = arena.take<T>(derive * 2 * tokens * Layers::widest(call.mlp));
+      line = arena.take<T>(derive * (4 * s.Hp + s.Dp + Layers::widest(call.mlp)));
+    }
+  };
+
+  const AttentionCall& call;
+  const Layers tail;
+  const Shape s;
+  const Packed w;
+
+  static Sizes sizes(const AttentionCall& call) {
+    const Shape s(call);
+    const int64_t sums = call.backward ? bytes_of<Sums>(call, s) : 0;
+    return {bytes_of<Packed>(call, s), sums, bytes_of<Scratch>(call, s), 0};
   }
 
-  static void run(const AttentionJob& job) {
-    const Attention k(job);
-    k.fill();
-    const Room& room = job.room;
-    if (!job.backward) {
-      run_tasks(job.threads, room.scratch, room.scratch_bytes, (job.batch + kTargets - 1) / kTargets,
-                [&](char* scratch, int64_t task) {
-                  const int64_t from = task * kTargets;
-                  for (int64_t b = from; b < from + kTargets && b < job.batch; ++b) k.run_target(scratch, b);
-                });
-      return;
-    }
-    const int64_t each = (job.histories + room.groups - 1) / room.groups;
-    run_tasks(job.threads, room.scratch, room.scratch_bytes, room.groups, [&](char* scratch, int64_t g) {
-      char* sums = room.partial + g * room.partial_bytes;
-      __builtin_memset(sums, 0, room.partial_bytes);
-      for (int64_t u = g * each; u < (g + 1) * each && u < job.histories; ++u)
-        k.run_history(scratch, reinterpret_cast<T*>(sums), u);
-    });
-    k.reduce();
+  static void run(const AttentionCall& call) {
+    Arena packed{call.workspace.packed};
+    const Attention kernel(call, packed);
+    kernel.fill();
+    if (call.backward)
+      kernel.backward();
+    else
+      kernel.forward();
   }
 
  private:
   static constexpr int64_t kTargets = 8;  // of one task of the forward
 
-  T* packed() const { return reinterpret_cast<T*>(job.room.packed); }
-  int64_t vectors(int64_t padded) const { return padded / L::N; }
+  Attention(const AttentionCall& c, Arena& packed) : call(c), tail{c.mlp}, s(c), w(c, s, packed) {}
 
-  void fill() const {
-    T *w = packed(), *plain = w + job.plain_at;
-    for (int64_t j = 0; j < width; ++j) w[job.zero_at + j] = 0;
-    if (job.mlp.count == 0) return;
-    const Layer& first = job.mlp.layers[0];
-    if (!job.bilinear) tail.fill(w, plain, job.backward);
-    T* transposed = plain + first.in * first.out;
-    read_rows(first.weight, first.out, first.in, plain);
-    if (!job.bilinear)  // [W_q | W_k | W_d | W_p] becomes [W_q + W_d | W_k - W_d | W_d | W_p]
-      for (int64_t o = 0; o < out; ++o) {
-        T* row = plain + o * first.in;
-        for (int64_t i = 0; i < job.hidden; ++i) {
-          row[i] += row[2 * job.hidden + i];
-          row[job.hidden + i] -= row[2 * job.hidden + i];
-        }
-      }
-    pack_matrix<L>(plain, first.in, out, job.size, transposed, w + job.row_forward_at, nullptr);
-    if (job.backward) read_padded(plain, first.in, job.size, Dp, w + job.row_rows_at);
-    if (job.bilinear) return;
-    pack_matrix<L>(plain + job.hidden, first.in, out, job.hidden, transposed, w + job.step_forward_at,
-                   job.backward ? w + job.step_backward_at : nullptr);
-    pack_matrix<L>(plain + 3 * job.hidden, first.in, out, job.hidden, transposed, w + job.p_forward_at,
-                   job.backward ? w + job.p_backward_at : nullptr);
-    if (job.backward) read_padded(plain + 3 * job.hidden, first.in, job.hidden, Hp, w + job.p_rows_at);
+  static int64_t vectors(int64_t padded) { return padded / L::N; }
+  void forward() const {
+    run_tasks(call, (call.batch + kTargets - 1) / kTargets, [&](char* memory, int64_t task) {
+      Arena scratch{memory};
+      const Scratch c(call, s, scratch);
+      const int64_t from = task * kTargets;
+      for (int64_t b = from; b < from + kTargets && b < call.batch; ++b) run_target(b, c);
+    });
   }
 
-  void read_padded(const T* in, int64_t stride, int64_t n, int64_t padded, T* to) const {
-    for (int64_t o = 0; o < out; ++o)
+  void backward() const {
+    const Workspace& memory = call.workspace;
+    const int64_t each = (call.histories + memory.groups - 1) / memory.groups;
+    run_tasks(call, memory.groups, [&](char* memory_of_thread, int64_t g) {
+      Arena scratch{memory_of_thread}, group_sums{sums_of(call.workspace, g)};
+      const Scratch c(call, s, scratch);
+      __builtin_memset(sums_of(call.workspace, g), 0, memory.sizes.sums);
+      const Sums sums(call, s, group_sums);
+      for (int64_t u = g * each; u < (g + 1) * each && u < call.histories; ++u) run_history(u, c, sums);
+    });
+    reduce();
+  }
+
+  void fill() const {
+    for (int64_t j = 0; j < s.width; ++j) w.zeros[j] = 0;
+    if (call.mlp.count == 0) return;
+    const Layer& first = call.mlp.layers[0];
+    const int64_t H = call.hidden;
+    if (!call.bilinear) tail.fill(w.layers, w.plain, call.backward);
+    T *plain = w.plain, *transposed = plain + first.in * first.out;
+    read_rows(first.weight, first.out, first.in, plain);
+    if (!call.bilinear)  // (A4): [W_q | W_k | W_d | W_p] becomes [W_q + W_d | W_k - W_d | W_d | W_p]
+      for (int64_t o = 0; o < s.out; ++o) {
+        T* row = plain + o * first.in;
+        for (int64_t i = 0; i < H; ++i) {
+          row[i] += row[2 * H + i];
+          row[H + i] -= row[2 * H + i];
+        }
+      }
+    pack_matrix<L>(plain, first.in, s.out, call.size, transposed, w.r_forward, nullptr);
+    if (call.backward) copy_padded(plain, first.in, call.size, s.Dp, w.r_rows);
+    if (call.bilinear) return;
+    pack_matrix<L>(plain + H, first.in, s.out, H, transposed, w.k_forward, call.backward ? w.k_backward : nullptr);
+    pack_matrix<L>(plain + 3 * H, first.in, s.out, H, transposed, w.p_forward, call.backward ? w.p_backward : nullptr);
+    if (call.backward) copy_padded(plain + 3 * H, first.in, H, s.Hp, w.p_rows);
+  }
+
+  // Rows of the first layer with zeros up to their padded size.
+  void copy_padded(const T* in, int64_t stride, int64_t n, int64_t padded, T* to) const {
+    for (int64_t o = 0; o < s.out; ++o)
       for (int64_t i = 0; i < padded; ++i) to[o * padded + i] = i < n ? in[o * stride + i] : T(0);
   }
 
-  // What one target needs before its steps; returns how many steps are valid, and writes which.
-  int64_t prepare(T* s, int64_t b) const {
-    const Target& t = job.targets[b];
-    int64_t* steps = reinterpret_cast<int64_t*>(s) + job.steps_at;
+  // q, r and the matrices of a target; writes which steps are valid, and returns how many.
+  int64_t prepare(int64_t b, const Scratch& c) const {
+    const Target& t = call.targets[b];
     int64_t n = 0;
     for (int64_t i = 0; i < t.length; ++i)
-      if (!job.mask || job.mask[t.mask + i * job.mask_step]) steps[n++] = i;
+      if (!call.mask || call.mask[t.mask + i * call.mask_step]) c.steps[n++] = i;
     if (n == 0) return 0;
-    const T* w = packed();
-    T *q = s + job.q_at, *r = s + job.r_at;
-    gather_padded<L>(job.target, b * job.target.s0, job.target.s1, job.size, Dp, q);
-    if (job.mlp.count == 0) {
-      __builtin_memcpy(r, q, Dp * sizeof(T));
+    gather_padded<L>(call.target, b * call.target.s0, call.target.s1, call.size, s.Dp, c.q);
+    if (call.mlp.count == 0) {
+      __builtin_memcpy(c.r, c.q, s.Dp * sizeof(T));
       return n;
     }
-    affine<L>(q, Dp, w + job.row_forward_at, job.size, w + (job.bilinear ? job.zero_at : job.mlp.layers[0].bias_at), 0,
-              vectors(width), 1, r, width);
-    for (int64_t j = out; j < width; ++j) r[j] = 0;  // an infinite target left NaN there
-    if (!job.bilinear) make_matrices(q, s + job.matrix_at);
+    const T* bias = call.bilinear ? w.zeros : w.layers[0].bias;
+    affine<L>(c.q, s.Dp, w.r_forward, call.size, bias, 0, vectors(s.width), 1, c.r, s.width);
+    for (int64_t j = s.out; j < s.width; ++j) c.r[j] = 0;  // an infinite target left NaN there
+    if (!call.bilinear) make_matrices(c);
     return n;
   }
 
-  // (A5): (W_k - W_d) + W_p diag(q), in the orders of the forward and, behind it, of the backward.
-  void make_matrices(const T* q, T* matrix) const {
-    const T *step = packed() + job.step_forward_at, *p = packed() + job.p_forward_at;
-    for_column_tiles(vectors(width), [&]<int NV>(int64_t) {
-      for (int64_t k = 0; k < job.hidden; ++k, step += NV * L::N, p += NV * L::N, matrix += NV * L::N)
+  // (A5): W_k + W_p diag(q) in the orders of the forward and of the backward.
+  void make_matrices(const Scratch& c) const {
+    const T *k = w.k_forward, *p = w.p_forward;
+    T* matrix = c.matrix_forward;
+    for_column_tiles(vectors(s.width), [&]<int NV>(int64_t) {
+      for (int64_t i = 0; i < call.hidden; ++i, k += NV * L::N, p += NV * L::N, matrix += NV * L::N)
         for (int v = 0; v < NV; ++v)
-          L::store(matrix + v * L::N, L::load(step + v * L::N) + q[k] * L::load(p + v * L::N));
+          L::store(matrix + v * L::N, L::load(k + v * L::N) + c.q[i] * L::load(p + v * L::N));
     });
-    if (!job.backward) return;
-    step = packed() + job.step_backward_at, p = packed() + job.p_backward_at;
-    for_column_tiles(vectors(Hp), [&]<int NV>(int64_t first) {
-      for (int64_t o = 0; o < out; ++o, step += NV * L::N, p += NV * L::N, matrix += NV * L::N)
+    if (!call.backward) return;
+    k = w.k_backward, p = w.p_backward, matrix = c.matrix_backward;
+    for_column_tiles(vectors(s.Hp), [&]<int NV>(int64_t first) {
+      for (int64_t o = 0; o < s.out; ++o, k += NV * L::N, p += NV * L::N, matrix += NV * L::N)
         for (int v = 0; v < NV; ++v)
           L::store(matrix + v * L::N,
-                   L::load(step + v * L::N) + L::load(q + (first + v) * L::N) * L::load(p + v * L::N));
+                   L::load(k + v * L::N) + L::load(c.q + (first + v) * L::N) * L::load(p + v * L::N));
     });
   }
 
-  void gather_keys(T* s, const Target& t, const int64_t* steps, int64_t n) const {
+  void gather_keys(const Target& t, const int64_t* steps, int64_t n, const Scratch& c) const {
     for (int64_t i = 0; i < n; ++i)
-      gather_padded<L>(job.states, t.states + steps[i] * job.states.s1, job.states.s2, job.hidden, Hp,
-                       s + job.keys_at + i * Hp);
+      gather_padded<L>(call.states, t.states + steps[i] * call.states.s1, call.states.s2, call.hidden, s.Hp,
+                       c.keys + i * s.Hp);
   }
 
   // f(first token, tokens) for chunks of a target's n valid steps.
   template <class F>
   void for_chunks(int64_t n, F&& f) const {
-    for (int64_t from = 0; from < n; from += job.chunk_tokens)
-      f(from, n - from < job.chunk_tokens ? n - from : job.chunk_tokens);
+    for (int64_t from = 0; from < n; from += call.chunk_tokens)
+      f(from, n - from < call.chunk_tokens ? n - from : call.chunk_tokens);
   }
 
   // (A1), (A2) without the scale: x of a chunk's keys.
-  void logits(T* s, int64_t n, T* x) const {
-    const T *keys = s + job.keys_at, *r = s + job.r_at;
-    if (job.bilinear) {
+  void logits(int64_t n, const Scratch& c, T* x) const {
+    if (call.bilinear) {
       for (int64_t i = 0; i < n; ++i) {
         V sum{};
-        for (int64_t j = 0; j < Hp; j += L::N) sum += L::load(keys + i * Hp + j) * L::load(r + j);
+        for (int64_t j = 0; j < s.Hp; j += L::N) sum += L::load(c.keys + i * s.Hp + j) * L::load(c.r + j);
         x[i] = L::sum(sum);
       }
       return;
     }
-    affine<L>(keys, Hp, s + job.matrix_at, job.hidden, r, 0, vectors(width), n, s + job.mlp.layers[0].z_at, width);
-    tail.forward(packed(), s, n, x);
+    affine<L>(c.keys, s.Hp, c.matrix_forward, call.hidden, c.r, 0, vectors(s.width), n, c.layers[0].z, s.width);
+    tail.forward(w.layers, c.layers, n, x);
   }
 
-  void run_target(char* memory, int64_t b) const {
-    T* s = reinterpret_cast<T*>(memory);
-    const Target& t = job.targets[b];
-    const int64_t n = prepare(s, b), *steps = reinterpret_cast<int64_t*>(s) + job.steps_at;
-    T* e = s + job.e_at;
+  void run_target(int64_t b, const Scratch& c) const {
+    const Target& t = call.targets[b];
+    const int64_t n = prepare(b, c);
     for_chunks(n, [&](int64_t from, int64_t tokens) {
-      gather_keys(s, t, steps + from, tokens);
-      logits(s, tokens, e + from);
+      gather_keys(t, c.steps + from, tokens, c);
+      logits(tokens, c, c.e + from);
     });
-    for (int64_t i = 0; i < n; ++i) e[i] *= T(job.scale);
-    if (job.softmax && n > 0) softmax(e, n);
-    T* scores = static_cast<T*>(job.scores) + t.scores;
-    for (int64_t i = 0; i < n; ++i) scores[steps[i]] = e[i];
+    for (int64_t i = 0; i < n; ++i) c.e[i] *= T(call.scale);
+    if (call.softmax && n > 0) softmax(c.e, n);
+    T* scores = static_cast<T*>(call.scores) + t.scores;
+    for (int64_t i = 0; i < n; ++i) scores[c.steps[i]] = c.e[i];
   }
 
   // (A3)
@@ -205,119 +259,117 @@ struct Attention {
     for (int64_t i = 0; i < n; ++i) e[i] /= total;
   }
 
-  void run_history(char* memory, T* sums, int64_t u) const {
-    T* s = reinterpret_cast<T*>(memory);
-    const int64_t first = job.first_reader[u], last = job.first_reader[u + 1];
-    const int64_t row = job.state_rows[u], rows = job.state_rows[u + 1] - row;
-    const int64_t length = first < last ? job.targets[job.readers[first]].length : 0;
-    T* sum = s + job.sum_at;
-    for (int64_t i = 0; i < length * Hp; ++i) sum[i] = 0;
-    for (int64_t i = first; i < last; ++i) target_backward(s, sums, job.readers[i]);
+  void run_history(int64_t u, const Scratch& c, const Sums& sums) const {
+    const int64_t first = call.first_of_history[u], last = call.first_of_history[u + 1];
+    const int64_t row = call.state_rows[u], rows = call.state_rows[u + 1] - row;
+    const int64_t length = first < last ? call.targets[call.rows_of_history[first]].length : 0;
+    for (int64_t i = 0; i < length * s.Hp; ++i) c.dstates[i] = 0;
+    for (int64_t i = first; i < last; ++i) target_backward(call.rows_of_history[i], c, sums);
     for (int64_t t = 0; t < length; ++t)
-      write_row(job.dstates, job.states.store, (row + t) * job.hidden, job.hidden, sum + t * Hp);
-    zero_rows(job.dstates, job.states.store, row + length, rows - length, job.hidden);
+      write_row(call.dstates, call.states.store, (row + t) * call.hidden, call.hidden, c.dstates + t * s.Hp);
+    zero_rows(call.dstates, call.states.store, row + length, rows - length, call.hidden);
   }
 
-  // Adds a target's gradients: to dtarget, to the history's at sum_at, to the group's sums.
-  void target_backward(T* s, T* sums, int64_t b) const {
-    const Target& t = job.targets[b];
-    const int64_t n = prepare(s, b), *steps = reinterpret_cast<int64_t*>(s) + job.steps_at;
-    T *dq = s + job.dq_at, *dr = s + job.dr_at, *de = s + job.e_at;
-    for (int64_t i = 0; i < Dp; ++i) dq[i] = 0;
-    for (int64_t j = 0; j < width; ++j) dr[j] = 0;
-    for (int64_t i = 0; !job.bilinear && i < out * Hp; ++i) s[job.dmatrix_at + i] = 0;
-    read_de(t, steps, n, de);
+  // Adds a target's gradients to the history's and to the group's sums, and writes its own.
+  void target_backward(int64_t b, const Scratch& c, const Sums& sums) const {
+    const Target& t = call.targets[b];
+    const int64_t n = prepare(b, c);
+    for (int64_t i = 0; i < s.Dp; ++i) c.dq[i] = 0;
+    for (int64_t j = 0; j < s.width; ++j) c.dr[j] = 0;
+    for (int64_t i = 0; !call.bilinear && i < s.out * s.Hp; ++i) c.g[i] = 0;
+    read_de(t, n, c);
     for_chunks(n, [&](int64_t from, int64_t tokens) {
-      gather_keys(s, t, steps + from, tokens);
-      if (job.bilinear)
-        bilinear_chunk(s, tokens, de + from);
+      gather_keys(t, c.steps + from, tokens, c);
+      if (call.bilinear)
+        bilinear_chunk(tokens, c.e + from, c);
       else
-        din_chunk(s, sums, tokens, de + from);
+        din_chunk(tokens, c.e + from, c, sums);
       for (int64_t i = 0; i < tokens; ++i) {
-        T* to = s + job.sum_at + steps[from + i] * Hp;
-        const T* dk = s + job.dkeys_at + i * Hp;
-        for (int64_t j = 0; j < Hp; j += L::N) L::store(to + j, L::load(to + j) + L::load(dk + j));
+        T* to = c.dstates + c.steps[from + i] * s.Hp;
+        for (int64_t j = 0; j < s.Hp; j += L::N) L::store(to + j, L::load(to + j) + L::load(c.dkeys + i * s.Hp + j));
       }
     });
-    if (n > 0) target_sums(s, sums);
-    write_row(job.dtarget, job.target.store, b * job.size, job.size, dq);
+    if (n > 0) target_sums(c, sums);
+    write_row(call.dtarget, call.target.store, b * call.size, call.size, c.dq);
   }
 
   // (A13), with the scale.
-  void read_de(const Target& t, const int64_t* steps, int64_t n, T* de) const {
-    const T* a = static_cast<const T*>(job.scores) + t.scores;
-    T dot = 0;
+  void read_de(const Target& t, int64_t n, const Scratch& c) const {
+    const T* a = static_cast<const T*>(call.scores) + t.scores;
+    const int64_t* steps = c.steps;
+    T *de = c.e, dot = 0;
     for (int64_t i = 0; i < n; ++i) {
-      de[i] = read_one<T>(job.da, t.da + steps[i] * job.da.s1);
+      de[i] = read_one<T>(call.da, t.da + steps[i] * call.da.s1);
       dot += a[steps[i]] * de[i];
     }
-    for (int64_t i = 0; i < n; ++i) de[i] = T(job.scale) * (job.softmax ? a[steps[i]] * (de[i] - dot) : de[i]);
+    for (int64_t i = 0; i < n; ++i) de[i] = T(call.scale) * (call.softmax ? a[steps[i]] * (de[i] - dot) : de[i]);
   }
 
   // (A6): dr is the derivative by v.
-  void bilinear_chunk(T* s, int64_t n, const T* de) const {
-    for (int64_t j = 0; j < Hp; j += L::N) {
-      const V v = L::load(s + job.r_at + j);
-      V sum = L::load(s + job.dr_at + j);
+  void bilinear_chunk(int64_t n, const T* de, const Scratch& c) const {
+    for (int64_t j = 0; j < s.Hp; j += L::N) {
+      const V v = L::load(c.r + j);
+      V sum = L::load(c.dr + j);
       for (int64_t i = 0; i < n; ++i) {
-        sum += de[i] * L::load(s + job.keys_at + i * Hp + j);
-        L::store(s + job.dkeys_at + i * Hp + j, de[i] * v);
+        sum += de[i] * L::load(c.keys + i * s.Hp + j);
+        L::store(c.dkeys + i * s.Hp + j, de[i] * v);
       }
-      L::store(s + job.dr_at + j, sum);
+      L::store(c.dr + j, sum);
     }
   }
 
-  // (A7), (A8), G_b and the keys' derivative of (A12).
-  void din_chunk(T* s, T* sums, int64_t n, const T* de) const {
-    logits(s, n, s + job.x_at);
-    const T* dz = tail.backward(packed(), s, n, de, s + job.d_at, sums);
-    add_column_sums<L>(dz, width, n, width, s + job.dr_at);
-    product_transposed<L>(dz, width, s + job.keys_at, Hp, n, out, vectors(Hp), s + job.dmatrix_at, Hp);
-    product<L, false>(dz, width, 1, 0, s + job.matrix_at + job.hidden * width, out, vectors(Hp), n, s + job.dkeys_at,
-                      Hp);
+  // (A7), (A8), G and the keys' derivative of (A12).
+  void din_chunk(int64_t n, const T* de, const Scratch& c, const Sums& sums) const {
+    logits(n, c, c.x);
+    const T* dz = tail.backward(w.layers, c.layers, n, de, c.d, sums.layers);
+    add_column_sums<L>(dz, s.width, n, s.width, c.dr);
+    product_transposed<L>(dz, s.width, c.keys, s.Hp, n, s.out, vectors(s.Hp), c.g, s.Hp);
+    product<L, false>(dz, s.width, 1, 0, c.matrix_backward, s.out, vectors(s.Hp), n, c.dkeys, s.Hp);
   }
 
   // (A9), (A12): what the weights and the target get from one target.
-  void target_sums(T* s, T* sums) const {
-    const T *q = s + job.q_at, *dr = s + job.dr_at, *w = packed();
-    T* dq = s + job.dq_at;
-    if (job.mlp.count == 0) {
-      __builtin_memcpy(dq, dr, Dp * sizeof(T));
+  void target_sums(const Scratch& c, const Sums& sums) const {
+    if (call.mlp.count == 0) {
+      __builtin_memcpy(c.dq, c.dr, s.Dp * sizeof(T));
       return;
     }
-    for (int64_t o = 0; o < out; ++o) {
-      for (int64_t j = 0; j < Dp; j += L::N) {
-        T* drow = sums + job.drow_at + o * Dp + j;
-        L::store(drow, L::load(drow) + dr[o] * L::load(q + j));
-        L::store(dq + j, L::load(dq + j) + dr[o] * L::load(w + job.row_rows_at + o * Dp + j));
+    for (int64_t o = 0; o < s.out; ++o) {
+      const T dr = c.dr[o];
+      for (int64_t j = 0; j < s.Dp; j += L::N) {
+        T* sum = sums.r + o * s.Dp + j;
+        L::store(sum, L::load(sum) + dr * L::load(c.q + j));
+        L::store(c.dq + j, L::load(c.dq + j) + dr * L::load(w.r_rows + o * s.Dp + j));
       }
-      for (int64_t j = 0; !job.bilinear && j < Hp; j += L::N) {
-        const int64_t at = o * Hp + j;
-        const V g = L::load(s + job.dmatrix_at + at);
-        L::store(sums + job.dstep_at + at, L::load(sums + job.dstep_at + at) + g);
-        L::store(sums + job.dp_at + at, L::load(sums + job.dp_at + at) + g * L::load(q + j));
-        L::store(dq + j, L::load(dq + j) + g * L::load(w + job.p_rows_at + at));
+      for (int64_t j = 0; !call.bilinear && j < s.Hp; j += L::N) {
+        const int64_t at = o * s.Hp + j;
+        const V g = L::load(c.g + at);
+        L::store(sums.k + at, L::load(sums.k + at) + g);
+        L::store(sums.p + at, L::load(sums.p + at) + g * L::load(c.q + j));
+        L::store(c.dq + j, L::load(c.dq + j) + g * L::load(w.p_rows + at));
       }
     }
-    if (job.bilinear) return;
-    T* db = sums + job.mlp.layers[0].dbias_at;
-    for (int64_t j = 0; j < width; j += L::N) L::store(db + j, L::load(db + j) + L::load(dr + j));
+    if (call.bilinear) return;
+    T* db = sums.layers[0].bias;
+    for (int64_t j = 0; j < s.width; j += L::N) L::store(db + j, L::load(db + j) + L::load(c.dr + j));
   }
 
+  // The weights' gradients: the groups in order; by (A9) W_d gets what W_r has and W_k has not.
   void reduce() const {
-    if (job.mlp.count == 0) return;
-    T* line = reinterpret_cast<T*>(job.room.scratch) + job.line_at;
-    const Layer& first = job.mlp.layers[0];
-    for (int64_t o = 0; o < out; ++o) {
-      sum_groups(job.room, job.drow_at + o * Dp, job.size, line);
-      if (!job.bilinear) {  // W_q + W_d, W_k - W_d, W_p
-        T *step = line + job.hidden, *d = step + job.hidden;
-        sum_groups(job.room, job.dstep_at + o * Hp, job.hidden, step);
-        for (int64_t j = 0; j < job.hidden; ++j) d[j] = line[j] - step[j];
-        sum_groups(job.room, job.dp_at + o * Hp, job.hidden, d + job.hidden);
+    if (call.mlp.count == 0) return;
+    Arena scratch{call.workspace.scratch}, first_sums{sums_of(call.workspace, 0)};
+    T* line = Scratch(call, s, scratch).line;
+    const Sums sums(call, s, first_sums);
+    const Layer& first = call.mlp.layers[0];
+    for (int64_t o = 0; o < s.out; ++o) {
+      sum_groups(call.workspace, sums.r + o * s.Dp, call.size, line);
+      if (!call.bilinear) {
+        T *k = line + call.hidden, *d = k + call.hidden, *p = d + call.hidden;
+        sum_groups(call.workspace, sums.k + o * s.Hp, call.hidden, k);
+        for (int64_t j = 0; j < call.hidden; ++j) d[j] = line[j] - k[j];
+        sum_groups(call.workspace, sums.p + o * s.Hp, call.hidden, p);
       }
-      write_row(first.dweight, job.mlp.gradients, o * first.in, first.in, line);
+      write_row(first.dweight, call.mlp.gradients, o * first.in, first.in, line);
     }
-    if (!job.bilinear) tail.reduce(job.room, line);
+    if (!call.bilinear) tail.reduce(call.workspace, sums.layers, line);
   }
 };

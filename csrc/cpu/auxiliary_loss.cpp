@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "unit_plan.h"
+#include "mlp_plan.h"
 
 namespace dien {
 namespace {
@@ -18,14 +18,15 @@ struct Plan {
   std::vector<double> positive, negative;  // weights, by row
 };
 
-Plan plan_pairs(const AuxiliaryJob& job, const Layout& layout, int64_t batch, int64_t steps, Normalizer normalizer) {
+Plan plan_pairs(const AuxiliaryLossCall& call, const Layout& layout, int64_t batch, int64_t steps,
+                Normalizer normalizer) {
   Plan plan;
   std::vector<int64_t> counts(batch);
   int64_t total = 0;
   for (int64_t b = 0; b < batch; ++b)
-    total += counts[b] = std::max<int64_t>(history_length(layout, b, steps) - job.ahead, 0);
+    total += counts[b] = std::max<int64_t>(history_length(layout, b, steps) - call.ahead, 0);
   plan.pairs.reserve(total);
-  const double k = double(job.negatives), slots = double(batch) * double(std::max<int64_t>(steps - job.ahead, 0));
+  const double k = double(call.negatives), slots = double(batch) * double(std::max<int64_t>(steps - call.ahead, 0));
   const double all = double(total);
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t first = layout.offsets ? layout.offsets[b] : 0, row = layout.offsets ? 0 : b;
@@ -52,54 +53,54 @@ Plan plan_pairs(const AuxiliaryJob& job, const Layout& layout, int64_t batch, in
 }
 
 // Zeros where no pair writes.
-void clear_rest(const AuxiliaryJob& job, const Layout& layout, int64_t batch, int64_t steps) {
-  const int64_t bytes = value_bytes(job.states.store);
+void clear_rest(const AuxiliaryLossCall& call, const Layout& layout, int64_t batch, int64_t steps) {
+  const int64_t bytes = value_bytes(call.states.store);
   const auto clear = [bytes](void* p, int64_t from, int64_t to, int64_t width) {
     if (to > from) std::memset(static_cast<char*>(p) + from * width * bytes, 0, (to - from) * width * bytes);
   };
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t first = layout.offsets ? layout.offsets[b] : b * steps;
     const int64_t end = layout.offsets ? layout.offsets[b + 1] : first + steps;
-    const int64_t count = std::max<int64_t>(history_length(layout, b, steps) - job.ahead, 0);
-    clear(job.dstates, first + count, end, job.hidden);
+    const int64_t count = std::max<int64_t>(history_length(layout, b, steps) - call.ahead, 0);
+    clear(call.dstates, first + count, end, call.hidden);
     const auto clear_behaviours = [&](void* p, int64_t width) {
-      clear(p, first, std::min(first + job.ahead, end), width);
-      clear(p, first + job.ahead + count, end, width);
+      clear(p, first, std::min(first + call.ahead, end), width);
+      clear(p, first + call.ahead + count, end, width);
     };
-    clear_behaviours(job.dpositive, job.size);
-    clear_behaviours(job.dnegative, job.negatives * job.size);
+    clear_behaviours(call.dpositive, call.size);
+    clear_behaviours(call.dnegative, call.negatives * call.size);
   }
 }
 
 }  // namespace
 
-double auxiliary_loss(AuxiliaryJob job, const Layout& layout, int64_t batch, int64_t steps, Normalizer normalizer) {
-  const int64_t each = 1 + job.negatives;
-  check_piece(batch, steps);
-  check_piece(each, job.hidden);
-  check_piece(each, job.size);
+double auxiliary_loss(AuxiliaryLossCall call, const Layout& layout, int64_t batch, int64_t steps,
+                      Normalizer normalizer) {
+  const int64_t each = 1 + call.negatives;
+  check_size(batch, steps);
+  check_size(each, call.hidden);
+  check_size(each, call.size);
   check_layout(layout, batch, steps, batch);
-  const Plan plan = plan_pairs(job, layout, batch, steps, normalizer);
-  job.pairs = plan.pairs.data();
-  job.count = int64_t(plan.pairs.size());
-  job.positive_weight = plan.positive.data();
-  job.negative_weight = plan.negative.data();
-  job.dense_row = layout.offsets ? 0 : steps;
-  if (job.backward) clear_rest(job, layout, batch, steps);
+  const Plan plan = plan_pairs(call, layout, batch, steps, normalizer);
+  call.pairs = plan.pairs.data();
+  call.count = int64_t(plan.pairs.size());
+  call.positive_weight = plan.positive.data();
+  call.negative_weight = plan.negative.data();
+  call.dense_row = layout.offsets ? 0 : steps;
+  if (call.backward) clear_rest(call, layout, batch, steps);
 
-  const MlpCost cost = mlp_cost(job.mlp, job.size);
-  for (int64_t i = 0; i < job.mlp.count; ++i) check_piece(job.mlp.layers[i].out, each);
-  const int64_t width = job.size + cost.width, bytes = value_bytes(job.states.store);
+  const MlpCost cost = mlp_cost(call.mlp, call.size);
+  for (int64_t i = 0; i < call.mlp.count; ++i) check_size(call.mlp.layers[i].out, each);
+  const int64_t width = call.size + cost.width, bytes = value_bytes(call.states.store);
   // None of these sizes depends on the number of threads, nor therefore do the sums.
-  job.chunk_pairs = std::clamp<int64_t>(kChunkBytes / (bytes * width * each), 4, 64);
-  job.room.groups = std::clamp<int64_t>(job.count * each / 256, 1, kMostGroups);
-  limit_threads(job.threads, job.count * each * (job.size + cost.products));
-  std::vector<double> losses(job.room.groups);
-  job.losses = losses.data();
-  const Kernels& kernels = unit_kernels(job.states.store);
-  kernels.lay_out_auxiliary(job);
-  const Memory memory = allocate(job.room, job.threads);
-  kernels.auxiliary(job);
+  call.chunk_pairs = std::clamp<int64_t>(kChunkBytes / (bytes * width * each), 4, 64);
+  call.workspace.groups = std::clamp<int64_t>(call.count * each / 256, 1, kMostGroups);
+  limit_threads(call.threads, call.count * each * (call.size + cost.products));
+  std::vector<double> losses(call.workspace.groups);
+  call.losses = losses.data();
+  const Kernel<AuxiliaryLossCall>& kernel = mlp_kernels(call.states.store).auxiliary_loss;
+  call.workspace.sizes = kernel.sizes(call);
+  run_kernel(call, kernel);
   double loss = 0;
   for (const double part : losses) loss += part;
   return loss;

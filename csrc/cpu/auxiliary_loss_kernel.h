@@ -9,139 +9,175 @@ template <class L>
 struct AuxiliaryLoss {
   using T = typename L::Scalar;
   using V = typename L::V;
+  using Layers = Tail<L>;
 
-  const AuxiliaryJob& job;
-  const Tail<L> tail;
-  const int64_t Hp, Dp, width;  // padded state, behaviour and first layer
+  // Sizes: padded state and behaviour; the first layer's outputs, as they are and padded.
+  struct Shape {
+    int64_t Hp, Dp, out, width;
+    explicit Shape(const AuxiliaryLossCall& call)
+        : Hp(round_up(call.hidden, L::N)),
+          Dp(round_up(call.size, L::N)),
+          out(call.inner ? 0 : call.mlp.layers[0].out),
+          width(round_up(out, L::N)) {}
+  };
+  static int64_t chunk_tokens(const AuxiliaryLossCall& call) { return call.chunk_pairs * (1 + call.negatives); }
 
-  explicit AuxiliaryLoss(const AuxiliaryJob& j)
-      : job(j),
-        tail{j.mlp},
-        Hp(round_up(j.hidden, L::N)),
-        Dp(round_up(j.size, L::N)),
-        width(j.inner ? 0 : j.mlp.layers[0].out_padded) {}
+  // W_h and W_e of (L2), packed for products with their transposes and, `backward`, with them; and the other layers.
+  struct Packed {
+    T *h_forward, *h_backward, *e_forward, *e_backward;
+    T* plain;  // room for twice the largest matrix
+    const typename Layers::Packed* layers;
+    Packed(const AuxiliaryLossCall& call, const Shape& s, Arena& arena) {
+      const int64_t derive = call.backward ? 1 : 0;
+      layers = Layers::template take_layers<typename Layers::Packed>(call.mlp, arena, call.backward);
+      h_forward = arena.take<T>(call.hidden * s.width);
+      e_forward = arena.take<T>(call.size * s.width);
+      h_backward = arena.take<T>(derive * s.out * s.Hp);
+      e_backward = arena.take<T>(derive * s.out * s.Dp);
+      plain = arena.take<T>(2 * Layers::largest(call.mlp));
+    }
+  };
 
-  static void lay_out(AuxiliaryJob& job) {
-    Room& room = job.room;
-    const int64_t tokens = job.chunk_pairs * (1 + job.negatives);
-    Tail<L>::lay_out(job.mlp, tokens, job.backward, room);
-    const AuxiliaryLoss k(job);
-    const int64_t out = job.inner ? 0 : job.mlp.layers[0].out, back = job.backward ? 1 : 0;
-    job.h_forward_at = take<T>(room.packed_bytes, job.hidden * k.width);
-    job.e_forward_at = take<T>(room.packed_bytes, job.size * k.width);
-    job.h_backward_at = take<T>(room.packed_bytes, back * out * k.Hp);
-    job.e_backward_at = take<T>(room.packed_bytes, back * out * k.Dp);
-    job.plain_at = take<T>(room.packed_bytes, 2 * Tail<L>::largest(job.mlp));
-    job.dh_at = take<T>(room.partial_bytes, back * out * k.Hp);
-    job.de_at = take<T>(room.partial_bytes, back * out * k.Dp);
-    job.states_at = take<T>(room.scratch_bytes, job.chunk_pairs * k.Hp);
-    job.behaviours_at = take<T>(room.scratch_bytes, tokens * k.Dp);
-    job.r_at = take<T>(room.scratch_bytes, job.chunk_pairs * k.width);
-    job.x_at = take<T>(room.scratch_bytes, tokens);
-    job.d_at = take<T>(room.scratch_bytes, back * 2 * tokens * Tail<L>::widest(job.mlp));
+  // A group's gradient sums (L8) of W_h [out][Hp], of W_e [out][Dp] and of the layers.
+  struct Sums {
+    T *h, *e;
+    const typename Layers::Sums* layers;
+    Sums(const AuxiliaryLossCall& call, const Shape& s, Arena& arena) {
+      layers = Layers::template take_layers<typename Layers::Sums>(call.mlp, arena);
+      h = arena.take<T>(s.out * s.Hp);
+      e = arena.take<T>(s.out * s.Dp);
+    }
+  };
+
+  // What a thread works in: a chunk of pairs. Behaviours, logits and layers hold the positives of all pairs, then their
+  // first negatives, and so on. States and behaviours become their derivatives, and so do the logits.
+  struct Scratch {
+    T *h, *e, *r, *x, *d;
+    T* line;  // a row of a matrix, while the groups are added up
+    const typename Layers::Values* layers;
+    Scratch(const AuxiliaryLossCall& call, const Shape& s, Arena& arena) {
+      const int64_t tokens = chunk_tokens(call), derive = call.backward ? 1 : 0;
+      layers = Layers::template take_layers<typename Layers::Values>(call.mlp, arena, tokens);
+      h = arena.take<T>(call.chunk_pairs * s.Hp);
+      e = arena.take<T>(tokens * s.Dp);
+      r = arena.take<T>(call.chunk_pairs * s.width);
+      x = arena.take<T>(tokens);
+      d = arena.take<T>(derive * 2 * tokens * Layers::widest(call.mlp));
+      line = arena.take<T>(derive * (s.Hp + s.Dp + Layers::widest(call.mlp)));
+    }
+  };
+
+  const AuxiliaryLossCall& call;
+  const Layers tail;
+  const Shape s;
+  const Packed w;
+
+  static Sizes sizes(const AuxiliaryLossCall& call) {
+    const Shape s(call);
+    const int64_t sums = call.backward ? bytes_of<Sums>(call, s) : 0;
+    return {bytes_of<Packed>(call, s), sums, bytes_of<Scratch>(call, s), 0};
   }
 
-  static void run(const AuxiliaryJob& job) {
-    const AuxiliaryLoss k(job);
-    if (!job.inner) k.fill();
-    run_tasks(job.threads, job.room.scratch, job.room.scratch_bytes, job.room.groups,
-              [&](char* scratch, int64_t g) { k.run_group(reinterpret_cast<T*>(scratch), g); });
-    if (job.backward && !job.inner) k.reduce();
+  static void run(const AuxiliaryLossCall& call) {
+    Arena packed{call.workspace.packed};
+    const AuxiliaryLoss kernel(call, packed);
+    if (!call.inner) kernel.fill();
+    run_tasks(call, call.workspace.groups, [&](char* scratch, int64_t g) { kernel.run_group(scratch, g); });
+    if (call.backward && !call.inner) kernel.reduce();
   }
 
  private:
-  T* packed() const { return reinterpret_cast<T*>(job.room.packed); }
+  AuxiliaryLoss(const AuxiliaryLossCall& c, Arena& packed) : call(c), tail{c.mlp}, s(c), w(c, s, packed) {}
 
   void fill() const {
-    const Layer& first = job.mlp.layers[0];
-    T *plain = packed() + job.plain_at, *transposed = plain + first.in * first.out;
-    tail.fill(packed(), plain, job.backward);
+    const Layer& first = call.mlp.layers[0];
+    T *plain = w.plain, *transposed = plain + first.in * first.out;
+    tail.fill(w.layers, plain, call.backward);
     read_rows(first.weight, first.out, first.in, plain);
-    pack_matrix<L>(plain, first.in, first.out, job.hidden, transposed, packed() + job.h_forward_at,
-                   job.backward ? packed() + job.h_backward_at : nullptr);
-    pack_matrix<L>(plain + job.hidden, first.in, first.out, job.size, transposed, packed() + job.e_forward_at,
-                   job.backward ? packed() + job.e_backward_at : nullptr);
+    pack_matrix<L>(plain, first.in, first.out, call.hidden, transposed, w.h_forward,
+                   call.backward ? w.h_backward : nullptr);
+    pack_matrix<L>(plain + call.hidden, first.in, first.out, call.size, transposed, w.e_forward,
+                   call.backward ? w.e_backward : nullptr);
   }
 
-  void run_group(T* scratch, int64_t g) const {
-    T* sums = reinterpret_cast<T*>(job.room.partial + g * job.room.partial_bytes);
-    __builtin_memset(sums, 0, job.room.partial_bytes);
-    const int64_t each = (job.count + job.room.groups - 1) / job.room.groups;
-    const int64_t end = (g + 1) * each < job.count ? (g + 1) * each : job.count;
+  void run_group(char* memory, int64_t g) const {
+    Arena scratch{memory}, group_sums{call.backward ? sums_of(call.workspace, g) : nullptr};
+    const Scratch c(call, s, scratch);
+    if (call.backward) __builtin_memset(sums_of(call.workspace, g), 0, call.workspace.sizes.sums);
+    const Sums sums(call, s, group_sums);
+    const int64_t each = (call.count + call.workspace.groups - 1) / call.workspace.groups;
+    const int64_t end = (g + 1) * each < call.count ? (g + 1) * each : call.count;
     double loss = 0;
-    for (int64_t from = g * each; from < end; from += job.chunk_pairs)
-      loss += run_chunk(scratch, sums, job.pairs + from, end - from < job.chunk_pairs ? end - from : job.chunk_pairs);
-    job.losses[g] = loss;
+    for (int64_t from = g * each; from < end; from += call.chunk_pairs)
+      loss += run_chunk(call.pairs + from, end - from < call.chunk_pairs ? end - from : call.chunk_pairs, c, sums);
+    call.losses[g] = loss;
   }
 
-  double run_chunk(T* scratch, T* sums, const Pair* pairs, int64_t n) const {
-    T *h = scratch + job.states_at, *e = scratch + job.behaviours_at, *x = scratch + job.x_at;
-    gather(pairs, n, h, e);
-    if (job.inner) {
-      for (int64_t j = 0; j <= job.negatives; ++j)
-        for (int64_t i = 0; i < n; ++i) x[j * n + i] = dot(h + i * Hp, e + (j * n + i) * Dp);
+  double run_chunk(const Pair* pairs, int64_t n, const Scratch& c, const Sums& sums) const {
+    gather(pairs, n, c);
+    if (call.inner) {
+      for (int64_t j = 0; j <= call.negatives; ++j)  // (L1)
+        for (int64_t i = 0; i < n; ++i) c.x[j * n + i] = dot(c.h + i * s.Hp, c.e + (j * n + i) * s.Dp);
     } else {
-      first_product(scratch, n);
-      tail.forward(packed(), scratch, n * (1 + job.negatives), x);
+      first_product(n, c);
+      tail.forward(w.layers, c.layers, n * (1 + call.negatives), c.x);
     }
-    const double loss = terms(pairs, n, x);
-    if (!job.backward) return loss;
-    if (job.inner)
-      inner_backward(n, x, h, e);
+    const double loss = terms(pairs, n, c.x);
+    if (!call.backward) return loss;
+    if (call.inner)
+      inner_backward(n, c);
     else
-      mlp_backward(scratch, sums, n);
+      mlp_backward(n, c, sums);
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t state = dense(pairs[i]), behaviour = state + job.ahead;
-      write(job.dstates, state, job.hidden, h + i * Hp);
-      write(job.dpositive, behaviour, job.size, e + i * Dp);
-      for (int64_t j = 0; j < job.negatives; ++j)
-        write(job.dnegative, behaviour * job.negatives + j, job.size, e + ((1 + j) * n + i) * Dp);
+      const int64_t state = dense(pairs[i]), behaviour = state + call.ahead;
+      write(call.dstates, state, call.hidden, c.h + i * s.Hp);
+      write(call.dpositive, behaviour, call.size, c.e + i * s.Dp);
+      for (int64_t j = 0; j < call.negatives; ++j)
+        write(call.dnegative, behaviour * call.negatives + j, call.size, c.e + ((1 + j) * n + i) * s.Dp);
     }
     return loss;
   }
 
-  int64_t dense(const Pair& p) const { return p.row * job.dense_row + p.step; }
+  int64_t dense(const Pair& p) const { return p.row * call.dense_row + p.step; }
   static DIEN_INLINE void write(void* out, int64_t row, int64_t n, const T* in) {
     copy_row(in, n, static_cast<T*>(out) + row * n);
   }
 
-  void gather(const Pair* pairs, int64_t n, T* h, T* e) const {
+  void gather(const Pair* pairs, int64_t n, const Scratch& c) const {
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = pairs[i].row, step = pairs[i].step, next = step + job.ahead;
-      gather_padded<L>(job.states, row * job.states.s0 + step * job.states.s1, job.states.s2, job.hidden, Hp,
-                       h + i * Hp);
-      gather_padded<L>(job.positive, row * job.positive.s0 + next * job.positive.s1, job.positive.s2, job.size, Dp,
-                       e + i * Dp);
-      const int64_t negative = row * job.negative.s0 + next * job.negative.s1;
-      for (int64_t j = 0; j < job.negatives; ++j)
-        gather_padded<L>(job.negative, negative + j * job.negative_each, job.negative.s2, job.size, Dp,
-                         e + ((1 + j) * n + i) * Dp);
+      const int64_t row = pairs[i].row, step = pairs[i].step, next = step + call.ahead;
+      gather_padded<L>(call.states, row * call.states.s0 + step * call.states.s1, call.states.s2, call.hidden, s.Hp,
+                       c.h + i * s.Hp);
+      gather_padded<L>(call.positive, row * call.positive.s0 + next * call.positive.s1, call.positive.s2, call.size,
+                       s.Dp, c.e + i * s.Dp);
+      const int64_t negative = row * call.negative.s0 + next * call.negative.s1;
+      for (int64_t j = 0; j < call.negatives; ++j)
+        gather_padded<L>(call.negative, negative + j * call.negative_each, call.negative.s2, call.size, s.Dp,
+                         c.e + ((1 + j) * n + i) * s.Dp);
     }
   }
 
   DIEN_INLINE T dot(const T* a, const T* b) const {
     V sum{};
-    for (int64_t j = 0; j < Hp; j += L::N) sum += L::load(a + j) * L::load(b + j);
+    for (int64_t j = 0; j < s.Hp; j += L::N) sum += L::load(a + j) * L::load(b + j);
     return L::sum(sum);
   }
 
   // (L2): z_1 of every behaviour.
-  void first_product(T* scratch, int64_t n) const {
-    const Layer& first = job.mlp.layers[0];
-    T *r = scratch + job.r_at, *z = scratch + first.z_at;
-    affine<L>(scratch + job.states_at, Hp, packed() + job.h_forward_at, job.hidden, packed() + first.bias_at, 0,
-              width / L::N, n, r, width);
-    for (int64_t j = 0; j <= job.negatives; ++j)
-      affine<L>(scratch + job.behaviours_at + j * n * Dp, Dp, packed() + job.e_forward_at, job.size, r, width,
-                width / L::N, n, z + j * n * width, width);
+  void first_product(int64_t n, const Scratch& c) const {
+    T* z = c.layers[0].z;
+    affine<L>(c.h, s.Hp, w.h_forward, call.hidden, w.layers[0].bias, 0, s.width / L::N, n, c.r, s.width);
+    for (int64_t j = 0; j <= call.negatives; ++j)
+      affine<L>(c.e + j * n * s.Dp, s.Dp, w.e_forward, call.size, c.r, s.width, s.width / L::N, n, z + j * n * s.width,
+                s.width);
   }
 
   // (L3), (L4) of a chunk; the logits become their derivatives, (L6).
   double terms(const Pair* pairs, int64_t n, T* x) const {
     double loss = 0;
-    for (int64_t j = 0; j <= job.negatives; ++j) {
+    for (int64_t j = 0; j <= call.negatives; ++j) {
       const T sign = j == 0 ? T(1) : T(-1);
-      const double* weight = j == 0 ? job.positive_weight : job.negative_weight;
+      const double* weight = j == 0 ? call.positive_weight : call.negative_weight;
       for (int64_t i = 0; i < n; ++i) {
         const T w = T(weight[pairs[i].of]);
         T slope;
@@ -156,54 +192,54 @@ struct AuxiliaryLoss {
   DIEN_INLINE T term(T z, T& slope) const {
     const T e = exponential(z < 0 ? z : -z), inverse = 1 / (1 + e);
     const T s = z < 0 ? e * inverse : inverse, away = z < 0 ? inverse : e * inverse;
-    if (job.eps > 0) {
-      slope = -s * away / (s + T(job.eps));
-      return -logarithm(s + T(job.eps));
+    if (call.eps > 0) {
+      slope = -s * away / (s + T(call.eps));
+      return -logarithm(s + T(call.eps));
     }
     const T exact = logarithm_plus_one(e) - (z < 0 ? z : T(0));
-    const bool clamped = job.eps < 0 && exact >= 100;
+    const bool clamped = call.eps < 0 && exact >= 100;
     slope = clamped ? T(0) : -away;
     return clamped ? T(100) : exact;
   }
 
   // (L7): e becomes x h, and h the sum of x e.
-  void inner_backward(int64_t n, const T* x, T* h, T* e) const {
+  void inner_backward(int64_t n, const Scratch& c) const {
     for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < Hp; j += L::N) {
-        const V state = L::load(h + i * Hp + j);
+      for (int64_t j = 0; j < s.Hp; j += L::N) {
+        const V state = L::load(c.h + i * s.Hp + j);
         V sum{};
-        for (int64_t k = 0; k <= job.negatives; ++k) {
-          T* behaviour = e + (k * n + i) * Dp + j;
-          sum += x[k * n + i] * L::load(behaviour);
-          L::store(behaviour, x[k * n + i] * state);
+        for (int64_t k = 0; k <= call.negatives; ++k) {
+          T* behaviour = c.e + (k * n + i) * s.Dp + j;
+          sum += c.x[k * n + i] * L::load(behaviour);
+          L::store(behaviour, c.x[k * n + i] * state);
         }
-        L::store(h + i * Hp + j, sum);
+        L::store(c.h + i * s.Hp + j, sum);
       }
   }
 
   // (L8): behaviours and states become their derivatives.
-  void mlp_backward(T* scratch, T* sums, int64_t n) const {
-    const Layer& first = job.mlp.layers[0];
-    const int64_t tokens = n * (1 + job.negatives);
-    T *h = scratch + job.states_at, *e = scratch + job.behaviours_at;
-    T* dz = tail.backward(packed(), scratch, tokens, scratch + job.x_at, scratch + job.d_at, sums);
-    product_transposed<L>(dz, width, e, Dp, tokens, first.out, Dp / L::N, sums + job.de_at, Dp);
-    product<L, false>(dz, width, 1, 0, packed() + job.e_backward_at, first.out, Dp / L::N, tokens, e, Dp);
-    for (int64_t j = 1; j <= job.negatives; ++j)
+  void mlp_backward(int64_t n, const Scratch& c, const Sums& sums) const {
+    const int64_t tokens = n * (1 + call.negatives), width = s.width;
+    T* dz = tail.backward(w.layers, c.layers, tokens, c.x, c.d, sums.layers);
+    product_transposed<L>(dz, width, c.e, s.Dp, tokens, s.out, s.Dp / L::N, sums.e, s.Dp);
+    product<L, false>(dz, width, 1, 0, w.e_backward, s.out, s.Dp / L::N, tokens, c.e, s.Dp);
+    for (int64_t j = 1; j <= call.negatives; ++j)  // dz of the positives becomes the derivative by r
       for (int64_t i = 0; i < n * width; i += L::N) L::store(dz + i, L::load(dz + i) + L::load(dz + j * n * width + i));
-    product_transposed<L>(dz, width, h, Hp, n, first.out, Hp / L::N, sums + job.dh_at, Hp);
-    add_column_sums<L>(dz, width, n, width, sums + first.dbias_at);
-    product<L, false>(dz, width, 1, 0, packed() + job.h_backward_at, first.out, Hp / L::N, n, h, Hp);
+    product_transposed<L>(dz, width, c.h, s.Hp, n, s.out, s.Hp / L::N, sums.h, s.Hp);
+    add_column_sums<L>(dz, width, n, width, sums.layers[0].bias);
+    product<L, false>(dz, width, 1, 0, w.h_backward, s.out, s.Hp / L::N, n, c.h, s.Hp);
   }
 
   void reduce() const {
-    T* row = reinterpret_cast<T*>(job.room.scratch);
-    const Layer& first = job.mlp.layers[0];
+    Arena scratch{call.workspace.scratch}, first_sums{sums_of(call.workspace, 0)};
+    T* line = Scratch(call, s, scratch).line;
+    const Sums sums(call, s, first_sums);
+    const Layer& first = call.mlp.layers[0];
     for (int64_t o = 0; o < first.out; ++o) {
-      sum_groups(job.room, job.dh_at + o * Hp, job.hidden, row);
-      sum_groups(job.room, job.de_at + o * Dp, job.size, row + job.hidden);
-      write_row(first.dweight, job.mlp.gradients, o * first.in, first.in, row);
+      sum_groups(call.workspace, sums.h + o * s.Hp, call.hidden, line);
+      sum_groups(call.workspace, sums.e + o * s.Dp, call.size, line + call.hidden);
+      write_row(first.dweight, call.mlp.gradients, o * first.in, first.in, line);
     }
-    tail.reduce(job.room, row);
+    tail.reduce(call.workspace, sums.layers, line);
   }
 };

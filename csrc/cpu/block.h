@@ -11,9 +11,9 @@ struct Shape {
   int64_t I, H, Ip, Hp, G;  // sizes, padded sizes, stride of a token's gates in scratch
   int64_t Hk;               // units of a kept gate, the same for every instruction set
 
-  explicit Shape(const Job& job)
-      : I(job.input),
-        H(job.hidden),
+  explicit Shape(const RecurrenceCall& call)
+      : I(call.input),
+        H(call.hidden),
         Ip(round_up(I, L::N)),
         Hp(round_up(H, L::N)),
         G(token_stride(4 * Hp)),
@@ -27,21 +27,9 @@ struct Shape {
   int64_t units() const { return Hp / L::N; }
 };
 
-// Hands out aligned pieces of one buffer; with a null buffer it only counts.
-struct Arena {
-  char* at;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t n) {
-    T* p = reinterpret_cast<T*>(at + used);
-    used += round_up(n * int64_t(sizeof(T)), 64);
-    return p;
-  }
-};
-
 // Whether W_ih x of shared histories is wanted: by the forward, to recompute gates, and for (22).
-inline bool projects(const Job& job, bool backward) {
-  return job.shared && (!backward || !job.gates || job.scale_input);
+inline bool projects(const RecurrenceCall& call) {
+  return call.shared && (!call.backward || !call.gates || call.scale_input);
 }
 
 // Weights in the compute dtype, update gate on the candidate side, in every order the loops read them.
@@ -53,9 +41,9 @@ struct Weights {
   T *columns_ih, *columns_hh, *columns_hn;  // for the backward
   T* plain;                                 // [3 H][max(I, H)]: room for a copy in the compute dtype
 
-  Weights(const Job& job, const Shape<L>& s, Arena& arena, bool backward) {
-    const bool before = job.reset_before;
-    const int64_t wanted = job.few ? 0 : 1;
+  Weights(const RecurrenceCall& call, const Shape<L>& s, Arena& arena) {
+    const bool before = call.reset_before, backward = call.backward;
+    const int64_t wanted = call.unpacked ? 0 : 1;
     bias_x = arena.take<T>(3 * s.Hp);
     bias_n = arena.take<T>(s.Hp);
     ih = arena.take<T>(wanted * s.I * 3 * s.Hp);
@@ -67,16 +55,16 @@ struct Weights {
     plain = arena.take<T>(wanted * 3 * s.H * (s.I > s.H ? s.I : s.H));
   }
 
-  void fill(const Job& job, const Shape<L>& s, bool backward) const {
-    const bool before = job.reset_before;
-    read_biases(job, s);
-    if (job.few) return;
+  void fill(const RecurrenceCall& call, const Shape<L>& s) const {
+    const bool before = call.reset_before, backward = call.backward;
+    read_biases(call, s);
+    if (call.unpacked) return;
     static constexpr int n_r_u[3] = {2, 0, 1}, r_u_n[3] = {0, 1, 2}, n_only[1] = {2};
-    Matrix<T> m = read_matrix(job.w_ih, s.H, s.I, job.keep_side, plain);
-    const bool gates = !(backward && job.gates);
-    if (gates || projects(job, backward)) pack_gates<L>(m, 0, 3, ih);
+    Matrix<T> m = read_matrix(call.w_ih, s.H, s.I, call.keep_side, plain);
+    const bool gates = !(backward && call.gates);
+    if (gates || projects(call)) pack_gates<L>(m, 0, 3, ih);
     if (backward) pack_columns<L>(m, n_r_u, 3, columns_ih);
-    m = read_matrix(job.w_hh, s.H, s.H, job.keep_side, plain);
+    m = read_matrix(call.w_hh, s.H, s.H, call.keep_side, plain);
     if (gates) {
       pack_gates<L>(m, 0, before ? 2 : 3, hh);
       if (before) pack_gates<L>(m, 2, 1, hh_n);
@@ -87,20 +75,20 @@ struct Weights {
 
  private:
   // b_hh joins b_ih except for n after the product, where it stays inside r's reach.
-  void read_biases(const Job& job, const Shape<L>& s) const {
+  void read_biases(const RecurrenceCall& call, const Shape<L>& s) const {
     for (int64_t i = 0; i < 3 * s.Hp; ++i) bias_x[i] = 0;
     for (int64_t i = 0; i < s.Hp; ++i) bias_n[i] = 0;
     for (int64_t gate = 0; gate < 3; ++gate)
       for (int64_t i = 0; i < s.H; ++i) {
         const int64_t at = gate * s.H + i;
-        T x = job.b_ih.data ? read_one<T>(job.b_ih, at * job.b_ih.s0) : T(0);
-        const T h = job.b_hh.data ? read_one<T>(job.b_hh, at * job.b_hh.s0) : T(0);
-        const bool apart = gate == 2 && !job.reset_before;
+        T x = call.b_ih.data ? read_one<T>(call.b_ih, at * call.b_ih.s0) : T(0);
+        const T h = call.b_hh.data ? read_one<T>(call.b_hh, at * call.b_hh.s0) : T(0);
+        const bool apart = gate == 2 && !call.reset_before;
         if (apart)
           bias_n[i] = h;
         else
           x += h;
-        bias_x[gate * s.Hp + i] = gate == 1 && job.keep_side ? -x : x;
+        bias_x[gate * s.Hp + i] = gate == 1 && call.keep_side ? -x : x;
       }
   }
 };
@@ -112,14 +100,14 @@ struct Chunk {
 };
 
 struct Block {
-  const Job& job;
+  const RecurrenceCall& call;
   const Row* rows;
   int64_t count;
 
-  Block(const Job& j, int64_t index)
-      : job(j),
-        rows(j.rows + index * j.block_rows),
-        count(j.batch - index * j.block_rows < j.block_rows ? j.batch - index * j.block_rows : j.block_rows) {}
+  Block(const RecurrenceCall& c, int64_t index)
+      : call(c),
+        rows(c.rows + index * c.block_rows),
+        count(c.batch - index * c.block_rows < c.block_rows ? c.batch - index * c.block_rows : c.block_rows) {}
 
   int64_t longest() const { return count ? rows[0].length : 0; }
 
@@ -133,7 +121,7 @@ struct Block {
   Chunk chunk_from(int64_t s) const {
     Chunk c{s, s, 0};
     int64_t alive = active(s, count);
-    while (alive > 0 && (c.last == s || c.tokens + alive <= job.chunk_tokens)) {
+    while (alive > 0 && (c.last == s || c.tokens + alive <= call.chunk_tokens)) {
       c.tokens += alive;
       ++c.last;
       alive = active(c.last, alive);
@@ -161,30 +149,24 @@ struct Block {
   }
 };
 
-inline int64_t block_count(const Job& job) { return (job.batch + job.block_rows - 1) / job.block_rows; }
-
-template <class L, class T = typename L::Scalar>
-DIEN_INLINE void gather_padded(const Array& a, int64_t offset, int64_t stride, int64_t n, int64_t padded, T* out) {
-  read_row(a, offset, stride, n, out);
-  for (int64_t i = n; i < padded; ++i) out[i] = 0;
-}
+inline int64_t block_count(const RecurrenceCall& call) { return (call.batch + call.block_rows - 1) / call.block_rows; }
 
 // alpha, beta, gamma of a token: equation (9).
 template <class T>
 struct Scalars {
   T a, alpha, beta, gamma;
   Scalars() = default;
-  DIEN_INLINE Scalars(const Job& job, const Row& row, int64_t s)
-      : a(job.attention.data ? read_one<T>(job.attention, row.attention + s * job.attention_step) : T(0)),
-        alpha(T(job.alpha0) + T(job.alpha1) * a),
-        beta(T(job.beta0) + T(job.beta1) * a),
-        gamma(job.scale_input ? a : T(1)) {}
+  DIEN_INLINE Scalars(const RecurrenceCall& call, const Row& row, int64_t s)
+      : a(call.attention.data ? read_one<T>(call.attention, row.attention + s * call.attention_step) : T(0)),
+        alpha(T(call.alpha0) + T(call.alpha1) * a),
+        beta(T(call.beta0) + T(call.beta1) * a),
+        gamma(call.scale_input ? a : T(1)) {}
 };
 
 // Where the kept gates [r | u | n | hn] of a step stand: [kept row][4][Hk] in the compute dtype.
 template <class T>
-DIEN_INLINE T* kept_gates(const Job& job, int64_t units, const Row& row, int64_t step) {
-  return static_cast<T*>(job.gates) + (row.kept + step) * 4 * units;
+DIEN_INLINE T* kept_gates(const RecurrenceCall& call, int64_t units, const Row& row, int64_t step) {
+  return static_cast<T*>(call.gates) + (row.kept + step) * 4 * units;
 }
 
 // A vector of a kept gate with `left` units from here on: all of it, or the first half, whose other lanes are zero.
@@ -211,55 +193,34 @@ DIEN_INLINE void store_kept(T* p, int64_t left, typename L::V v) {
 }
 
 // Whether any row reads a shared history. What no row reads must not enter a product: there may be NaN in it.
-inline bool is_read(const Job& job, int64_t u) { return job.first_reader[u] < job.first_reader[u + 1]; }
+inline bool is_read(const RecurrenceCall& call, int64_t u) {
+  return call.first_of_history[u] < call.first_of_history[u + 1];
+}
 
 // Shared histories: W_ih x of every step of one history, once for all its rows, without bias: [history step][3][Hp].
 template <class L, class T = typename L::Scalar>
-void project_history(const Job& job, const Shape<L>& s, const Weights<L>& w, const Row& row, T* xs, T* projection) {
-  for (int64_t from = 0; from < row.length; from += job.chunk_tokens) {
-    const int64_t n = row.length - from < job.chunk_tokens ? row.length - from : job.chunk_tokens;
+void project_history(const RecurrenceCall& call, const Shape<L>& s, const Weights<L>& w, const Row& row, T* xs,
+                     T* projection) {
+  for (int64_t from = 0; from < row.length; from += call.chunk_tokens) {
+    const int64_t n = row.length - from < call.chunk_tokens ? row.length - from : call.chunk_tokens;
     for (int64_t t = 0; t < n; ++t)
-      gather_padded<L>(job.x, row.x + (from + t) * job.x_step, job.x.s2, s.I, s.Ip, xs + t * s.Ip);
+      gather_padded<L>(call.x, row.x + (from + t) * call.x_step, call.x.s2, s.I, s.Ip, xs + t * s.Ip);
     for (int64_t block = 0; block < s.units(); ++block)
       for_row_tiles(n, [&]<int M>(int64_t i) {
         typename L::V acc[M][3] = {};
         multiply<L>(xs + i * s.Ip, s.Ip, w.ih + block * s.I * 3 * L::N, s.I, acc);
-        store_gates<L>(projection + (row.dx + (from + i) * job.dx_step) * 3 * s.Hp + block * L::N,
-                       job.dx_step * 3 * s.Hp, s.Hp, acc);
+        store_gates<L>(projection + (row.dx + (from + i) * call.dx_step) * 3 * s.Hp + block * L::N,
+                       call.dx_step * 3 * s.Hp, s.Hp, acc);
       });
   }
 }
 
 // Zeros past a row's length in a contiguous padded array of `rows` rows; jagged arrays have no such place.
-DIEN_INLINE void zero_padding(const Job& job, void* p, int64_t row, int64_t length, int64_t rows, int64_t width) {
-  if (job.jagged) return;
-  if (job.time_major)
-    for (int64_t t = length; t < job.steps; ++t) zero_rows(p, job.x.store, t * rows + row, 1, width);
+DIEN_INLINE void zero_padding(const RecurrenceCall& call, void* p, int64_t row, int64_t length, int64_t rows,
+                              int64_t width) {
+  if (call.jagged) return;
+  if (call.time_major)
+    for (int64_t t = length; t < call.steps; ++t) zero_rows(p, call.x.store, t * rows + row, 1, width);
   else
-    zero_rows(p, job.x.store, row * job.steps + length, job.steps - length, width);
-}
-
-// Runs task(thread's scratch, index) for index < n over the threads, in order of index, from one counter.
-template <class F>
-void run_tasks(const Threads& pool, char* memory, int64_t memory_bytes, int64_t n, const F& task) {
-  struct Context {
-    char* memory;
-    int64_t memory_bytes, n, next;
-    const F* task;
-  } context{memory, memory_bytes, n, 0, &task};
-  const int64_t threads = pool.count < n ? pool.count : n;
-  auto worker = [](void* p, int64_t thread) {
-    Context& c = *static_cast<Context*>(p);
-    char* scratch = c.memory + thread * c.memory_bytes;
-    for (int64_t i; (i = __atomic_fetch_add(&c.next, int64_t(1), __ATOMIC_RELAXED)) < c.n;) (*c.task)(scratch, i);
-  };
-  if (threads <= 1)
-    worker(&context, 0);
-  else
-    pool.run(threads, &context, worker);
-}
-
-template <class F>
-void run_tasks(const Job& job, int64_t n, const F& task) {
-  run_tasks(job.threads, job.scratch, job.scratch_bytes, n, task);
+    zero_rows(p, call.x.store, row * call.steps + length, call.steps - length, width);
 }

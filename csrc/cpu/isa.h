@@ -2,21 +2,25 @@
 #pragma once
 #include <string>
 
-#include "params.h"
-#include "unit_params.h"
+#include "attention_params.h"
+#include "auxiliary_loss_params.h"
+#include "recurrence_params.h"
 
 namespace dien {
+
+// One op: what it asks of a call's working memory, and the op itself.
+template <class Call>
+struct Kernel {
+  Sizes (*sizes)(const Call&);
+  void (*run)(const Call&);
+};
 
 // One set of kernels, for one compute dtype and lane count.
 struct Kernels {
   int64_t lanes;
-  Sizes (*sizes)(const Job&, bool backward);
-  void (*forward)(const Job&);
-  void (*backward)(const Job&);
-  void (*lay_out_attention)(AttentionJob&);
-  void (*attention)(const AttentionJob&);
-  void (*lay_out_auxiliary)(AuxiliaryJob&);
-  void (*auxiliary)(const AuxiliaryJob&);
+  Kernel<RecurrenceCall> recurrence;
+  Kernel<AttentionCall> attention;
+  Kernel<AuxiliaryLossCall> auxiliary_loss;
 };
 
 // Kernels of one instruction set. `narrow` has half the lanes of `wide`, for sizes that would leave many idle;

@@ -7,7 +7,7 @@
 
 namespace dien {
 
-// On top of the arrays of a job; contiguous int64, null where absent.
+// On top of the arrays of a call; contiguous int64, null where absent.
 struct Layout {
   const int64_t *lengths, *offsets, *history;
   int64_t x_rows;          // N of a jagged batch
@@ -26,13 +26,13 @@ inline int64_t history_length(const Layout& layout, int64_t u, int64_t steps) {
   return layout.lengths ? layout.lengths[u] : steps;
 }
 
-// The rows that read each history, in order: rows[first[u]] .. rows[first[u + 1]).
-struct Readers {
+// The rows of each history, in order: those of history u are rows[first[u]] .. rows[first[u + 1] - 1].
+struct RowsOfHistories {
   std::vector<int64_t> rows, first;
 
-  Readers() = default;
+  RowsOfHistories() = default;
   template <class HistoryOf>
-  Readers(int64_t histories, int64_t batch, HistoryOf&& history_of) : rows(batch), first(histories + 1, 0) {
+  RowsOfHistories(int64_t histories, int64_t batch, HistoryOf&& history_of) : rows(batch), first(histories + 1, 0) {
     for (int64_t b = 0; b < batch; ++b) ++first[history_of(b) + 1];
     for (int64_t u = 0; u < histories; ++u) first[u + 1] += first[u];
     std::vector<int64_t> next = first;

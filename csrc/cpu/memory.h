@@ -1,17 +1,19 @@
-// Working memory of an op in one piece, and huge pages for large results.
+// The working memory of a call, and huge pages for large results.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <span>
-#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
+#include "params.h"
+
 namespace dien {
+
+#include "arena.h"
 
 // Large results on huge pages, where the system offers them on request: a fresh 4 KiB page costs as much to fault in
 // as the kernels take to fill it.
@@ -31,28 +33,28 @@ inline int64_t checked_product(int64_t a, int64_t b) {
   return result;
 }
 
-// The bytes of `a` times `b` values with their padding, small enough that a few dozen such pieces can be added up.
-inline void check_piece(int64_t a, int64_t b) {
+// Throws std::bad_alloc unless `a` times `b` values and their padding are so few that the sizes of a few dozen such
+// arrays can be added up.
+inline void check_size(int64_t a, int64_t b) {
   checked_product(checked_product(checked_product(a, 1) + 64, checked_product(b, 1) + 64), 1024);
 }
 
-// Whole cache lines.
-inline int64_t rounded_bytes(int64_t n) { return (n + 63) / 64 * 64; }
-
 using Memory = std::unique_ptr<char, decltype(&std::free)>;
-using Piece = std::pair<char**, int64_t>;  // where its address goes, and its bytes
 
-inline Memory allocate(std::span<const Piece> pieces) {
-  int64_t total = 64;
-  for (const auto& [piece, bytes] : pieces)
-    if (__builtin_add_overflow(total, rounded_bytes(bytes), &total)) throw std::bad_alloc();
-  Memory memory(static_cast<char*>(std::aligned_alloc(64, total)), &std::free);
+// The working memory of a call, in one piece: sets the addresses in `w`. Throws std::bad_alloc.
+inline Memory allocate(Workspace& w, int64_t threads) {
+  const auto lay_out = [&](char* buffer) {
+    Arena arena{buffer};
+    w.packed = arena.take<char>(w.sizes.packed);
+    w.sums = arena.take<char>(checked_product(w.groups, w.sizes.sums));
+    w.projection = arena.take<char>(checked_product(w.projection_rows, w.sizes.projection_row));
+    w.shared_gradient = arena.take<char>(checked_product(w.gradient_rows, w.sizes.projection_row));
+    w.scratch = arena.take<char>(checked_product(threads, w.sizes.scratch));
+    return arena.used;
+  };
+  Memory memory(static_cast<char*>(std::aligned_alloc(64, lay_out(nullptr) + 64)), &std::free);
   if (!memory) throw std::bad_alloc();
-  char* at = memory.get();
-  for (const auto& [piece, bytes] : pieces) {
-    *piece = at;
-    at += rounded_bytes(bytes);
-  }
+  lay_out(memory.get());
   return memory;
 }
 

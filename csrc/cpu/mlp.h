@@ -1,64 +1,9 @@
 // The multilayer perceptron of attention and auxiliary loss: equations (M1) and (M2) of docs/math-attention.md, for a chunk
 // of tokens. Included inside an instruction set's namespace.
 //
-// The first product is the op's, which never builds its input: it leaves z_1 [tokens][out_padded] at layers[0].z_at, and
-// gets its derivative back. Sums of gradients go to a group's place, so that they do not depend on the threads.
-
-DIEN_INLINE float exponential(float x) { return __builtin_expf(x); }
-DIEN_INLINE double exponential(double x) { return __builtin_exp(x); }
-DIEN_INLINE float logarithm(float x) { return __builtin_logf(x); }
-DIEN_INLINE double logarithm(double x) { return __builtin_log(x); }
-DIEN_INLINE float logarithm_plus_one(float x) { return __builtin_log1pf(x); }
-DIEN_INLINE double logarithm_plus_one(double x) { return __builtin_log1p(x); }
-
-// The place, in values, of the next n values of a memory of which `bytes` are taken.
-template <class T>
-int64_t take(int64_t& bytes, int64_t n) {
-  const int64_t at = bytes / int64_t(sizeof(T));
-  bytes += round_up(n * int64_t(sizeof(T)), 64);
-  return at;
-}
-
-template <class T>
-DIEN_NOINLINE void read_rows(const Array& w, int64_t rows, int64_t columns, T* out) {
-  for (int64_t i = 0; i < rows; ++i) read_row(w, i * w.s0, w.s1, columns, out + i * columns);
-}
-
-template <class T>
-DIEN_NOINLINE void read_vector(const Array& v, int64_t n, int64_t padded, T* out) {
-  for (int64_t i = 0; i < padded; ++i) out[i] = i < n && v.data ? read_one<T>(v, i * v.s0) : T(0);
-}
-
-// w [out][in], rows `stride` apart, for products with W^T (`forward`, [in] x out) and, unless null, W (`backward`).
-template <class L, class T = typename L::Scalar>
-DIEN_NOINLINE void pack_matrix(const T* w, int64_t stride, int64_t out, int64_t in, T* transposed, T* forward,
-                               typename L::Scalar* backward) {
-  static constexpr int whole[1] = {0};
-  for (int64_t o = 0; o < out; ++o)
-    for (int64_t i = 0; i < in; ++i) transposed[i * out + o] = w[o * stride + i];
-  pack_columns<L>(Matrix<T>{transposed, out, in, out, T(1)}, whole, 1, forward);
-  if (backward) pack_columns<L>(Matrix<T>{w, stride, out, in, T(1)}, whole, 1, backward);
-}
-
-// out[..] += the sum of the rows of a.
-template <class L, class T = typename L::Scalar>
-DIEN_NOINLINE void add_column_sums(const T* a, int64_t lda, int64_t rows, int64_t padded, T* out) {
-  for (int64_t j = 0; j < padded; j += L::N) {
-    typename L::V sum{};
-    for (int64_t i = 0; i < rows; ++i) sum += L::load(a + i * lda + j);
-    L::store(out + j, L::load(out + j) + sum);
-  }
-}
-
-// out[..n) = the sum over groups of what stands at `at` in their sums, in order.
-template <class T>
-DIEN_NOINLINE void sum_groups(const Room& room, int64_t at, int64_t n, T* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = 0;
-  for (int64_t g = 0; g < room.groups; ++g) {
-    const T* in = reinterpret_cast<const T*>(room.partial + g * room.partial_bytes) + at;
-    for (int64_t i = 0; i < n; ++i) out[i] += in[i];
-  }
-}
+// The first product is the op's own, which never builds its input: it leaves z_1 [tokens][padded outputs] in the first
+// layer's z, and gets its derivative back. Gradients add up in the sums of a group, so that they do not depend on the
+// threads.
 
 template <class L>
 struct Tail {
@@ -69,6 +14,10 @@ struct Tail {
   const Mlp& mlp;
 
   int64_t last() const { return mlp.count - 1; }
+  static int64_t padded(int64_t n) { return round_up(n, L::N); }
+  static bool has_slope(const Mlp& mlp, int64_t layer) {
+    return layer < mlp.count - 1 && mlp.activation == Activation::prelu;
+  }
   // Values of the largest matrix: twice as many are room for it, while it is packed, and for its transpose.
   static int64_t largest(const Mlp& mlp) {
     int64_t n = 0;
@@ -78,112 +27,130 @@ struct Tail {
   }
   static int64_t widest(const Mlp& mlp) {
     int64_t n = 0;
-    for (int64_t i = 0; i < mlp.count; ++i) n = n > mlp.layers[i].out_padded ? n : mlp.layers[i].out_padded;
+    for (int64_t i = 0; i < mlp.count; ++i) n = n > padded(mlp.layers[i].out) ? n : padded(mlp.layers[i].out);
     return n;
   }
 
-  static void lay_out(Mlp& mlp, int64_t tokens, bool backward, Room& room) {
-    for (int64_t i = 0; i < mlp.count; ++i) {
-      Layer& l = mlp.layers[i];
-      const bool hidden = i < mlp.count - 1, prelu = hidden && mlp.activation == Activation::prelu;
-      l.in_padded = round_up(l.in, L::N);
-      l.out_padded = round_up(l.out, L::N);
-      l.bias_at = take<T>(room.packed_bytes, l.out_padded);
-      l.slope_at = take<T>(room.packed_bytes, prelu ? l.out_padded : 0);
-      l.forward_at = take<T>(room.packed_bytes, i == 0 ? 0 : hidden ? l.in * l.out_padded : l.in_padded);
-      l.backward_at = take<T>(room.packed_bytes, backward && i > 0 && hidden ? l.out * l.in_padded : 0);
-      l.z_at = take<T>(room.scratch_bytes, hidden || i == 0 ? tokens * l.out_padded : 0);
-      l.a_at = prelu ? take<T>(room.scratch_bytes, tokens * l.out_padded) : l.z_at;
-      if (!backward) continue;
-      l.dweight_at = take<T>(room.partial_bytes, i > 0 ? l.out * l.in_padded : 0);
-      l.dbias_at = take<T>(room.partial_bytes, l.out_padded);
-      l.dslope_at = take<T>(room.partial_bytes, prelu ? l.out_padded : 0);
+  // The weights of one layer in the compute dtype. The first layer's matrix is the op's, which packs it as it needs it.
+  struct Packed {
+    T *bias, *slope;  // [padded outputs]
+    T* forward;       // W^T, packed for products; of the last layer its one row [padded inputs]
+    T* backward;      // W, packed for products; of the last layer unused
+    Packed(const Mlp& mlp, int64_t layer, bool derive, Arena& arena) {
+      const Layer& l = mlp.layers[layer];
+      const bool last = layer == mlp.count - 1;
+      bias = arena.take<T>(padded(l.out));
+      slope = arena.take<T>(has_slope(mlp, layer) ? padded(l.out) : 0);
+      forward = arena.take<T>(layer == 0 ? 0 : last ? padded(l.in) : l.in * padded(l.out));
+      backward = arena.take<T>(!derive || layer == 0 || last ? 0 : l.out * padded(l.in));
     }
+  };
+
+  // One group's gradient sums of a layer: W [out][padded inputs], bias and slope [padded outputs].
+  struct Sums {
+    T *weight, *bias, *slope;
+    Sums(const Mlp& mlp, int64_t layer, Arena& arena) {
+      const Layer& l = mlp.layers[layer];
+      weight = arena.take<T>(layer == 0 ? 0 : l.out * padded(l.in));
+      bias = arena.take<T>(padded(l.out));
+      slope = arena.take<T>(has_slope(mlp, layer) ? padded(l.out) : 0);
+    }
+  };
+
+  // A layer's values for a chunk, [tokens][padded outputs]; a stands in the place of z where z is not wanted again.
+  struct Values {
+    T *z, *a;
+    Values(const Mlp& mlp, int64_t layer, int64_t tokens, Arena& arena) {
+      const int64_t n = tokens * padded(mlp.layers[layer].out);
+      z = arena.take<T>(layer == 0 || layer < mlp.count - 1 ? n : 0);
+      a = has_slope(mlp, layer) ? arena.take<T>(n) : z;
+    }
+  };
+
+  // An array with one Part a layer, which stands in the arena beside what the parts point to.
+  template <class Part, class... Options>
+  static Part* take_layers(const Mlp& mlp, Arena& arena, Options... options) {
+    Part* parts = arena.take<Part>(mlp.count);
+    for (int64_t i = 0; i < mlp.count; ++i) {
+      const Part part(mlp, i, options..., arena);
+      if (parts) parts[i] = part;
+    }
+    return parts;
   }
 
-  // The layers behind the first, and all biases and slopes. `plain` has room for twice the largest matrix.
-  void fill(T* packed, T* plain, bool backward) const {
+  // Packs the layers behind the first, and all biases and slopes. `plain` has room for twice the largest matrix.
+  void fill(const Packed* packed, T* plain, bool derive) const {
     for (int64_t i = 0; i < mlp.count; ++i) {
       const Layer& l = mlp.layers[i];
-      read_vector(l.bias, l.out, l.out_padded, packed + l.bias_at);
-      if (i < last() && mlp.activation == Activation::prelu) {
+      const Packed& w = packed[i];
+      read_vector(l.bias, l.out, padded(l.out), w.bias);
+      if (has_slope(mlp, i)) {
         if (l.one_slope)
-          for (int64_t j = 0; j < l.out_padded; ++j) packed[l.slope_at + j] = read_one<T>(l.slope, 0);
+          for (int64_t j = 0; j < padded(l.out); ++j) w.slope[j] = read_one<T>(l.slope, 0);
         else
-          read_vector(l.slope, l.out, l.out_padded, packed + l.slope_at);
+          read_vector(l.slope, l.out, padded(l.out), w.slope);
       }
       if (i == 0) continue;
       read_rows(l.weight, l.out, l.in, plain);
       if (i < last()) {
-        pack_matrix<L>(plain, l.in, l.out, l.in, plain + l.out * l.in, packed + l.forward_at,
-                       backward ? packed + l.backward_at : nullptr);
+        pack_matrix<L>(plain, l.in, l.out, l.in, plain + l.out * l.in, w.forward, derive ? w.backward : nullptr);
       } else {
-        for (int64_t j = 0; j < l.in_padded; ++j) packed[l.forward_at + j] = j < l.in ? plain[j] : T(0);
+        for (int64_t j = 0; j < padded(l.in); ++j) w.forward[j] = j < l.in ? plain[j] : T(0);
       }
     }
   }
 
-  // x[t] = z_L from z_1.
-  void forward(const T* packed, T* scratch, int64_t tokens, T* x) const {
-    if (last() == 0)
-      for (int64_t t = 0; t < tokens; ++t) x[t] = scratch[mlp.layers[0].z_at + t * mlp.layers[0].out_padded];
+  // (M1): x[t] = z_L from z_1.
+  void forward(const Packed* packed, const Values* values, int64_t tokens, T* x) const {
+    if (last() == 0) {
+      const int64_t width = padded(mlp.layers[0].out);
+      for (int64_t t = 0; t < tokens; ++t) x[t] = values[0].z[t * width];
+    }
     for (int64_t i = 0; i < last(); ++i) {
-      const Layer &l = mlp.layers[i], &next = mlp.layers[i + 1];
-      T *z = scratch + l.z_at, *a = scratch + l.a_at;
-      activate(l, packed, z, a, tokens);
+      const int64_t out = mlp.layers[i].out, width = padded(out);
+      const T* a = values[i].a;
+      activate(width, packed[i], values[i], tokens);
+      const Packed& next = packed[i + 1];
       if (i + 1 < last()) {
-        affine<L>(a, l.out_padded, packed + next.forward_at, next.in, packed + next.bias_at, 0, next.out_padded / L::N,
-                  tokens, scratch + next.z_at, next.out_padded);
+        const int64_t next_width = padded(mlp.layers[i + 1].out);
+        affine<L>(a, width, next.forward, out, next.bias, 0, next_width / L::N, tokens, values[i + 1].z, next_width);
         continue;
       }
-      const T *w = packed + next.forward_at, bias = packed[next.bias_at];
+      const T *w = next.forward, bias = next.bias[0];
       for (int64_t t = 0; t < tokens; ++t) {
-        const T* row = a + t * l.out_padded;
+        const T* row = a + t * width;
         V sum{};
         int64_t j = 0;
-        for (; j + L::N <= l.out; j += L::N) sum += L::load(row + j) * L::load(w + j);
+        for (; j + L::N <= out; j += L::N) sum += L::load(row + j) * L::load(w + j);
         T rest = bias;  // not the padding: where an input was infinite there is NaN in it
-        for (; j < l.out; ++j) rest += row[j] * w[j];
+        for (; j < out; ++j) rest += row[j] * w[j];
         x[t] = L::sum(sum) + rest;
       }
     }
   }
 
-  // From the derivative by z_L, after `forward`: adds the gradients of the layers behind the first and of the slopes to
-  // `sums`, and returns the derivative by z_1, which stands in d or behind its first `tokens * widest` values.
-  T* backward(const T* packed, T* scratch, int64_t tokens, const T* dx, T* d, T* sums) const {
-    const Layer& top = mlp.layers[last()];
+  // (M2), after `forward`: from the derivative by z_L to the one by z_1, which is returned. Adds the gradients of the
+  // layers behind the first and of the slopes to `sums`. `d` has room for twice `tokens * widest` values, in which the
+  // result stands.
+  T* backward(const Packed* packed, const Values* values, int64_t tokens, const T* dx, T* d, const Sums* sums) const {
     if (last() == 0) {
+      const int64_t width = padded(mlp.layers[0].out);
       for (int64_t t = 0; t < tokens; ++t) {
-        for (int64_t j = 0; j < top.out_padded; ++j) d[t * top.out_padded + j] = 0;
-        d[t * top.out_padded] = dx[t];
+        for (int64_t j = 0; j < width; ++j) d[t * width + j] = 0;
+        d[t * width] = dx[t];
       }
       return d;
     }
+    last_layer_backward(packed[last()], values[last() - 1].a, tokens, dx, d, sums[last()]);
     T* other = d + tokens * widest(mlp);
-    const T* a = scratch + mlp.layers[last() - 1].a_at;
-    for (int64_t j = 0; j < top.in_padded; j += L::N) {
-      const V w = L::load(packed + top.forward_at + j);
-      V sum{};
-      for (int64_t t = 0; t < tokens; ++t) {
-        sum += dx[t] * L::load(a + t * top.in_padded + j);
-        L::store(d + t * top.in_padded + j, dx[t] * w);
-      }
-      L::store(sums + top.dweight_at + j, L::load(sums + top.dweight_at + j) + sum);
-    }
-    T sum = 0;
-    for (int64_t t = 0; t < tokens; ++t) sum += dx[t];
-    sums[top.dbias_at] += sum;
     for (int64_t i = last() - 1; i >= 0; --i) {
       const Layer& l = mlp.layers[i];
-      derive(l, packed, scratch, tokens, d, sums);
+      const int64_t width = padded(l.out), inputs = padded(l.in);
+      derive(width, packed[i], values[i], tokens, d, sums[i].slope);
       if (i == 0) break;
-      const T* in = scratch + mlp.layers[i - 1].a_at;
-      product_transposed<L>(d, l.out_padded, in, l.in_padded, tokens, l.out, l.in_padded / L::N, sums + l.dweight_at,
-                            l.in_padded);
-      add_column_sums<L>(d, l.out_padded, tokens, l.out_padded, sums + l.dbias_at);
-      product<L, false>(d, l.out_padded, 1, 0, packed + l.backward_at, l.out, l.in_padded / L::N, tokens, other,
-                        l.in_padded);
+      product_transposed<L>(d, width, values[i - 1].a, inputs, tokens, l.out, inputs / L::N, sums[i].weight, inputs);
+      add_column_sums<L>(d, width, tokens, width, sums[i].bias);
+      product<L, false>(d, width, 1, 0, packed[i].backward, l.out, inputs / L::N, tokens, other, inputs);
       T* swapped = d;
       d = other;
       other = swapped;
@@ -191,21 +158,22 @@ struct Tail {
     return d;
   }
 
-  // The sums of all groups to the results, but for the first layer's matrix. `row` has room for a padded row.
-  void reduce(const Room& room, T* row) const {
+  // The sums of all groups to the results, but for the first layer's matrix. `first`: the sums of the first group; `row`
+  // has room for a padded row.
+  void reduce(const Workspace& workspace, const Sums* first, T* row) const {
     constexpr Store compute = sizeof(T) == 8 ? Store::f64 : Store::f32;
     for (int64_t i = 0; i < mlp.count; ++i) {
       const Layer& l = mlp.layers[i];
       for (int64_t o = 0; i > 0 && o < l.out; ++o) {
-        sum_groups(room, l.dweight_at + o * l.in_padded, l.in, row);
+        sum_groups(workspace, first[i].weight + o * padded(l.in), l.in, row);
         write_row(l.dweight, mlp.gradients, o * l.in, l.in, row);
       }
       if (l.dbias) {
-        sum_groups(room, l.dbias_at, l.out, row);
+        sum_groups(workspace, first[i].bias, l.out, row);
         write_row(l.dbias, compute, 0, l.out, row);
       }
       if (l.dslope) {
-        sum_groups(room, l.dslope_at, l.out, row);
+        sum_groups(workspace, first[i].slope, l.out, row);
         for (int64_t j = 1; l.one_slope && j < l.out; ++j) row[0] += row[j];
         write_row(l.dslope, compute, 0, l.one_slope ? 1 : l.out, row);
       }
@@ -213,13 +181,30 @@ struct Tail {
   }
 
  private:
-  // Written so that NaN passes, as in torch.
-  void activate(const Layer& l, const T* packed, const T* z, T* a, int64_t tokens) const {
+  void last_layer_backward(const Packed& w, const T* a, int64_t tokens, const T* dx, T* d, const Sums& sums) const {
+    const int64_t inputs = padded(mlp.layers[last()].in);
+    for (int64_t j = 0; j < inputs; j += L::N) {
+      const V weight = L::load(w.forward + j);
+      V sum{};
+      for (int64_t t = 0; t < tokens; ++t) {
+        sum += dx[t] * L::load(a + t * inputs + j);
+        L::store(d + t * inputs + j, dx[t] * weight);
+      }
+      L::store(sums.weight + j, L::load(sums.weight + j) + sum);
+    }
+    T sum = 0;
+    for (int64_t t = 0; t < tokens; ++t) sum += dx[t];
+    sums.bias[0] += sum;
+  }
+
+  // a = act(z), written so that NaN passes, as in torch.
+  void activate(int64_t width, const Packed& w, const Values& values, int64_t tokens) const {
+    const T *z = values.z, *slope = w.slope;
+    T* a = values.a;
     const V zero{};
     const auto each = [&](auto&& f) {
       for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t j = 0; j < l.out_padded; j += L::N)
-          L::store(a + t * l.out_padded + j, f(L::load(z + t * l.out_padded + j), j));
+        for (int64_t j = 0; j < width; j += L::N) L::store(a + t * width + j, f(L::load(z + t * width + j), j));
     };
     switch (mlp.activation) {
       case Activation::sigmoid:
@@ -227,20 +212,20 @@ struct Tail {
       case Activation::relu:
         return each([&](V v, int64_t) { return v < zero ? zero : v; });
       case Activation::prelu:
-        return each([&](V v, int64_t j) { return v > zero ? v : L::load(packed + l.slope_at + j) * v; });
+        return each([&](V v, int64_t j) { return v > zero ? v : L::load(slope + j) * v; });
       case Activation::none:
         return;
     }
   }
 
   // d = act'(z) d, and the slopes' gradients.
-  void derive(const Layer& l, const T* packed, const T* scratch, int64_t tokens, T* d, T* sums) const {
+  void derive(int64_t width, const Packed& w, const Values& values, int64_t tokens, T* d, T* dslope) const {
     const V zero{};
-    const T *z = scratch + l.z_at, *a = scratch + l.a_at;
+    const T *z = values.z, *a = values.a, *slope = w.slope;
     const auto each = [&](auto&& f) {
       for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t j = 0; j < l.out_padded; j += L::N) {
-          const int64_t at = t * l.out_padded + j;
+        for (int64_t j = 0; j < width; j += L::N) {
+          const int64_t at = t * width + j;
           L::store(d + at, f(L::load(d + at), at, j));
         }
     };
@@ -253,17 +238,15 @@ struct Tail {
       case Activation::relu:
         return each([&](V v, int64_t at, int64_t) { return L::load(a + at) <= zero ? zero : v; });
       case Activation::prelu:
-        for (int64_t j = 0; j < l.out_padded; j += L::N) {
+        for (int64_t j = 0; j < width; j += L::N) {
           V sum{};
           for (int64_t t = 0; t < tokens; ++t) {
-            const V y = L::load(z + t * l.out_padded + j);
-            sum += y > zero ? zero : y * L::load(d + t * l.out_padded + j);
+            const V y = L::load(z + t * width + j);
+            sum += y > zero ? zero : y * L::load(d + t * width + j);
           }
-          L::store(sums + l.dslope_at + j, L::load(sums + l.dslope_at + j) + sum);
+          L::store(dslope + j, L::load(dslope + j) + sum);
         }
-        return each([&](V v, int64_t at, int64_t j) {
-          return L::load(z + at) > zero ? v : L::load(packed + l.slope_at + j) * v;
-        });
+        return each([&](V v, int64_t at, int64_t j) { return L::load(z + at) > zero ? v : L::load(slope + j) * v; });
       case Activation::none:
         return;
     }

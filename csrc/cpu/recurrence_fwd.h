@@ -10,7 +10,7 @@ struct Forward {
   using V = typename L::V;
   using A = Activations<T, L::N>;
 
-  const Job& job;
+  const RecurrenceCall& call;
   const Shape<L> s;
   const Weights<L>& w;
 
@@ -18,37 +18,37 @@ struct Forward {
     T *xs, *gx, *hs, *state, *q, *u;
     T** kept;  // each token's place in the kept gates
     Scalars<T>* scalars;
-    Scratch(const Job& job, const Shape<L>& s, Arena& arena) {
-      const int64_t tokens = job.chunk_tokens, rows = job.block_rows;
+    Scratch(const RecurrenceCall& call, const Shape<L>& s, Arena& arena) {
+      const int64_t tokens = call.chunk_tokens, rows = call.block_rows;
       xs = arena.take<T>(tokens * s.Ip);
       gx = arena.take<T>(tokens * 3 * s.Hp);
       hs = arena.take<T>(tokens * s.Hp);
       state = arena.take<T>(rows * s.Hp);
-      q = arena.take<T>(job.reset_before ? rows * s.Hp : 0);
-      u = arena.take<T>(job.reset_before ? rows * s.Hp : 0);
-      kept = arena.take<T*>(job.gates ? tokens : 0);
+      q = arena.take<T>(call.reset_before ? rows * s.Hp : 0);
+      u = arena.take<T>(call.reset_before ? rows * s.Hp : 0);
+      kept = arena.take<T*>(call.gates ? tokens : 0);
       scalars = arena.take<Scalars<T>>(tokens);
     }
   };
 
   void run_block(char* memory, int64_t index) const {
     Arena arena{memory};
-    const Scratch c(job, s, arena);
-    const Block block(job, index);
+    const Scratch c(call, s, arena);
+    const Block block(call, index);
     for (int64_t i = 0; i < block.count; ++i) {
       T* state = c.state + i * s.Hp;
-      if (job.h0.data)
-        gather_padded<L>(job.h0, block.rows[i].b * job.h0.s0, job.h0.s1, s.H, s.Hp, state);
+      if (call.h0.data)
+        gather_padded<L>(call.h0, block.rows[i].b * call.h0.s0, call.h0.s1, s.H, s.Hp, state);
       else
         for (int64_t j = 0; j < s.Hp; ++j) state[j] = 0;
-      if (block.rows[i].length == 0) write_row(job.h_n, job.x.store, block.rows[i].b * s.H, s.H, state);
+      if (block.rows[i].length == 0) write_row(call.h_n, call.x.store, block.rows[i].b * s.H, s.H, state);
     }
     for (int64_t at = 0; at < block.longest();) {
       const Chunk chunk = block.chunk_from(at);
       project(block, chunk, c);
       const T* h = c.state;
       block.for_steps(chunk, [&](int64_t, int64_t alive, int64_t base) {
-        if (job.reset_before)
+        if (call.reset_before)
           step_before(alive, base, h, c);
         else
           step_after(alive, base, h, c);
@@ -58,21 +58,21 @@ struct Forward {
       at = chunk.last;
     }
     for (int64_t i = 0; i < block.count; ++i)
-      zero_padding(job, job.y, block.rows[i].b, block.rows[i].length, job.batch, s.H);
+      zero_padding(call, call.y, block.rows[i].b, block.rows[i].length, call.batch, s.H);
   }
 
  private:
   // (1): gx = gamma W_ih x + b of every token, [3][Hp]; W_ih x is read where histories share it.
   void project(const Block& block, const Chunk& chunk, const Scratch& c) const {
     block.for_tokens(chunk, [&](const Row& row, int64_t, int64_t step, int64_t token) {
-      c.scalars[token] = Scalars<T>(job, row, step);
-      if (job.gates) c.kept[token] = kept_gates<T>(job, s.Hk, row, step);
-      if (!job.shared) gather_padded<L>(job.x, row.x + step * job.x_step, job.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
+      c.scalars[token] = Scalars<T>(call, row, step);
+      if (call.gates) c.kept[token] = kept_gates<T>(call, s.Hk, row, step);
+      if (!call.shared) gather_padded<L>(call.x, row.x + step * call.x_step, call.x.s2, s.I, s.Ip, c.xs + token * s.Ip);
     });
-    if (job.shared) {
-      const T* projection = reinterpret_cast<const T*>(job.projection);
+    if (call.shared) {
+      const T* projection = reinterpret_cast<const T*>(call.workspace.projection);
       block.for_tokens(chunk, [&](const Row& row, int64_t, int64_t step, int64_t token) {
-        const T* in = projection + (row.dx + step * job.dx_step) * 3 * s.Hp;
+        const T* in = projection + (row.dx + step * call.dx_step) * 3 * s.Hp;
         const T gamma = c.scalars[token].gamma;
         for (int64_t j = 0; j < 3 * s.Hp; j += L::N)
           L::store(c.gx + token * 3 * s.Hp + j, gamma * L::load(in + j) + L::load(w.bias_x + j));
@@ -85,9 +85,9 @@ struct Forward {
       for_row_tiles(chunk.tokens, [&]<int M>(int64_t i) {
         V acc[M][3];
         for (int m = 0; m < M; ++m)
-          for (int v = 0; v < 3; ++v) acc[m][v] = job.scale_input ? V{} : bias[v];
+          for (int v = 0; v < 3; ++v) acc[m][v] = call.scale_input ? V{} : bias[v];
         multiply<L>(c.xs + i * s.Ip, s.Ip, w.ih + j * s.I * 3 * L::N, s.I, acc);
-        if (job.scale_input)
+        if (call.scale_input)
           for (int m = 0; m < M; ++m)
             for (int v = 0; v < 3; ++v) acc[m][v] = c.scalars[i + m].gamma * acc[m][v] + bias[v];
         store_gates<L>(c.gx + i * 3 * s.Hp + j * L::N, 3 * s.Hp, s.Hp, acc);
@@ -119,7 +119,7 @@ struct Forward {
           const V n = A::tanh(L::load(gx + (i + m) * 3 * s.Hp + 2 * s.Hp + j * L::N) + r * acc[m][2]);
           const Scalars<T>& k = c.scalars[base + i + m];
           L::store(next + at, next_state(L::load(h + at), u, n, k.alpha, k.beta));
-          if (job.gates) {
+          if (call.gates) {
             keep(c, base + i + m, j, 0, r);
             keep(c, base + i + m, j, 1, u);
             keep(c, base + i + m, j, 2, n);
@@ -146,7 +146,7 @@ struct Forward {
           A::sigmoid2(r, u);
           L::store(c.q + at, r * L::load(h + at));
           L::store(c.u + at, u);
-          if (job.gates) {
+          if (call.gates) {
             keep(c, base + i + m, j, 0, r);
             keep(c, base + i + m, j, 1, u);
             keep(c, base + i + m, j, 3, V{});
@@ -163,7 +163,7 @@ struct Forward {
           const V n = A::tanh(acc[m][0]);
           const Scalars<T>& k = c.scalars[base + i + m];
           L::store(next + at, next_state(L::load(h + at), L::load(c.u + at), n, k.alpha, k.beta));
-          if (job.gates) keep(c, base + i + m, j, 2, n);
+          if (call.gates) keep(c, base + i + m, j, 2, n);
         }
       });
   }
@@ -175,8 +175,8 @@ struct Forward {
   void scatter(const Block& block, const Chunk& chunk, const Scratch& c) const {
     block.for_tokens(chunk, [&](const Row& row, int64_t i, int64_t step, int64_t token) {
       const T* h = c.hs + token * s.Hp;
-      write_row(job.y, job.x.store, (row.y + step * job.y_step) * s.H, s.H, h);
-      if (step == row.length - 1) write_row(job.h_n, job.x.store, row.b * s.H, s.H, h);
+      write_row(call.y, call.x.store, (row.y + step * call.y_step) * s.H, s.H, h);
+      if (step == row.length - 1) write_row(call.h_n, call.x.store, row.b * s.H, s.H, h);
       if (step == chunk.last - 1) __builtin_memcpy(c.state + i * s.Hp, h, s.Hp * sizeof(T));
     });
   }

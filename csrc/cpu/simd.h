@@ -29,6 +29,15 @@ struct Lanes {
     for (int i = 0; i < N; ++i) s += v[i];
     return s;
   }
+  // The vector with zeros in the lanes from `left` on: `left` values are to come, of which the vector holds the first.
+  // Lanes past the last value are padding, and an infinity times the zero there is NaN: a sum over lanes leaves them out.
+  static DIEN_INLINE V live(V v, int64_t left) {
+    if (left >= N) return v;
+    typedef typename IndexOf<sizeof(T)>::Type I __attribute__((vector_size(N_ * sizeof(T))));
+    I lane;
+    for (int i = 0; i < N; ++i) lane[i] = i;
+    return lane < typename IndexOf<sizeof(T)>::Type(left) ? v : V{};
+  }
 };
 
 // exp(f) - 1 = f + f^2 Q(f) for |f| <= ln 2 / 2; Q of degree 4 fitted to the least maximum of its relative error, 1.7e-8.
@@ -113,3 +122,11 @@ struct Activations<double, N> {
     return x;
   }
 };
+
+// The C library's functions of one value.
+DIEN_INLINE float exponential(float x) { return __builtin_expf(x); }
+DIEN_INLINE double exponential(double x) { return __builtin_exp(x); }
+DIEN_INLINE float logarithm(float x) { return __builtin_logf(x); }
+DIEN_INLINE double logarithm(double x) { return __builtin_log(x); }
+DIEN_INLINE float logarithm_plus_one(float x) { return __builtin_log1pf(x); }
+DIEN_INLINE double logarithm_plus_one(double x) { return __builtin_log1p(x); }

@@ -1,19 +1,9 @@
-// The backward's instances for one storage dtype.
-#include "backward16.cuh"
-#include "instances.h"
-#include "launch.h"
-#include "run.h"
+#include "backward_instances.cuh"
 
 namespace dien::cuda {
 
 int backward_bf16(const Backward& p, int padded, Stream stream) {
-#define DIEN_CASE(P)                                                                  \
-  case P:                                                                             \
-    return run(backward16<BFloat16, P>, Tile16<BFloat16, P>::kThreads, p, 16, stream, \
-               Backward16<BFloat16, P>::kDynamic);
-  switch (padded) { DIEN_SIZES(DIEN_CASE) }
-#undef DIEN_CASE
-  return kInvalidValue;
+  return backward_instance<BFloat16>(p, padded, stream);
 }
 
 }  // namespace dien::cuda

@@ -13,21 +13,21 @@ namespace {
 using namespace dien::bound;
 using Tensors = std::vector<Tensor>;
 
-dien::AttentionJob make_job(const Tensor& target, const Tensor& states, const Layers& layers, const Maybe& offsets,
-                            bool bilinear, double scale, bool softmax) {
-  dien::AttentionJob job{};
-  job.batch = target.size(0);
-  job.histories = offsets ? offsets->size(0) - 1 : states.size(0);
-  job.size = target.size(1);
-  job.hidden = states.size(states.dim() - 1);
-  job.bilinear = bilinear;
-  job.softmax = softmax;
-  job.scale = scale;
-  job.target = array_of(target, 0);
-  job.states = array_of(states, offsets ? 1 : 0);
-  job.mlp = layers.mlp;
-  job.threads = threads();
-  return job;
+dien::AttentionCall make_call(const Tensor& target, const Tensor& states, const Layers& layers, const Maybe& offsets,
+                              bool bilinear, double scale, bool softmax) {
+  dien::AttentionCall call{};
+  call.batch = target.size(0);
+  call.histories = offsets ? offsets->size(0) - 1 : states.size(0);
+  call.size = target.size(1);
+  call.hidden = states.size(states.dim() - 1);
+  call.bilinear = bilinear;
+  call.softmax = softmax;
+  call.scale = scale;
+  call.target = array_of(target, 0);
+  call.states = array_of(states, offsets ? 1 : 0);
+  call.mlp = layers.mlp;
+  call.threads = threads();
+  return call;
 }
 
 // The layout of a call, checked.
@@ -40,10 +40,10 @@ dien::Layout layout_of(const Tensor& target, const Tensor& states, const Maybe& 
   return layout;
 }
 
-void run(const dien::AttentionJob& job, const dien::Layout& layout, const Tensor& states, const Maybe& mask) {
+void run(const dien::AttentionCall& call, const dien::Layout& layout, const Tensor& states, const Maybe& mask) {
   dien::Mask of{};
   if (mask) of = {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
-  dien::attention(job, layout, of, layout.offsets ? 0 : states.size(1));
+  dien::attention(call, layout, of, layout.offsets ? 0 : states.size(1));
 }
 
 Tensor forward(Tensor target, Tensor states, Tensors weights, Tensors biases, Tensors slopes, Maybe lengths,
@@ -52,14 +52,14 @@ Tensor forward(Tensor target, Tensor states, Tensors weights, Tensors biases, Te
   Layers layers(weights, biases, slopes, activation);
   Indices indices;
   const dien::Layout layout = layout_of(target, states, lengths, offsets, history, rows_total, indices);
-  dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
+  dien::AttentionCall call = make_call(target, states, layers, offsets, bilinear, scale, softmax);
   const ScalarType compute = compute_type(states.scalar_type());
-  Tensor scores = !offsets  ? new_tensor({job.batch, states.size(1)}, compute)
+  Tensor scores = !offsets  ? new_tensor({call.batch, states.size(1)}, compute)
                   : history ? new_tensor({rows_total}, compute)
                             : new_tensor({states.size(0)}, compute);
-  job.scores = scores.mutable_data_ptr();
-  if (scores.numel() > 0) std::memset(job.scores, 0, scores.numel() * scores.element_size());
-  run(job, layout, states, mask);
+  call.scores = scores.mutable_data_ptr();
+  if (scores.numel() > 0) std::memset(call.scores, 0, scores.numel() * scores.element_size());
+  run(call, layout, states, mask);
   return scores;
 }
 
@@ -72,13 +72,13 @@ Tensors backward(Tensor dscores, Tensor target, Tensor states, Tensors weights, 
   const dien::Layout layout = layout_of(target, states, lengths, offsets, history, rows_total, indices);
   Tensors results{new_like(target, storage), large(new_like(states, storage))};
   layers.add_results(weights, biases, slopes, storage, results);
-  dien::AttentionJob job = make_job(target, states, layers, offsets, bilinear, scale, softmax);
-  job.backward = true;
-  job.da = array_of(dscores, offsets ? 1 : 0);
-  job.scores = const_cast<void*>(scores.const_data_ptr());
-  job.dtarget = results[0].mutable_data_ptr();
-  job.dstates = results[1].mutable_data_ptr();
-  run(job, layout, states, mask);
+  dien::AttentionCall call = make_call(target, states, layers, offsets, bilinear, scale, softmax);
+  call.backward = true;
+  call.da = array_of(dscores, offsets ? 1 : 0);
+  call.scores = const_cast<void*>(scores.const_data_ptr());
+  call.dtarget = results[0].mutable_data_ptr();
+  call.dstates = results[1].mutable_data_ptr();
+  run(call, layout, states, mask);
   return results;
 }
 

@@ -16,34 +16,34 @@ Tensor run(const Tensor& states, const Tensor& positive, const Tensor& negative,
            const Tensors& biases, const Tensors& slopes, const Maybe& lengths, const Maybe& offsets, bool inner,
            int64_t activation, int64_t normalizer, double eps, int64_t ahead, Tensors* results) {
   Layers layers(weights, biases, slopes, activation);
-  dien::AuxiliaryJob job{};
+  dien::AuxiliaryLossCall call{};
   const int64_t rows = states.dim() - 1, from = offsets ? 1 : 0;  // from: the first stride's place
   const ScalarType compute = compute_type(states.scalar_type());
-  job.hidden = states.size(rows);
-  job.size = positive.size(rows);
-  job.negatives = negative.size(rows);
-  job.inner = inner;
-  job.eps = eps;
-  job.ahead = ahead;
-  job.states = array_of(states, from);
-  job.positive = array_of(positive, from);
-  job.negative = {const_cast<void*>(negative.const_data_ptr()), offsets ? 0 : negative.stride(0),
-                  negative.stride(rows - 1), negative.stride(rows + 1), store_of(negative.scalar_type())};
-  job.negative_each = negative.stride(rows);
-  job.threads = threads();
-  job.backward = results;
+  call.hidden = states.size(rows);
+  call.size = positive.size(rows);
+  call.negatives = negative.size(rows);
+  call.inner = inner;
+  call.eps = eps;
+  call.ahead = ahead;
+  call.states = array_of(states, from);
+  call.positive = array_of(positive, from);
+  call.negative = {const_cast<void*>(negative.const_data_ptr()), offsets ? 0 : negative.stride(0),
+                   negative.stride(rows - 1), negative.stride(rows + 1), store_of(negative.scalar_type())};
+  call.negative_each = negative.stride(rows);
+  call.threads = threads();
+  call.backward = results;
   if (results) {
     for (const Tensor* t : {&states, &positive, &negative}) results->push_back(large(new_like(*t, compute)));
-    job.dstates = (*results)[0].mutable_data_ptr();
-    job.dpositive = (*results)[1].mutable_data_ptr();
-    job.dnegative = (*results)[2].mutable_data_ptr();
+    call.dstates = (*results)[0].mutable_data_ptr();
+    call.dpositive = (*results)[1].mutable_data_ptr();
+    call.dnegative = (*results)[2].mutable_data_ptr();
     layers.add_results(weights, biases, slopes, compute, *results);
   }
-  job.mlp = layers.mlp;
+  call.mlp = layers.mlp;
   Indices indices;
   const dien::Layout layout{indices.read(lengths), indices.read(offsets), nullptr, states.size(0), -1, false};
   const int64_t batch = offsets ? offsets->size(0) - 1 : states.size(0), steps = offsets ? 0 : states.size(1);
-  const double value = dien::auxiliary_loss(job, layout, batch, steps, dien::Normalizer(normalizer));
+  const double value = dien::auxiliary_loss(call, layout, batch, steps, dien::Normalizer(normalizer));
   Tensor loss = new_tensor({}, compute);
   if (compute == ScalarType::Double)
     *static_cast<double*>(loss.mutable_data_ptr()) = value;

@@ -19,29 +19,30 @@ struct Cell {
   bool scale_input, keep_side, reset_before, reverse, time_major;
 };
 
-dien::Job make_job(const Tensor& x, const Maybe& attention, const Tensor& w_ih, const Tensor& w_hh, const Maybe& b_ih,
-                   const Maybe& b_hh, const Maybe& h0, const Maybe& offsets, const Maybe& history, const Cell& cell) {
-  dien::Job job{};
-  job.jagged = offsets.has_value();
-  job.shared = history.has_value();
-  job.time_major = cell.time_major;
+dien::RecurrenceCall make_call(const Tensor& x, const Maybe& attention, const Tensor& w_ih, const Tensor& w_hh,
+                               const Maybe& b_ih, const Maybe& b_hh, const Maybe& h0, const Maybe& offsets,
+                               const Maybe& history, const Cell& cell) {
+  dien::RecurrenceCall call{};
+  call.jagged = offsets.has_value();
+  call.shared = history.has_value();
+  call.time_major = cell.time_major;
   const int64_t lead = x.size(0), next = x.size(1);
-  job.histories = job.jagged ? offsets->size(0) - 1 : cell.time_major ? next : lead;
-  job.batch = job.shared ? history->size(0) : job.histories;
-  job.steps = job.jagged ? 0 : cell.time_major ? lead : next;
-  job.input = w_ih.size(1);
-  job.hidden = w_hh.size(1);
-  job.alpha0 = cell.alpha0, job.alpha1 = cell.alpha1, job.beta0 = cell.beta0, job.beta1 = cell.beta1;
-  job.scale_input = cell.scale_input, job.keep_side = cell.keep_side, job.reset_before = cell.reset_before;
-  job.x = array_of(x, job.jagged ? 1 : 0, cell.time_major);
-  job.attention = array_of(attention, job.jagged ? 1 : 0);
-  job.w_ih = array_of(w_ih, 0, false);
-  job.w_hh = array_of(w_hh, 0, false);
-  job.b_ih = array_of(b_ih, 0);
-  job.b_hh = array_of(b_hh, 0);
-  job.h0 = array_of(h0, 0);
-  job.threads = threads();
-  return job;
+  call.histories = call.jagged ? offsets->size(0) - 1 : cell.time_major ? next : lead;
+  call.batch = call.shared ? history->size(0) : call.histories;
+  call.steps = call.jagged ? 0 : cell.time_major ? lead : next;
+  call.input = w_ih.size(1);
+  call.hidden = w_hh.size(1);
+  call.alpha0 = cell.alpha0, call.alpha1 = cell.alpha1, call.beta0 = cell.beta0, call.beta1 = cell.beta1;
+  call.scale_input = cell.scale_input, call.keep_side = cell.keep_side, call.reset_before = cell.reset_before;
+  call.x = array_of(x, call.jagged ? 1 : 0, cell.time_major);
+  call.attention = array_of(attention, call.jagged ? 1 : 0);
+  call.w_ih = array_of(w_ih, 0, false);
+  call.w_hh = array_of(w_hh, 0, false);
+  call.b_ih = array_of(b_ih, 0);
+  call.b_hh = array_of(b_hh, 0);
+  call.h0 = array_of(h0, 0);
+  call.threads = threads();
+  return call;
 }
 
 dien::Layout make_layout(const Tensor& x, const Maybe& attention, const Maybe& lengths, const Maybe& offsets,
@@ -71,26 +72,26 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Maybe attention, Tensor w_i
                                            double beta0, double beta1, bool scale_input, bool keep_side,
                                            bool reset_before, bool reverse, bool time_major, int64_t kept_units) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
-  dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
+  dien::RecurrenceCall call = make_call(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;
   const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
-  const int64_t hidden = job.hidden, rows = layout.attention_rows;
-  const int64_t first = time_major ? job.steps : job.batch, second = time_major ? job.batch : job.steps;
-  Tensor y = large(job.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage));
-  Tensor h_n = new_tensor({job.batch, hidden}, storage);
+  const int64_t hidden = call.hidden, rows = layout.attention_rows;
+  const int64_t first = time_major ? call.steps : call.batch, second = time_major ? call.batch : call.steps;
+  Tensor y = large(call.jagged ? new_tensor({rows, hidden}, storage) : new_tensor({first, second, hidden}, storage));
+  Tensor h_n = new_tensor({call.batch, hidden}, storage);
   if (kept_units != 0 && kept_units != dien::kKeptUnits)
     throw std::invalid_argument("kept_units must be 0 or " + std::to_string(dien::kKeptUnits) + ", got " +
                                 std::to_string(kept_units));
   const bool keep_gates = kept_units != 0;
   const int64_t kept = kept_values(hidden);
-  Tensor gates = !keep_gates  ? new_tensor({0}, compute)
-                 : job.jagged ? large(new_tensor({rows, kept}, compute))
-                              : large(new_tensor({first, second, kept}, compute));
-  job.y = y.mutable_data_ptr();
-  job.h_n = h_n.mutable_data_ptr();
-  job.gates = keep_gates ? gates.mutable_data_ptr() : nullptr;
-  dien::recurrence_forward(job, layout);
+  Tensor gates = !keep_gates   ? new_tensor({0}, compute)
+                 : call.jagged ? large(new_tensor({rows, kept}, compute))
+                               : large(new_tensor({first, second, kept}, compute));
+  call.y = y.mutable_data_ptr();
+  call.h_n = h_n.mutable_data_ptr();
+  call.gates = keep_gates ? gates.mutable_data_ptr() : nullptr;
+  dien::recurrence_forward(call, layout);
   return {y, h_n, gates};
 }
 
@@ -100,30 +101,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     double alpha1, double beta0, double beta1, bool scale_input, bool keep_side, bool reset_before, bool reverse,
     bool time_major, int64_t /* kept_units: gates say it */) {
   const Cell cell{alpha0, alpha1, beta0, beta1, scale_input, keep_side, reset_before, reverse, time_major};
-  dien::Job job = make_job(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
+  dien::RecurrenceCall call = make_call(x, attention, w_ih, w_hh, b_ih, b_hh, h0, offsets, history, cell);
   Indices indices;
   const dien::Layout layout = make_layout(x, attention, lengths, offsets, history, reverse, indices);
-  const int64_t steps = job.jagged ? layout.attention_rows : job.batch * job.steps;
-  check_kept("y", y, steps * job.hidden);
-  if (gates.numel() > 0) check_kept("kept", gates, steps * kept_values(job.hidden));
+  const int64_t steps = call.jagged ? layout.attention_rows : call.batch * call.steps;
+  check_kept("y", y, steps * call.hidden);
+  if (gates.numel() > 0) check_kept("kept", gates, steps * kept_values(call.hidden));
   const ScalarType storage = x.scalar_type(), compute = compute_type(storage);
   Tensor dx = need_dx ? large(new_like(x, storage)) : new_tensor({0}, storage);
   Tensor da = attention ? new_like(*attention, compute) : new_tensor({0}, storage);
   Tensor dw_ih = new_like(w_ih, w_ih.scalar_type()), dw_hh = new_like(w_hh, w_hh.scalar_type());
-  Tensor db_ih = new_tensor({3 * job.hidden}, compute), db_hh = new_tensor({3 * job.hidden}, compute);
-  Tensor dh0 = new_tensor({job.batch, job.hidden}, compute);
-  job.dy = array_of(dy, job.jagged ? 1 : 0, time_major);
-  job.dh_n = array_of(dh_n, 0);
-  job.y = const_cast<void*>(y.const_data_ptr());
-  job.gates = gates.numel() > 0 ? const_cast<void*>(gates.const_data_ptr()) : nullptr;
-  job.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
-  job.da = attention ? da.mutable_data_ptr() : nullptr;
-  job.dw_ih = dw_ih.mutable_data_ptr();
-  job.dw_hh = dw_hh.mutable_data_ptr();
-  job.db_ih = db_ih.mutable_data_ptr();
-  job.db_hh = db_hh.mutable_data_ptr();
-  job.dh0 = dh0.mutable_data_ptr();
-  dien::recurrence_backward(job, layout);
+  Tensor db_ih = new_tensor({3 * call.hidden}, compute), db_hh = new_tensor({3 * call.hidden}, compute);
+  Tensor dh0 = new_tensor({call.batch, call.hidden}, compute);
+  call.dy = array_of(dy, call.jagged ? 1 : 0, time_major);
+  call.dh_n = array_of(dh_n, 0);
+  call.y = const_cast<void*>(y.const_data_ptr());
+  call.gates = gates.numel() > 0 ? const_cast<void*>(gates.const_data_ptr()) : nullptr;
+  call.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
+  call.da = attention ? da.mutable_data_ptr() : nullptr;
+  call.dw_ih = dw_ih.mutable_data_ptr();
+  call.dw_hh = dw_hh.mutable_data_ptr();
+  call.db_ih = db_ih.mutable_data_ptr();
+  call.db_hh = db_hh.mutable_data_ptr();
+  call.dh0 = dh0.mutable_data_ptr();
+  dien::recurrence_backward(call, layout);
   return {dx, da, dw_ih, dw_hh, db_ih, db_hh, dh0};
 }
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../cpu/memory.h"
-#include "../cpu/unit_params.h"
+#include "../cpu/mlp_params.h"
 
 namespace dien::bound {
 

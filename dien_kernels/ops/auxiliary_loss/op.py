@@ -274,7 +274,7 @@ def _check_weights(
     kind: str,
     activation: str | None,
 ) -> Layers:
-    """The checked layers with the affine map and a two-class output folded in."""
+    """The checked layers with the affine map and a two-class output folded in, in the compute dtype."""
     if kind == "inner":
         if len(weights) or len(biases) or len(slopes) or affine is not None:
             raise ValueError("weights, biases, slopes and affine must be empty with kind='inner', got some")
@@ -294,9 +294,10 @@ def _check_weights(
             bias = bias + vectors[0] if vectors[0].numel() else bias
         else:
             vectors = [bias.new_empty(0)] * len(matrices)
-        matrices, vectors = [(first * scale).to(matrices[0].dtype), *matrices[1:]], [bias, *vectors[1:]]
+        matrices, vectors = [first * scale, *matrices[1:]], [bias, *vectors[1:]]
     if matrices[-1].shape[0] == 2:  # softmax over two classes is the sigmoid of the difference
-        matrices = [*matrices[:-1], matrices[-1][:1] - matrices[-1][1:]]
+        last = matrices[-1].to(compute_dtype(states.dtype))  # 16 bits would round the difference
+        matrices = [*matrices[:-1], last[:1] - last[1:]]
         if vectors and vectors[-1].numel():
             vectors = [*vectors[:-1], vectors[-1][:1] - vectors[-1][1:]]
     return Layers(matrices, vectors, list(slopes))

@@ -1,15 +1,15 @@
-// The forward for a handful of steps: packing the weights would cost more than using them, so each pre-activation is a
-// product of one weight row, read where it lies, with the state. Included inside an instruction set's namespace.
+// The forward of a few steps: packing the weights would cost more than using them, so each pre-activation is the product
+// of one weight row, read where it lies, with the state. Included inside an instruction set's namespace.
 //
 // Equations (1) to (9) of docs/math.md. Needs weights in the compute dtype with contiguous rows; keeps no gates.
 
 template <class L>
-struct Few {
+struct Unpacked {
   using T = typename L::Scalar;
   using V = typename L::V;
   using A = Activations<T, L::N>;
 
-  const Job& job;
+  const RecurrenceCall& call;
   const Shape<L> s;
   const Weights<L>& w;
 
@@ -28,26 +28,26 @@ struct Few {
     Arena arena{memory};
     const Scratch c(s, arena);
     for (int64_t j = 0; j < 3 * s.Hp; ++j) c.gx[j] = c.gh[j] = 0;
-    for (int64_t i = 0; i < job.batch; ++i) {
-      const Row& row = job.rows[i];
+    for (int64_t i = 0; i < call.batch; ++i) {
+      const Row& row = call.rows[i];
       for (int64_t j = 0; j < s.Hp; ++j) c.h[j] = 0;
-      if (job.h0.data) read_row(job.h0, row.b * job.h0.s0, job.h0.s1, s.H, c.h);
+      if (call.h0.data) read_row(call.h0, row.b * call.h0.s0, call.h0.s1, s.H, c.h);
       for (int64_t t = 0; t < row.length; ++t) {
-        gather_padded<L>(job.x, row.x + t * job.x_step, job.x.s2, s.I, s.Ip, c.x);
-        step(Scalars<T>(job, row, t), c);
-        write_row(job.y, job.x.store, (row.y + t * job.y_step) * s.H, s.H, c.h);
+        gather_padded<L>(call.x, row.x + t * call.x_step, call.x.s2, s.I, s.Ip, c.x);
+        step(Scalars<T>(call, row, t), c);
+        write_row(call.y, call.x.store, (row.y + t * call.y_step) * s.H, s.H, c.h);
       }
-      write_row(job.h_n, job.x.store, row.b * s.H, s.H, c.h);
-      zero_padding(job, job.y, row.b, row.length, job.batch, s.H);
+      write_row(call.h_n, call.x.store, row.b * s.H, s.H, c.h);
+      zero_padding(call, call.y, row.b, row.length, call.batch, s.H);
     }
   }
 
  private:
   void step(const Scalars<T>& k, const Scratch& c) const {
-    const bool before = job.reset_before;
-    const V sign = L::splat(job.keep_side ? T(-1) : T(1));
-    products(job.w_ih, 0, 3, c.x, s.I, c.gx);
-    products(job.w_hh, 0, before ? 2 : 3, c.h, s.H, c.gh);
+    const bool before = call.reset_before;
+    const V sign = L::splat(call.keep_side ? T(-1) : T(1));
+    products(call.w_ih, 0, 3, c.x, s.I, c.gx);
+    products(call.w_hh, 0, before ? 2 : 3, c.h, s.H, c.gh);
     T *u_gate = c.gx + s.Hp, *n_gate = c.gx + 2 * s.Hp;
     for (int64_t j = 0; j < s.Hp; j += L::N) {
       V r = k.gamma * L::load(c.gx + j) + L::load(w.bias_x + j) + L::load(c.gh + j);
@@ -58,7 +58,7 @@ struct Few {
       L::store(n_gate + j, before ? n : n + r * (L::load(c.gh + 2 * s.Hp + j) + L::load(w.bias_n + j)));
       L::store(c.q + j, r * L::load(c.h + j));
     }
-    if (before) products(job.w_hh, 2, 1, c.q, s.H, c.gh + 2 * s.Hp);
+    if (before) products(call.w_hh, 2, 1, c.q, s.H, c.gh + 2 * s.Hp);
     for (int64_t j = 0; j < s.Hp; j += L::N) {
       V n = L::load(n_gate + j);
       if (before) n += L::load(c.gh + 2 * s.Hp + j);

@@ -1,0 +1,21 @@
+// The backward's instances for one storage dtype, by padded hidden size. Each dtype has a file of its own, so that they
+// are compiled side by side.
+#pragma once
+#include "backward16.cuh"
+#include "instances.h"
+#include "launch.h"
+#include "run.h"
+
+namespace dien::cuda {
+
+template <class S>
+int backward_instance(const Backward& p, int padded, Stream stream) {
+#define DIEN_CASE(P) \
+  case P:            \
+    return run(backward16<S, P>, Tile16<S, P>::kThreads, p, 16, stream, Backward16<S, P>::kDynamic);
+  switch (padded) { DIEN_SIZES(DIEN_CASE) }
+#undef DIEN_CASE
+  return kInvalidValue;
+}
+
+}  // namespace dien::cuda
