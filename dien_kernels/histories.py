@@ -221,7 +221,8 @@ class Histories:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Histories:
         """The value with ``function`` applied to every tensor."""
-        return Histories(*(None if t is None else function(t) for t in self._tensors()), self.rows_total)
+        lengths, offsets, history_of, mask = (None if t is None else function(t) for t in self._tensors())
+        return Histories(lengths, offsets, history_of, mask, self.rows_total)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Histories:
         """The value on another device."""
@@ -375,15 +376,11 @@ class Histories:
                 f"{name} must be [B, T, features], or [N, features] with offsets, got shape {tuple(data.shape)}"
             )
         else:
-            histories, steps = (1, 0) if time_major else (0, 1)
-            if self.lengths is not None:
-                if self.lengths.shape[0] != data.shape[histories]:
-                    got, want = tuple(self.lengths.shape), (data.shape[histories],)
-                    raise ValueError(f"lengths must have shape [U] = {want}, got {got}")
-            elif self.mask is not None:
-                want = (data.shape[histories], data.shape[steps])
-                if self.mask.shape != want:
-                    raise ValueError(f"mask must have shape [B, T] = {want}, got {tuple(self.mask.shape)}")
+            u, t = (data.shape[1], data.shape[0]) if time_major else (data.shape[0], data.shape[1])
+            if self.lengths is not None and self.lengths.shape[0] != u:
+                raise ValueError(f"lengths must have shape [U] = {(u,)}, got {tuple(self.lengths.shape)}")
+            if self.mask is not None and self.mask.shape != (u, t):
+                raise ValueError(f"mask must have shape [B, T] = {(u, t)}, got {tuple(self.mask.shape)}")
         for field, tensor in self._named_tensors():
             if tensor is not None and tensor.device != data.device:
                 raise ValueError(f"{field} must be on the device of {name}, {data.device}, got {tensor.device}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from dien_kernels.layers._checks import (
     check_sizes,
 )
 from dien_kernels.layers.activations import Dice
+from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.ops.attention.op import attention_scores
 
 _ACTIVATIONS = ("sigmoid", "relu", "prelu", "dice", None)
@@ -74,8 +75,8 @@ class BilinearAttention(nn.Module):
         hidden_size: int,
         *,
         scale: float | None = None,
-        normalize: str | None = "softmax",
-        backend: str = "auto",
+        normalize: Literal["softmax"] | None = "softmax",
+        backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -166,11 +167,11 @@ class DINAttention(nn.Module):
         hidden_size: int,
         units: Sequence[int] = (80, 40),
         *,
-        activation: str | None = "sigmoid",
+        activation: Literal["sigmoid", "relu", "prelu", "dice"] | None = "sigmoid",
         bias: bool = True,
         scale: float | None = None,
-        normalize: str | None = "softmax",
-        backend: str = "auto",
+        normalize: Literal["softmax"] | None = "softmax",
+        backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

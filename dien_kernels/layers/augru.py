@@ -13,7 +13,8 @@ from dien_kernels.checks import check_compute_like, check_like, check_option
 from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
-from dien_kernels.ops.recurrence.forms import FORMS
+from dien_kernels.ops._dispatch import BackendName
+from dien_kernels.ops.recurrence.forms import FORMS, AUGRUForm, Padded, Reset, Update
 from dien_kernels.ops.recurrence.functional import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -71,10 +72,10 @@ class _AttentionGRU(nn.Module):
         hidden_size: int,
         bias: bool | str = True,
         *,
-        reset: str = "after",
-        update: str | None = None,
-        padded: str = "zero",
-        backend: str = "auto",
+        reset: Reset = "after",
+        update: Update | None = None,
+        padded: Padded = "zero",
+        backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -254,11 +255,11 @@ class AUGRU(_AttentionGRU):
         hidden_size: int,
         bias: bool | str = True,
         *,
-        form: str = "paper",
-        reset: str = "after",
-        update: str | None = None,
-        padded: str = "zero",
-        backend: str = "auto",
+        form: AUGRUForm = "paper",
+        reset: Reset = "after",
+        update: Update | None = None,
+        padded: Padded = "zero",
+        backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -20,8 +20,10 @@ from dien_kernels.layers._checks import (
     check_size,
 )
 from dien_kernels.layers.convert import Weights, check_source
+from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.ops._layout import compact, spread
 from dien_kernels.ops.recurrence.contract import Inputs
+from dien_kernels.ops.recurrence.forms import Padded, Reset, Update
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
 
@@ -143,10 +145,10 @@ class GRU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        reset: str = "after",
-        update: str | None = None,
-        padded: str = "zero",
-        backend: str = "auto",
+        reset: Reset = "after",
+        update: Update | None = None,
+        padded: Padded = "zero",
+        backend: BackendName = "auto",
     ) -> None:
         super().__init__()
         check_size("input_size", input_size)

@@ -33,5 +33,6 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 
 
 def bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
-    _, gradients = outputs_and_gradients_of(*_call(inputs, histories, options), (dscores,))
+    definition, tensors = _call(inputs, histories, options)
+    _, gradients = outputs_and_gradients_of(definition, tensors, (dscores,))
     return Gradients.of(inputs, gradients)

@@ -290,8 +290,8 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
     check_index_values(inputs.states, histories)
     pairs, layers = _pairs(inputs, histories, options), inputs.layers
-    loss, *gradients = forward_backward(_flat(inputs), layers, pairs, options)
-    dstates, dpositive, dnegative, dlayers = gradients
+    result = forward_backward(_flat(inputs), layers, pairs, options)
+    loss, dstates, dpositive, dnegative, dlayers = result
     return LossAndGradients(
         loss,
         dstates.view(inputs.states.shape),

@@ -39,7 +39,8 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
 
 
 def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
-    _, gradients = outputs_and_gradients_of(*_call(inputs, histories, options), (dy, dh_n))
+    definition, tensors = _call(inputs, histories, options)
+    _, gradients = outputs_and_gradients_of(definition, tensors, (dy, dh_n))
     found, x = Gradients(*gradients), inputs.x
     return found._replace(
         x=found.x.to(x.dtype) if need_dx else x.new_empty(0),

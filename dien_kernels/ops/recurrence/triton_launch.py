@@ -174,6 +174,7 @@ def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore
         **problem.recurrent, **problem.rows, **problem.sizes,
     )  # fmt: skip
     constants, compiled = problem.constants, _compiled(launch)
+    unused: tuple[str, ...] = ("CHUNK",)
     if launch.block:
         from dien_kernels.ops.recurrence.triton_kernel_wide import recurrence_backward_wide
 
@@ -182,7 +183,7 @@ def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore
     else:
         from dien_kernels.ops.recurrence.triton_kernel_backward import recurrence_backward
 
-        kernel, unused = recurrence_backward, ("CHUNK",)
+        kernel = recurrence_backward
         arguments |= dict(STATES=buffers.states)
     arguments |= {name: value for name, value in (constants | compiled).items() if name not in unused}
     _triton.launch(kernel, (programs,), inputs.x, **arguments)
