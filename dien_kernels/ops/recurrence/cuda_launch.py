@@ -26,23 +26,36 @@ LARGE = 64
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
-    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "int batch, int histories, int steps, int x_rows, int y_rows, bool reverse, bool time_major, "
-    "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
-    "int padded"
+    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, int[] numbers, float[] coefficients"
 )
-FORWARD_SCHEMA = (
-    f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n, int rows, int eights) -> ()"
-)
+FORWARD_SCHEMA = f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n) -> ()"
 BACKWARD_SCHEMA = (
     f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor? fragments, Tensor(a!) gates, Tensor(b!) states, "
     "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
 )
-SUM_READERS_SCHEMA = (
-    "(Tensor gates, Tensor(a!) dgx, Tensor readers, Tensor first, Tensor? lengths, Tensor? offsets, Tensor? y_start, "
-    "int batch, int histories, int steps, int x_rows, int y_rows, bool time_major) -> ()"
+SUM_ROWS_SCHEMA = (
+    "(Tensor gates, Tensor(a!) dgx, Tensor rows_of_history, Tensor first, Tensor? lengths, Tensor? offsets, "
+    "Tensor? y_start, int[] numbers) -> ()"
 )
-SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
+SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_rows_of_history": SUM_ROWS_SCHEMA}
+
+
+class Numbers(NamedTuple):
+    """The whole numbers of a launch, as ``Numbers`` of csrc/torch/recurrence_cuda.cpp reads them."""
+
+    batch: int
+    histories: int
+    steps: int
+    x_rows: int
+    y_rows: int
+    reverse: int  # this and the next four: 0 or 1
+    time_major: int
+    scale_input: int
+    keep_side: int
+    reset_before: int
+    padded: int = 0  # the padded H of the instance, one of ``SIZES``
+    rows: int = 0  # of a tile; forward only, as ``tiles_of_8``
+    tiles_of_8: int = 0
 
 
 _older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
@@ -146,7 +159,7 @@ class Tiles(NamedTuple):
     """How a forward's rows are cut into blocks."""
 
     rows: int  # of a block: 16, where W_ih x is made in the loop or the batch is large, or 8
-    eights: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
+    tiles_of_8: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
 
 
 def tiles_of(batch: int, narrow: bool, size: int, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
@@ -192,13 +205,16 @@ def _projection(job: Job, size: int) -> Tensor:
     return linear(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size), bias)
 
 
-def _inputs(job: Job, order: Tensor, projection: Tensor, size: int) -> tuple[Any, ...]:
+def _numbers(job: Job, size: int = 0, tiles: tuple[int, int] = (0, 0)) -> Numbers:
+    flags = (job.reverse, job.time_major, job.scale_input, job.keep_side, job.reset_before)
+    return Numbers._make((*job.sizes, *map(int, flags), size, *tiles))
+
+
+def _inputs(job: Job, order: Tensor, projection: Tensor, numbers: Numbers) -> tuple[Any, ...]:
     """The arguments of ``_INPUTS``."""
-    return (
-        *job.rows(order), projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0,
-        *job.sizes, job.reverse, job.time_major,
-        job.alpha0, job.alpha1, job.beta0, job.beta1, job.scale_input, job.keep_side, job.reset_before, size,
-    )  # fmt: skip
+    coefficients = (job.alpha0, job.alpha1, job.beta0, job.beta1)
+    tensors = (*job.rows(order), projection, job.attention, job.w_hh, job.b_ih, job.b_hh, job.h0)
+    return (*tensors, numbers, coefficients)
 
 
 def _fragments(job: Job, size: int) -> Tensor | None:
@@ -237,8 +253,8 @@ def run_forward(job: Job, order: Tensor, y: Tensor | None) -> Tensor:
     tiles = tiles_of(job.batch, narrow, size, fused, job.row_lengths is not None, multiprocessors_of(x))
     projection = x.contiguous() if fused else _projection(job, size)
     streamed = _fragments(job, size)  # with the transpose's behind them, which are the backward's
-    inputs = _inputs(job, order, projection, size)
-    _launch("forward", *inputs, job.w_ih.contiguous() if fused else None, streamed, y, h_n, *tiles)
+    inputs = _inputs(job, order, projection, _numbers(job, size, tiles))
+    _launch("forward", *inputs, job.w_ih.contiguous() if fused else None, streamed, y, h_n)
     return h_n
 
 
@@ -274,10 +290,11 @@ def bwd(dy, dh_n, x, attention, w_ih, w_hh, b_ih, b_hh, h0, lengths, offsets, hi
     left = loop_job.left(job, -(-job.batch // 16), size)
     projection = float32_product(job.x, loop_job.padded(_used_rows(job, job.w_ih), hidden, size))
     _launch(
-        "backward", *_inputs(job, order, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(job, size),
+        "backward", *_inputs(job, order, projection, _numbers(job, size)),
+        y, _aligned(dy), _aligned(dh_n), _fragments(job, size),
         left.gates, left.states, left.d_attention, left.d_bias, left.dh0,
     )  # fmt: skip
-    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_readers(job, dgx))
+    return loop_job.gradients(job, left, need_dx, lambda dgx: _sum_rows_of_history(job, dgx))
 
 
 def _aligned(t: Tensor | None) -> Tensor | None:
@@ -288,11 +305,12 @@ def _aligned(t: Tensor | None) -> Tensor | None:
     return t.clone() if t.data_ptr() % (2 * t.itemsize) else t
 
 
-def _sum_readers(job: Job, dgx_rows: Tensor) -> Tensor:
+def _sum_rows_of_history(job: Job, dgx_rows: Tensor) -> Tensor:
     dgx = dgx_rows.new_zeros(job.x_rows, dgx_rows.shape[1])
     assert job.history is not None
-    readers = readers_of(job.history, job.histories)
-    _launch("sum_readers", dgx_rows, dgx, *readers, job.lengths, job.offsets, job.y_start, *job.sizes, job.time_major)
+    rows = readers_of(job.history, job.histories)
+    layout = (job.lengths, job.offsets, job.y_start)
+    _launch("sum_rows_of_history", dgx_rows, dgx, *rows, *layout, _numbers(job))
     return dgx
 
 
