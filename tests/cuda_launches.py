@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dien_kernels.ops import _dispatch
+from dien_kernels.ops._register import raw
 from dien_kernels.ops.recurrence import cuda_launch
-from dien_kernels.ops.recurrence.cuda_launch import Tiles
+from dien_kernels.ops.recurrence.cuda_launch import Numbers, Tiles
 from tests import ptx_simulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,18 +58,20 @@ class Simulator:
         self.launches: list[tuple[str, int, int]] = []  # kernel, padded size, rows of a tile
         self.fusions = 0  # launches that made the input projection themselves
 
-    def __call__(self, name: str, *arguments: Any) -> None:
-        getattr(self, name)(*arguments)
+    def __call__(self, name: str, **arguments: Any) -> None:
+        """As the raw op would be called: every argument by a name of its schema."""
+        names = [argument.name for argument in raw(f"_cuda_recurrence_{name}")._schema.arguments]
+        assert set(names) == set(arguments)
+        getattr(self, name)(*(arguments[name] for name in names))
 
     def _inputs(self, arguments: tuple[Any, ...]) -> tuple[list[Tensor | None], Callable[[list[Tensor | None]], bytes]]:
         """The tensors of ``cuda_launch._INPUTS`` and how they become ``Inputs`` of csrc/cuda/params.h."""
-        tensors, numbers = list(arguments[:11]), arguments[11:]
-        sizes, layout, coefficients, flags = numbers[:5], numbers[5:7], numbers[7:11], numbers[11:14]
+        tensors, numbers, coefficients = list(arguments[:11]), *arguments[11:13]
         hidden = tensors[7].shape[1]
 
         def packed(t: list[Tensor | None]) -> bytes:
-            rows = _pointers(t[:5]) + struct.pack("<5q2i", *sizes, *layout)
-            return rows + struct.pack("<4f4i", *coefficients, *flags, hidden) + _pointers(t[5:])
+            rows = _pointers(t[:5]) + struct.pack("<5q2i", *numbers[:7])
+            return rows + struct.pack("<4f4i", *coefficients, *numbers[7:10], hidden) + _pointers(t[5:])
 
         return tensors, packed
 
@@ -85,8 +88,9 @@ class Simulator:
 
     def forward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, w_ih, streamed, y, h_n, *tiles = arguments[-7:]
-        rows, eights = tiles
+        numbers: Numbers = arguments[11]
+        padded, rows, tiles_of_8 = numbers.padded, numbers.rows, numbers.tiles_of_8
+        w_ih, streamed, y, h_n = arguments[13:]
         inputs = self._guard(inputs)
         w_ih, streamed = self._guard([w_ih, streamed])
         # All of y is written only where no row can end early; elsewhere it comes as zeros, which must stay.
@@ -97,14 +101,12 @@ class Simulator:
         threads = (padded // 8 if rows == 16 else (padded + 15) // 16) * 32
         # Forward::resident: a device may have room for all three gates or for one.
         resident = 0 if streamed is None else 2 - self.seed % 2
-        batch = arguments[11]
         params = packed(inputs) + _pointers([*results, w_ih])
-        params += struct.pack("<2i", 0 if w_ih is None else w_ih.shape[1], eights)
-        keep_side = arguments[11 + 5 + 2 + 4 + 1]
-        params += _pointers([streamed]) + struct.pack("<if", resident, (1 if keep_side else -1) / math.log(2))
+        params += struct.pack("<2i", 0 if w_ih is None else w_ih.shape[1], tiles_of_8)
+        params += _pointers([streamed]) + struct.pack("<if", resident, (1 if numbers.keep_side else -1) / math.log(2))
         self._run(
             f"forward_{STORE[h_n.dtype]}", f"forward{rows}", padded,
-            -(-batch // rows) + min(-(-eights // 2), -(-batch // 16)), threads, params,
+            -(-numbers.batch // rows) + min(-(-tiles_of_8 // 2), -(-numbers.batch // 16)), threads, params,
             (*inputs, *results, w_ih, streamed), resident * 4 * padded * padded,
         )  # fmt: skip
         if y is not None:
@@ -113,9 +115,10 @@ class Simulator:
 
     def backward(self, *arguments: Any) -> None:
         inputs, packed = self._inputs(arguments)
-        padded, *given = arguments[-10:-5]
-        outputs = arguments[-5:]
-        inputs, given = self._guard(inputs), self._guard(given)
+        numbers: Numbers = arguments[11]
+        given, outputs = arguments[13:17], arguments[17:]
+        padded = numbers.padded
+        inputs, given = self._guard(inputs), self._guard(list(given))
         gates, states, d_attention, d_bias, dh0 = outputs
         everything = inputs[1] is None and inputs[2] is None
         for t in (gates, states, d_attention) if everything else ():
@@ -127,23 +130,23 @@ class Simulator:
         self.launches.append(("backward", padded, 16))
         dynamic = cuda_launch.backward_dynamic(gates.dtype, padded)
         self._run(
-            f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-arguments[11] // 16), padded // 8 * 32,
+            f"backward_{STORE[gates.dtype]}", "backward16", padded, -(-numbers.batch // 16), padded // 8 * 32,
             packed(inputs) + _pointers([*given, *results]), (*inputs, *given, *results), dynamic,
         )  # fmt: skip
         for t, result in zip(outputs, results, strict=True):
             if t is not None:
                 t.copy_(result)
 
-    def sum_readers(self, gates: Tensor, dgx: Tensor, readers: Tensor, first: Tensor, *rest: Any) -> None:
-        lengths, offsets, y_start, *sizes, time_major = rest
+    def sum_rows_of_history(self, gates: Tensor, dgx: Tensor, rows: Tensor, first: Tensor, *rest: Any) -> None:
+        lengths, offsets, y_start, numbers = rest
         width = gates.stride(0)
         whole = gates.as_strided((gates.shape[0], width - gates.storage_offset()), (width, 1))
-        tensors = self._guard([lengths, offsets, y_start, readers, first])
-        params = _pointers([None, *tensors[:2], None, tensors[2]]) + struct.pack("<5q2i", *sizes, False, time_major)
+        tensors = self._guard([lengths, offsets, y_start, rows, first])
+        params = _pointers([None, *tensors[:2], None, tensors[2]]) + struct.pack("<5q2i", *numbers[:7])
         params += _pointers([whole, dgx, *tensors[3:]]) + struct.pack("<2i", dgx.shape[1], width)
         mangled = {torch.bfloat16: "8BFloat16", torch.float16: "7Float16", torch.float32: "7Float32"}[gates.dtype]
-        self.launches.append(("sum_readers", 0, 0))
-        self._run("sum_readers", mangled, 0, (sizes[1], 3), 128, params, (*tensors, whole, dgx))
+        self.launches.append(("sum_rows_of_history", 0, 0))
+        self._run("sum_rows_of_history", mangled, 0, (numbers.histories, 3), 128, params, (*tensors, whole, dgx))
 
 
 @contextmanager

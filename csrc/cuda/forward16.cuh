@@ -10,28 +10,28 @@
 namespace dien::cuda {
 
 // The rows of a block: 16, 8 or none.
-struct Part {
+struct BlockRows {
   int64_t first;
   int rows;
 };
 
 // Rows come longest first, and the longest decide when a batch ends: those of more than two thirds of its steps, about the
-// ratio of a step of 8 rows to one of 16, run by eights. Not where there are more of them than `eights` tiles: each
-// multiprocessor then has so many long rows that its throughput counts. A batch that `eights` tiles hold runs by eights.
-template <bool Eights>
-__device__ __forceinline__ Part part_of(const Forward& p) {
-  const int64_t batch = p.in.rows.batch, most = Eights ? int64_t(p.eights) * 8 : 0;
-  int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before it run by eights
+// ratio of a step of 8 rows to one of 16, run in tiles of 8. Not where there are more of them than `tiles_of_8` hold: each
+// multiprocessor then has so many long rows that its throughput counts. A batch that these tiles hold runs in them alone.
+template <bool HasTilesOf8>
+__device__ __forceinline__ BlockRows rows_of_block(const Forward& p) {
+  const int64_t batch = p.in.rows.batch, most = HasTilesOf8 ? int64_t(p.tiles_of_8) * 8 : 0;
+  int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before it run in tiles of 8
   if (most > 0 && batch > most) {
     const int64_t every = (most / (16 * int(blockDim.x)) + 1) * 16, at = threadIdx.x * every;
     const int longest = row_at(p.in.rows, 0).length;
     split = __syncthreads_count(3 * int64_t(row_at(p.in.rows, at).length) > 2 * int64_t(longest)) * every;
     if (split > most) split = 0;
   }
-  Part part{split + (int64_t(blockIdx.x) - split / 8) * 16, 16};
-  if (Eights && int64_t(blockIdx.x) * 8 < split) part = {int64_t(blockIdx.x) * 8, 8};
-  if (part.first >= batch) part.rows = 0;
-  return part;
+  BlockRows block{split + (int64_t(blockIdx.x) - split / 8) * 16, 16};
+  if (HasTilesOf8 && int64_t(blockIdx.x) * 8 < split) block = {int64_t(blockIdx.x) * 8, 8};
+  if (block.first >= batch) block.rows = 0;
+  return block;
 }
 
 template <class S, int Padded>
@@ -42,7 +42,7 @@ struct Forward16 : Tile16<S, Padded> {
   using typename Tile::Element, typename Tile::Pair;
   static constexpr bool kFuses = S::kParts == 1 && Padded <= 64;
   // Not where W_hh in 16 bits leaves no registers for it; there is forward8.
-  static constexpr bool kEights = Padded <= 64 || Tile::kStreamed;
+  static constexpr bool kHasTilesOf8 = Padded <= 64 || Tile::kStreamed;
   struct Nothing {};
   // Blocks on a multiprocessor at least: with a fused loop the compiler would take registers for one.
   static constexpr int kResident = kFuses ? 512 / Tile::kThreads : 1;
@@ -53,7 +53,7 @@ struct Forward16 : Tile16<S, Padded> {
 
   struct Ring {
     alignas(16) typename Input::Slots slots;
-    Part part;  // for the end: registers are scarce
+    BlockRows block;  // for the end: registers are scarce
   };
   struct Shared : std::conditional_t<kFuses, Ring, Nothing> {
     alignas(16) typename Tile::Operand h[2];  // with the reset before the product, h is in one and r h in the other
@@ -78,8 +78,8 @@ struct Forward16 : Tile16<S, Padded> {
   int64_t projection_step, attention_step, y_step;
   Ahead ahead[2];
 
-  __device__ __forceinline__ Forward16(const Forward& p, const Part& part, Shared& memory)
-      : Tile(p.in, part.first, part.rows), shared(memory), update(p.update) {
+  __device__ __forceinline__ Forward16(const Forward& p, const BlockRows& block, Shared& memory)
+      : Tile(p.in, block.first, block.rows), shared(memory), update(p.update) {
     load_weights(p);
     clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
     const Strides strides = strides_of(in.rows);
@@ -106,7 +106,7 @@ struct Forward16 : Tile16<S, Padded> {
     Tile::share(shared.h[0], h);
     Tile::share_biases(shared.bias);
     if constexpr (kFuses) {
-      if (threadIdx.x == 0) shared.part = part;
+      if (threadIdx.x == 0) shared.block = block;
     }
     __syncthreads();
   }
@@ -233,7 +233,7 @@ struct Forward16 : Tile16<S, Padded> {
   template <bool Before, bool Scale>
   __device__ __forceinline__ void run() {
     Nothing nothing;
-    if constexpr (kEights) {
+    if constexpr (kHasTilesOf8) {
       if (Tile::rows == 8) return loop<Before, Scale, 1>(nothing);
     }
     loop<Before, Scale, 2>(nothing);
@@ -246,15 +246,15 @@ struct Forward16 : Tile16<S, Padded> {
   }
 
   __device__ __forceinline__ void store_last(const Forward& p) const {
-    Part part;
+    BlockRows block;
     if constexpr (kFuses) {
-      part = shared.part;
+      block = shared.block;
     } else {
-      part = part_of<kEights>(p);
+      block = rows_of_block<kHasTilesOf8>(p);
     }
     int thread = threadIdx.x;
     asm volatile("" : "+r"(thread));  // what depends on it is computed here, and takes no registers in the loop
-    const Tile tile(in, part.first, part.rows, thread);
+    const Tile tile(in, block.first, block.rows, thread);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (tile.exists(e)) static_cast<Element*>(p.h_n)[tile.state_at(e)] = S::round(h[e]);
@@ -267,9 +267,9 @@ __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, Forward16<S, Padd
     forward16(const Forward p) {
   using Kernel = Forward16<S, Padded>;
   __shared__ typename Kernel::Shared shared;
-  const Part part = part_of<Kernel::kEights>(p);
-  if (part.rows == 0) return;
-  Kernel kernel(p, part, shared);
+  const BlockRows block = rows_of_block<Kernel::kHasTilesOf8>(p);
+  if (block.rows == 0) return;
+  Kernel kernel(p, block, shared);
   if constexpr (Kernel::kFuses) {
     p.w_ih ? kernel.run_fused(p) : run_form(kernel, p.in.cell);
   } else {

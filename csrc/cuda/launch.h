@@ -17,7 +17,7 @@ int forward_f32(const Forward& p, int padded, int rows, Stream stream);
 int backward_bf16(const Backward& p, int padded, Stream stream);
 int backward_f16(const Backward& p, int padded, Stream stream);
 int backward_f32(const Backward& p, int padded, Stream stream);
-int sum_readers(const SumReaders& p, Store store, Stream stream);
+int sum_rows_of_history(const SumRowsOfHistory& p, Store store, Stream stream);
 
 const char* words_of(int error);
 

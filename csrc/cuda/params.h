@@ -49,8 +49,8 @@ struct Forward {
   // at multiples of 8 bytes, and the loop makes the product. 16-bit storage, P <= 64, the reset after the product and an
   // unscaled input; null otherwise.
   const void* w_ih;
-  int32_t input;   // I
-  int32_t eights;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `part_of`
+  int32_t input;       // I
+  int32_t tiles_of_8;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `rows_of_block`
   // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
   const void* streamed;
   int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
@@ -76,12 +76,12 @@ struct Backward {
   float* dh0;          // [batch, H]
 };
 
-struct SumReaders {
-  Rows rows;               // order and history are not read
-  const void* from;        // [y_rows, width], storage dtype: its first `columns` columns are read
-  void* to;                // [x_rows, columns], storage dtype; steps that do not exist are not written
-  const int64_t* readers;  // [batch]: the rows of history u, in row order, are readers[first[u] .. first[u + 1])
-  const int64_t* first;    // [histories + 1]
+struct SumRowsOfHistory {
+  Rows rows;         // order and history are not read
+  const void* from;  // [y_rows, width], storage dtype: its first `columns` columns are read
+  void* to;          // [x_rows, columns], storage dtype; steps that do not exist are not written
+  // The rows of history u, in row order, are rows_of_history[first[u] .. first[u + 1]): [batch] and [histories + 1].
+  const int64_t *rows_of_history, *first;
   int32_t columns, width;  // even
 };
 

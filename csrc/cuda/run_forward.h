@@ -29,7 +29,7 @@ int run_forward16(Forward p, Stream stream) {
     dynamic = p.resident * kGate;
   }
   const int64_t more =
-      std::min<int64_t>((p.eights + 1) / 2, (p.in.rows.batch + 15) / 16);  // tiles of 8 take two for one
+      std::min<int64_t>((p.tiles_of_8 + 1) / 2, (p.in.rows.batch + 15) / 16);  // tiles of 8 take two for one
   return run(forward16<S, Padded>, Tile::kThreads, p, 16, stream, dynamic, more);
 }
 

@@ -300,6 +300,13 @@ def test_table_of_instances() -> None:
     assert set(sizes) == set(HIDDEN)
 
 
+def test_the_numbers_of_a_launch_are_those_that_the_library_reads() -> None:
+    text = (ROOT / "csrc" / "torch" / "recurrence_cuda.cpp").read_text()
+    struct = text.partition("struct Numbers {")[2].partition("explicit")[0]
+    declared = re.findall(r"int64_t ([\w, ]+);", struct)
+    assert tuple(", ".join(declared).split(", ")) == cuda_launch.Numbers._fields
+
+
 def facts(**other: object) -> Call:
     return Call("recurrence", "cuda", torch.float32, 64, 64)._replace(**other)  # type: ignore[arg-type]
 

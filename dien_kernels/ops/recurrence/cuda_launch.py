@@ -28,29 +28,42 @@ LARGE = 64
 
 _INPUTS = (
     "Tensor? order, Tensor? lengths, Tensor? offsets, Tensor? history, Tensor? y_start, Tensor projection, "
-    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, "
-    "int batch, int histories, int steps, int x_rows, int y_rows, bool reverse, bool time_major, "
-    "float alpha0, float alpha1, float beta0, float beta1, bool scale_input, bool keep_side, bool reset_before, "
-    "int padded"
+    "Tensor? attention, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? h0, int[] numbers, float[] coefficients"
 )
-FORWARD_SCHEMA = (
-    f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n, int rows, int eights) -> ()"
-)
+FORWARD_SCHEMA = f"({_INPUTS}, Tensor? w_ih, Tensor? streamed, Tensor(a!)? y, Tensor(b!) h_n) -> ()"
 BACKWARD_SCHEMA = (
     f"({_INPUTS}, Tensor y, Tensor? dy, Tensor? dh_n, Tensor? fragments, Tensor(a!) gates, Tensor(b!) states, "
     "Tensor(c!)? d_attention, Tensor(d!) d_bias, Tensor(e!) dh0) -> ()"
 )
-SUM_READERS_SCHEMA = (
-    "(Tensor gates, Tensor(a!) dgx, Tensor readers, Tensor first, Tensor? lengths, Tensor? offsets, Tensor? y_start, "
-    "int batch, int histories, int steps, int x_rows, int y_rows, bool time_major) -> ()"
+SUM_ROWS_SCHEMA = (
+    "(Tensor gates, Tensor(a!) dgx, Tensor rows_of_history, Tensor first, Tensor? lengths, Tensor? offsets, "
+    "Tensor? y_start, int[] numbers) -> ()"
 )
-SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_readers": SUM_READERS_SCHEMA}
+SCHEMAS = {"forward": FORWARD_SCHEMA, "backward": BACKWARD_SCHEMA, "sum_rows_of_history": SUM_ROWS_SCHEMA}
 
 
 def define_launches() -> None:
     """Define the raw ops that launch the kernels; the native library implements them."""
     for name, schema in SCHEMAS.items():
         define_raw(f"_cuda_recurrence_{name}", schema, lambda *_: None)
+
+
+class Numbers(NamedTuple):
+    """The whole numbers of a launch, as ``Numbers`` of csrc/torch/recurrence_cuda.cpp reads them."""
+
+    batch: int
+    histories: int
+    steps: int
+    x_rows: int
+    y_rows: int
+    reverse: int  # this and the next four: 0 or 1
+    time_major: int
+    scale_input: int
+    keep_side: int
+    reset_before: int
+    padded: int = 0  # the padded H of the instance, one of ``SIZES``
+    rows: int = 0  # of a tile; forward only, as ``tiles_of_8``
+    tiles_of_8: int = 0
 
 
 _older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
@@ -154,7 +167,7 @@ class Tiles(NamedTuple):
     """How a forward's rows are cut into blocks."""
 
     rows: int  # of a block: 16, where W_ih x is made in the loop or the batch is large, or 8
-    eights: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
+    tiles_of_8: int  # of a launch by sixteens: so many blocks at most take 8 of the longest rows; the device decides
 
 
 def tiles_of(batch: int, narrow: bool, size: int, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
@@ -174,9 +187,9 @@ def multiprocessors_of(x: Tensor) -> int:
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 0
 
 
-def _launch(name: str, *arguments: Any) -> None:
+def _launch(name: str, **arguments: Any) -> None:
     """Every launch goes through here; a test that simulates the kernels takes its place."""
-    raw(f"_cuda_recurrence_{name}")(*arguments)
+    raw(f"_cuda_recurrence_{name}")(**arguments)
 
 
 def _used_rows(problem: Problem, rows: Tensor) -> Tensor:
@@ -200,14 +213,20 @@ def _projection(problem: Problem, size: int) -> Tensor:
     return linear(problem.x, gpu_problem.padded(_used_rows(problem, problem.w_ih), hidden, size), bias)
 
 
-def _inputs(problem: Problem, projection: Tensor, size: int) -> tuple[Any, ...]:
+def _numbers(problem: Problem, size: int = 0, tiles: tuple[int, int] = (0, 0)) -> Numbers:
+    o = problem.options
+    flags = (o.reverse, o.time_major, o.scale_input, o.keep_side, o.reset_before)
+    return Numbers._make((*problem.sizes.values(), *map(int, flags), size, *tiles))
+
+
+def _inputs(problem: Problem, projection: Tensor, numbers: Numbers) -> dict[str, Any]:
     """The arguments of ``_INPUTS``."""
     layout, o = problem.layout, problem.options
-    return (
-        problem.order, layout.lengths, layout.offsets, layout.history_of, problem.y_start,
-        projection, problem.attention, problem.w_hh, problem.b_ih, problem.b_hh, problem.h0,
-        *problem.sizes.values(), o.reverse, o.time_major,
-        o.alpha0, o.alpha1, o.beta0, o.beta1, o.scale_input, o.keep_side, o.reset_before, size,
+    return dict(
+        order=problem.order, lengths=layout.lengths, offsets=layout.offsets, history=layout.history_of,
+        y_start=problem.y_start, projection=projection, attention=problem.attention, w_hh=problem.w_hh,
+        b_ih=problem.b_ih, b_hh=problem.b_hh, h0=problem.h0, numbers=numbers,
+        coefficients=(o.alpha0, o.alpha1, o.beta0, o.beta1),
     )  # fmt: skip
 
 
@@ -245,8 +264,14 @@ def run_forward(problem: Problem, y: Tensor | None) -> Tensor:
     tiles = tiles_of(problem.batch, narrow, size, fused, ragged, multiprocessors_of(x))
     projection = x.contiguous() if fused else _projection(problem, size)
     streamed = _fragments(problem, size)  # with the transpose's behind them, which are the backward's
-    w_ih = problem.w_ih.contiguous() if fused else None
-    _launch("forward", *_inputs(problem, projection, size), w_ih, streamed, y, h_n, *tiles)
+    _launch(
+        "forward",
+        **_inputs(problem, projection, _numbers(problem, size, tiles)),
+        w_ih=problem.w_ih.contiguous() if fused else None,
+        streamed=streamed,
+        y=y,
+        h_n=h_n,
+    )
     return h_n
 
 
@@ -279,9 +304,18 @@ def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore
     buffers = BackwardBuffers.allocate(problem, -(-problem.batch // 16), size)
     projection = float32_product(problem.x, gpu_problem.padded(_used_rows(problem, problem.w_ih), hidden, size))
     _launch(
-        "backward", *_inputs(problem, projection, size), y, _aligned(dy), _aligned(dh_n), _fragments(problem, size),
-        buffers.gates, buffers.states, buffers.d_attention, buffers.d_bias, buffers.dh0,
-    )  # fmt: skip
+        "backward",
+        **_inputs(problem, projection, _numbers(problem, size)),
+        y=y,
+        dy=_aligned(dy),
+        dh_n=_aligned(dh_n),
+        fragments=_fragments(problem, size),
+        gates=buffers.gates,
+        states=buffers.states,
+        d_attention=buffers.d_attention,
+        d_bias=buffers.d_bias,
+        dh0=buffers.dh0,
+    )
     return gpu_problem.gradients(problem, buffers, need_dx, lambda dgx: _sum_rows(problem, dgx))
 
 
@@ -297,9 +331,16 @@ def _sum_rows(problem: Problem, dgx_rows: Tensor) -> Tensor:
     dgx, layout = dgx_rows.new_zeros(problem.x_rows, dgx_rows.shape[1]), problem.layout
     readers = layout.rows_of_history(problem.histories)
     _launch(
-        "sum_readers", dgx_rows, dgx, *readers, layout.lengths, layout.offsets, problem.y_start,
-        *problem.sizes.values(), problem.options.time_major,
-    )  # fmt: skip
+        "sum_rows_of_history",
+        gates=dgx_rows,
+        dgx=dgx,
+        rows_of_history=readers.rows,
+        first=readers.first,
+        lengths=layout.lengths,
+        offsets=layout.offsets,
+        y_start=problem.y_start,
+        numbers=_numbers(problem),
+    )
     return dgx
 
 

@@ -1,18 +1,18 @@
 // Sums over the rows of a history, for every storage dtype.
 #include "launch.h"
-#include "sum_readers.cuh"
+#include "sum_rows_of_history.cuh"
 
 #include <algorithm>
 
 namespace dien::cuda {
 
-int sum_readers(const SumReaders& p, Store store, Stream stream) {
+int sum_rows_of_history(const SumRowsOfHistory& p, Store store, Stream stream) {
   // A jagged history's length is not known here; its blocks stride over its steps.
   const int64_t steps = p.rows.offsets ? 64 : std::clamp<int64_t>(p.rows.steps, 1, 65535);
   const dim3 grid(unsigned(p.rows.histories), unsigned(steps));
-  if (store == Store::bf16) sum_readers<BFloat16><<<grid, 128, 0, stream>>>(p);
-  if (store == Store::f16) sum_readers<Float16><<<grid, 128, 0, stream>>>(p);
-  if (store == Store::f32) sum_readers<Float32><<<grid, 128, 0, stream>>>(p);
+  if (store == Store::bf16) sum_rows_of_history<BFloat16><<<grid, 128, 0, stream>>>(p);
+  if (store == Store::f16) sum_rows_of_history<Float16><<<grid, 128, 0, stream>>>(p);
+  if (store == Store::f32) sum_rows_of_history<Float32><<<grid, 128, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -1,4 +1,4 @@
-// Shared histories: the gate gradients of the rows that read a history, summed for each of its steps, in row order.
+// Shared histories: the gate gradients of the rows of a history, summed for each of its steps, in row order.
 #pragma once
 #include "tile.cuh"
 
@@ -6,7 +6,7 @@ namespace dien::cuda {
 
 // A thread owns a pair of columns of a history's step; blocks (history, step) stride over steps.
 template <class S>
-__global__ void __launch_bounds__(128) sum_readers(const SumReaders p) {
+__global__ void __launch_bounds__(128) sum_rows_of_history(const SumRowsOfHistory p) {
   const int64_t history = blockIdx.x;
   int64_t x = 0, length;
   if (p.rows.offsets) {
@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(128) sum_readers(const SumReaders p) {
   for (int64_t t = blockIdx.y; t < length; t += gridDim.y) {
     for (int column = 2 * threadIdx.x; column < p.columns; column += 2 * blockDim.x) {
       float sum[2] = {0, 0};
-      for (int64_t reader = first; reader < end; ++reader) {
-        const int64_t row = p.readers[reader];
+      for (int64_t at = first; at < end; ++at) {
+        const int64_t row = p.rows_of_history[at];
         const int64_t y = p.rows.offsets ? p.rows.y_start[row] : p.rows.time_major ? row : row * p.rows.steps;
         if (p.rows.offsets && y + t >= p.rows.y_rows) continue;
         const auto* from = static_cast<const typename S::Element*>(p.from) + (y + t * y_step) * p.width + column;
