@@ -13,12 +13,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dien_kernels.batch import Batch, Schema, check_ascending
 from dien_kernels.layers._checks import check_flag, check_weight
-from dien_kernels.models.init import glorot_
+from dien_kernels.layers.starts import WEIGHT_INITS, set_weight_init
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
 from dien_kernels.models.request import candidates
 from dien_kernels.ops._checks import check_option, compute_dtype
-
-INITS = ("torch", "glorot")
 
 
 class Output(NamedTuple):
@@ -142,7 +140,7 @@ class RankingModel(nn.Module):
     ) -> None:
         super().__init__()
         check_option("pooling", pooling, (None, "sum", "mean"))
-        check_option("init", init, INITS)
+        check_option("init", init, WEIGHT_INITS)
         check_option("click_reduction", click_reduction, ("mean", "sum"))
         check_flag("product", product)
         check_weight("click_weight", click_weight)
@@ -173,8 +171,10 @@ class RankingModel(nn.Module):
         item = self.embeddings.item_size
         pooled = 0 if self.pooling is None else item * (1 + self.product)
         self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, **self._mlp)
-        if self.init == "glorot":
-            glorot_(self)
+        if self.init != "torch":
+            set_weight_init(
+                self, "glorot"
+            )  # after all parameters have been drawn: seeds give the weights they always gave
 
     @classmethod
     def options(cls) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
-from dien_kernels.models.init import gate_bias_
 from dien_kernels.models.interest import Attention, gru_of
 from dien_kernels.models.parts import Embedded
 from dien_kernels.models.presets import AUTHORS_ATTENTION, AUTHORS_GRU, AUTHORS_HEAD, PAPER_GRU, PAPER_HEAD
@@ -128,11 +127,10 @@ class PlainGRU(RankingModel):
             reset=extractor_reset,
             update=extractor_update,
             bias=extractor_bias,
+            gate_bias=gate_bias,
             name="extractor",
         )
         self._finish(hidden)
-        if gate_bias is not None:
-            gate_bias_(self.extractor, gate_bias)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         with self.part("extractor"):

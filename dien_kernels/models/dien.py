@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.layers._checks import check_weight
 from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
-from dien_kernels.models.init import gate_bias_
 from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, gru_of
 from dien_kernels.models.parts import Embedded
 from dien_kernels.models.presets import AUTHORS_ATTENTION, AUTHORS_GRU, AUTHORS_HEAD, PAPER_GRU, PAPER_HEAD
@@ -143,6 +142,7 @@ class DIEN(RankingModel):
             reset=extractor_reset,
             update=extractor_update,
             bias=extractor_bias,
+            gate_bias=gate_bias,
             name="extractor",
         )
         self.auxiliary = None
@@ -168,6 +168,7 @@ class DIEN(RankingModel):
             reset=evolution_reset,
             update=evolution_update,
             bias=evolution_bias,
+            gate_bias=gate_bias,
         )
         self.attends_inside = evolution != "gru"
         self.attention = None
@@ -184,9 +185,6 @@ class DIEN(RankingModel):
                 prelu_init=self.prelu_init,
             )
         self._finish(hidden)
-        if gate_bias is not None:
-            gate_bias_(self.extractor, gate_bias)
-            gate_bias_(self.evolution, gate_bias)
 
     @property
     def reads_negatives(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dien_kernels.batch import Batch
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
 from dien_kernels.layers._checks import check_sizes
+from dien_kernels.layers.starts import Linear
 from dien_kernels.models.parts import Norm
 from dien_kernels.ops._checks import check_number, check_option
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
@@ -19,27 +21,41 @@ EVOLUTIONS = ("augru", "agru", "aigru", "gru")
 NORMALIZERS = ("joint", "separate", "padded", "row", "history")
 
 
-def gru_of(inputs: int, hidden: int, *, reset: str, update: str | None, bias: bool | str, name: str) -> GRU:
-    """A GRU; ``bias="single"`` freezes ``bias_hh_l0`` at 0, so that b_n stays outside the reset gate."""
+def gru_of(
+    inputs: int,
+    hidden: int,
+    *,
+    reset: str,
+    update: str | None,
+    bias: Any,
+    gate_bias: float | None,
+    name: str,
+) -> GRU:
+    """The recurrence of the interest extractor."""
     check_option(f"{name}_bias", bias, (True, False, "single"))
-    layer = GRU(inputs, hidden, bias=bool(bias), reset=reset, update=update)
-    if bias == "single":
-        zero: nn.Parameter = layer.all_weights[0][3]
-        nn.init.zeros_(zero).requires_grad_(False)
-    return layer
+    return GRU(inputs, hidden, bias=bias, reset=reset, update=update, gate_bias=gate_bias)
 
 
 def evolution_of(
-    kind: str, inputs: int, hidden: int, *, form: str, reset: str, update: str | None, bias: bool | str
+    kind: str,
+    inputs: int,
+    hidden: int,
+    *,
+    form: str,
+    reset: str,
+    update: str | None,
+    bias: bool | str,
+    gate_bias: float | None,
 ) -> AUGRU | AGRU | AIGRU | GRU:
     """The recurrence of the interest evolution."""
     check_option("evolution", kind, EVOLUTIONS)
     check_option("form", form, FORMS)
     if kind == "gru":
-        return gru_of(inputs, hidden, reset=reset, update=update, bias=bias, name="evolution")
+        return gru_of(inputs, hidden, reset=reset, update=update, bias=bias, gate_bias=gate_bias, name="evolution")
     if kind == "augru":
-        return AUGRU(inputs, hidden, bias, form=form, reset=reset, update=update)
-    return (AGRU if kind == "agru" else AIGRU)(inputs, hidden, bias, reset=reset, update=update)
+        return AUGRU(inputs, hidden, bias, form=form, reset=reset, update=update, gate_bias=gate_bias)
+    cls = AGRU if kind == "agru" else AIGRU
+    return cls(inputs, hidden, bias, reset=reset, update=update, gate_bias=gate_bias)
 
 
 class Attention(nn.Module):
@@ -78,7 +94,7 @@ class Attention(nn.Module):
             check_number("attention_scale", scale, "a number or None")
         self.query: nn.Module | None = None
         if query == "prelu":
-            self.query = nn.Sequential(nn.Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
+            self.query = nn.Sequential(Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
         elif kind == "din" and item_size != hidden_size:
             raise ValueError(
                 f"query must be 'prelu' where attention='din' compares items of {item_size} features with "
@@ -91,10 +107,9 @@ class Attention(nn.Module):
             size = item_size if query == "raw" else hidden_size
             self.scores = BilinearAttention(size, hidden_size, scale=scale, normalize=rule)
         else:
-            self.scores = DINAttention(hidden_size, units, activation=activation, scale=scale, normalize=rule)
-            for slope in self.scores.modules():
-                if isinstance(slope, nn.PReLU):
-                    nn.init.constant_(slope.weight, prelu_init)
+            self.scores = DINAttention(
+                hidden_size, units, activation=activation, scale=scale, normalize=rule, prelu_init=prelu_init
+            )
 
     def forward(self, target: Tensor, states: Tensor, batch: Batch) -> Tensor:
         query = target if self.query is None else self.query(target)
@@ -158,7 +173,7 @@ class Auxiliary(nn.Module):
         if norm is not None:
             self.norm = Norm(hidden_size + item_size, norm)
         sizes = (hidden_size + item_size, *units, outputs)
-        self.linears.extend(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.linears.extend(Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
         if activation == "prelu":
             self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in units)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.layers import Dice
 from dien_kernels.layers._checks import check_flag, check_size, check_sizes, check_weight
+from dien_kernels.layers.starts import Linear, WeightInit
 from dien_kernels.ops._checks import check_number, check_option
 
 ACTIVATIONS = ("dice", "prelu", "relu", "sigmoid")
@@ -31,6 +32,23 @@ def module_name(field: str) -> str:
     """``field`` as ``nn.ModuleDict`` takes it, which wants no dots and no names of its own ("type", "items", ...)."""
     name = field.replace("%", "%25").replace(".", "%2E")
     return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
+
+
+class Table(nn.Embedding):
+    """``torch.nn.Embedding`` that starts as N(0, std^2), or by Glorot's rule with ``weight_init="glorot"``."""
+
+    weight_init: WeightInit = "torch"
+
+    def __init__(self, rows: int, width: int, *, std: float, sparse: bool) -> None:
+        self.std = std  # before the constructor of torch, which draws the values
+        super().__init__(rows, width, sparse=sparse)
+
+    def reset_parameters(self) -> None:
+        """The starting values, by ``weight_init`` and ``std``."""
+        if self.weight_init == "glorot":
+            nn.init.xavier_uniform_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=self.std)
 
 
 class Embeddings(nn.Module):
@@ -56,7 +74,6 @@ class Embeddings(nn.Module):
         super().__init__()
         check_weight("embedding_std", std)
         check_flag("sparse", sparse)
-        self.std = std
         fields = {**schema.items, **schema.users}
         if len(fields) < len(schema.items) + len(schema.users):
             both = sorted(set(schema.items) & set(schema.users))
@@ -67,20 +84,17 @@ class Embeddings(nn.Module):
         for name, width in sizes.items():
             check_size(f"embedding_size[{name!r}]", width)
         self.items = nn.ModuleDict(
-            {module_name(name): nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.items.items()}
+            {module_name(name): Table(rows, sizes[name], std=std, sparse=sparse) for name, rows in schema.items.items()}
         )
         self.users = nn.ModuleDict(
-            {module_name(name): nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.users.items()}
+            {module_name(name): Table(rows, sizes[name], std=std, sparse=sparse) for name, rows in schema.users.items()}
         )
         self.fields, self.user_fields = tuple(schema.items), tuple(schema.users)
         self.item_size = sum(sizes[name] for name in schema.items)
         self.context_size = sum(sizes[name] for name in schema.users) + len(schema.dense)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for table in self.modules():
-            if isinstance(table, nn.Embedding):
-                nn.init.normal_(table.weight, std=self.std)
+            if isinstance(table, Table):
+                table.reset_parameters()  # for the second time, so that a seed gives the weights that it always gave
 
     def forward(self, batch: Batch, negatives: bool = True) -> Embedded:
         """``negatives=False`` leaves those of the batch unread."""
@@ -139,11 +153,20 @@ class Norm(nn.Module):
         check_option("statistics", statistics, NORMS[1:])
         self.statistics = statistics
         self.eps = eps if eps is not None else 1e-3 if statistics == "fixed" else 1e-5
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
         if statistics != "fixed":
-            self.register_buffer("running_mean", torch.zeros(size))
-            self.register_buffer("running_var", torch.ones(size))
+            self.register_buffer("running_mean", torch.empty(size))
+            self.register_buffer("running_var", torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """gamma 1, beta 0; the moving averages are those of no batch, mean 0 and variance 1."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        if self.statistics != "fixed":
+            nn.init.zeros_(self.running_mean)
+            nn.init.ones_(self.running_var)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, statistics={self.statistics!r}, eps={self.eps}"
@@ -183,7 +206,12 @@ class BatchDice(nn.Module):
     def __init__(self, size: int, eps: float = 1e-9) -> None:
         super().__init__()
         self.eps = eps
-        self.alpha = nn.Parameter(torch.zeros(size))
+        self.alpha = nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """``alpha`` is 0."""
+        nn.init.zeros_(self.alpha)
 
     def forward(self, s: Tensor) -> Tensor:
         away = s - s.mean(0)
@@ -238,11 +266,11 @@ class MLP(nn.Module):
         check_option("outputs", outputs, (1, 2))
         self.norm = None if norm is None else Norm(inputs, norm)
         sizes = (inputs, *units)
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.linears = nn.ModuleList(Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
         self.activations = nn.ModuleList(
             activation_of(activation, unit, dice_statistics=dice_statistics, prelu_init=prelu_init) for unit in units
         )
-        self.last = nn.Linear(sizes[-1], outputs)
+        self.last = Linear(sizes[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
