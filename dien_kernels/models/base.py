@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import is_dataclass
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dien_kernels._options import plain
 from dien_kernels.batch import Batch, Schema, check_ascending
-from dien_kernels.layers._checks import check_flag, check_weight
-from dien_kernels.layers.starts import WEIGHT_INITS, set_weight_init
+from dien_kernels.layers._checks import check_flag
+from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, set_weight_init
+from dien_kernels.models.options import (
+    Click,
+    ClickOptions,
+    Embedding,
+    EmbeddingOptions,
+    Head,
+    HeadOptions,
+    Pooling,
+    group_of,
+    refuse,
+)
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
 from dien_kernels.models.request import candidates
-from dien_kernels.ops._checks import check_option, compute_dtype
+from dien_kernels.ops._checks import check_number, check_option, compute_dtype
 
 
 class Output(NamedTuple):
@@ -25,6 +38,7 @@ class Output(NamedTuple):
     logits: Tensor  # [B], of a click; float64 for float64 models, else float32
     auxiliary: Tensor | None  # scalar; None without negatives or auxiliary network
     attention: Tensor | None  # [rows_total], the scores of row 0, then of row 1, ...; None without attention
+    squares: Tensor | None = None  # scalar, training only: of all numbers read from tables; None without embedding.l2
 
 
 class Losses(NamedTuple):
@@ -33,6 +47,17 @@ class Losses(NamedTuple):
     total: Tensor
     click: Tensor
     auxiliary: Tensor | None
+
+
+class Common(TypedDict, total=False):
+    """The options that every model hands on to ``RankingModel``."""
+
+    embedding: Embedding
+    head: Head
+    click: Click
+    product: bool
+    init: WeightInit
+    prelu_init: float
 
 
 class Interest(NamedTuple):
@@ -90,24 +115,16 @@ class RankingModel(nn.Module):
 
     Args:
         schema: the features; a model has a table for each field.
-        embedding_size: width of the tables, or a mapping of field to width.
-        embedding_std: tables start as N(0, std^2) (with init="torch").
-        sparse: sparse gradients for the tables.
-        mlp: widths of the hidden layers.
-        activation: of the MLP: "dice", "prelu", "relu" or "sigmoid".
-        dice_statistics: "moving": batch statistics in training, moving averages in evaluation; "batch": batch
-            statistics in both, as the authors' code; a score then depends on the rows it is computed with.
-        prelu_init: start of every PReLU slope in the model (one for each channel).
-        norm: of the MLP's input: None; "fixed", a map of each feature (the authors' batch norm, which never
-            leaves inference mode); "moving", ``torch.nn.BatchNorm1d``; "batch", batch statistics in
-            evaluation too.
-        outputs: 1, or 2 for a softmax over (click, no click); the same family of functions.
+        embedding: ``EmbeddingOptions`` of the tables.
+        head: ``HeadOptions`` of the MLP.
+        click: ``ClickOptions`` of the cross entropy.
         pooling: None, "sum" or "mean" of the history's embeddings as an input of the MLP.
         product: its product with the target's embedding as a further one.
         init: "torch", or "glorot": Glorot's uniform for every matrix, tables included, and 0 for biases.
-        click_weight: weight of the cross entropy in the total loss.
-        click_reduction: "mean" or "sum" of the cross entropy over rows.
-        click_eps: added to the probabilities inside the cross entropy's logarithms.
+        prelu_init: start of every PReLU slope in the model (one for each channel).
+
+    Groups of options (``dien_kernels.models.options``) may be mappings. Raises ``ValueError`` or ``TypeError`` naming
+    an unknown option (with what comes close) or a wrong value.
 
     ``part`` is called with the name of each stage of a forward pass and returns a context manager around it;
     it does nothing unless replaced. Stages, where a model has them: "embedding", "extractor", "auxiliary",
@@ -122,29 +139,22 @@ class RankingModel(nn.Module):
         self,
         schema: Schema,
         *,
-        embedding_size: int | Mapping[str, int] = 18,
-        embedding_std: float = 0.05,
-        sparse: bool = True,
-        mlp: Sequence[int] = (200, 80),
-        activation: str = "dice",
-        dice_statistics: str = "moving",
-        prelu_init: float = 0.25,
-        norm: str | None = None,
-        outputs: int = 1,
-        pooling: str | None = None,
+        embedding: Embedding = EmbeddingOptions(),
+        head: Head = HeadOptions(),
+        click: Click = ClickOptions(),
+        pooling: Pooling | None = None,
         product: bool = False,
-        init: str = "torch",
-        click_weight: float = 1.0,
-        click_reduction: str = "mean",
-        click_eps: float = 0.0,
+        init: WeightInit = "torch",
+        prelu_init: float = 0.25,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            raise refuse(name, list(self.options()))
         check_option("pooling", pooling, (None, "sum", "mean"))
         check_option("init", init, WEIGHT_INITS)
-        check_option("click_reduction", click_reduction, ("mean", "sum"))
         check_flag("product", product)
-        check_weight("click_weight", click_weight)
-        check_weight("click_eps", click_eps)
+        check_number("prelu_init", prelu_init)
         if product and pooling is None:
             raise ValueError("product must be False with pooling=None: there is no sum to multiply, got True")
         self.schema = schema
@@ -152,25 +162,16 @@ class RankingModel(nn.Module):
         self.product = product
         self.init = init
         self.prelu_init = prelu_init
-        self.click_weight = click_weight
-        self.click_reduction = click_reduction
-        self.click_eps = click_eps
+        self.click = group_of(ClickOptions, click, ClickOptions())
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self.embeddings = Embeddings(schema, embedding_size, std=embedding_std, sparse=sparse)
-        self._mlp: dict[str, Any] = {
-            "units": mlp,
-            "activation": activation,
-            "dice_statistics": dice_statistics,
-            "prelu_init": prelu_init,
-            "norm": norm,
-            "outputs": outputs,
-        }
+        self.embeddings = Embeddings(schema, group_of(EmbeddingOptions, embedding, EmbeddingOptions()))
+        self._head = group_of(HeadOptions, head, HeadOptions())
 
     def _finish(self, interest_size: int) -> None:
         """For the end of a subclass's constructor: the MLP, and the values of all parameters."""
         item = self.embeddings.item_size
         pooled = 0 if self.pooling is None else item * (1 + self.product)
-        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, **self._mlp)
+        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, self._head, self.prelu_init)
         if self.init != "torch":
             set_weight_init(
                 self, "glorot"
@@ -178,14 +179,24 @@ class RankingModel(nn.Module):
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Every option of the constructor with its default."""
+        """Every option of the constructor with its default, groups as mappings; None for a group that is left out."""
         found: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, RankingModel) and "__init__" in vars(base):
                 for name, parameter in inspect.signature(base.__init__).parameters.items():
                     if parameter.kind is parameter.KEYWORD_ONLY:
                         found[name] = parameter.default
-        return {name: default for name, default in found.items() if name not in cls.FIXED}
+        return cls.without_fixed({name: plain(v) if is_dataclass(v) else v for name, v in found.items()})
+
+    @classmethod
+    def without_fixed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` of models without those that this class decides itself."""
+        found = {}
+        for group, value in options.items():
+            if isinstance(value, Mapping):
+                value = {name: inner for name, inner in value.items() if f"{group}.{name}" not in cls.FIXED}
+            found[group] = value
+        return found
 
     @property
     def reads_negatives(self) -> bool:
@@ -216,7 +227,7 @@ class RankingModel(nn.Module):
                 if self.product:
                     inputs.append(embedded.target * pooled)
             logits = self.mlp(torch.cat([*inputs, *interest.features], 1))
-        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention)
+        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention, embedded.squares)
 
     def _check(self, batch: Batch) -> None:
         schema = self.schema
@@ -260,13 +271,13 @@ class RankingModel(nn.Module):
             got = None if label is None else tuple(label.shape)
             raise ValueError(f"label must have shape [B] = {tuple(x.shape)}, got {got}")
         y = label.to(x.dtype)
-        if self.click_eps > 0:
-            yes, no = torch.log(x.sigmoid() + self.click_eps), torch.log((-x).sigmoid() + self.click_eps)
+        if self.click.eps > 0:
+            yes, no = torch.log(x.sigmoid() + self.click.eps), torch.log((-x).sigmoid() + self.click.eps)
             terms = -(y * yes + (1 - y) * no)
-            click = terms.mean() if self.click_reduction == "mean" else terms.sum()
+            click = terms.mean() if self.click.reduction == "mean" else terms.sum()
         else:
-            click = binary_cross_entropy_with_logits(x, y, reduction=self.click_reduction)
-        total = self.click_weight * click
+            click = binary_cross_entropy_with_logits(x, y, reduction=self.click.reduction)
+        total = self.click.weight * click
         if output.auxiliary is not None:
             total = total + self.auxiliary_weight * output.auxiliary
         return Losses(total, click, output.auxiliary)

@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
-from dien_kernels.layers._checks import check_sizes
 from dien_kernels.layers.starts import Linear
+from dien_kernels.models.options import AttentionOptions, AuxiliaryOptions, EvolutionOptions, GRUOptions
 from dien_kernels.models.parts import Norm
-from dien_kernels.ops._checks import check_number, check_option
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 
-FORMS = ("paper", "authors", "prediction_flow")
-EVOLUTIONS = ("augru", "agru", "aigru", "gru")
-NORMALIZERS = ("joint", "separate", "padded", "row", "history")
+
+def extractor_of(inputs: int, options: GRUOptions) -> GRU:
+    """The recurrence of the interest extractor; its width is ``hidden_size``, or that of its inputs."""
+    hidden = inputs if options.hidden_size is None else options.hidden_size
+    return GRU(
+        inputs,
+        hidden,
+        bias=options.bias,
+        reset=options.reset,
+        update=options.update,
+        gate_bias=_gate_bias(options),
+    )
 
 
-def gru_of(
-    inputs: int,
-    hidden: int,
-    *,
-    reset: str,
-    update: str | None,
-    bias: Any,
-    gate_bias: float | None,
-    name: str,
-) -> GRU:
-    """The recurrence of the interest extractor."""
-    check_option(f"{name}_bias", bias, (True, False, "single"))
-    return GRU(inputs, hidden, bias=bias, reset=reset, update=update, gate_bias=gate_bias)
+def evolution_of(hidden: int, options: EvolutionOptions) -> AUGRU | AGRU | AIGRU | GRU:
+    """The recurrence of the interest evolution, from states of H features to states of H features."""
+    if options.kind == "gru":
+        assert options.bias != "tied"
+        return GRU(
+            hidden,
+            hidden,
+            bias=options.bias,
+            reset=options.reset,
+            update=options.update,
+            gate_bias=_gate_bias(options),
+        )
+    common: dict[str, Any] = {"reset": options.reset, "update": options.update, "gate_bias": _gate_bias(options)}
+    if options.kind == "augru":
+        return AUGRU(hidden, hidden, options.bias, form=options.form, **common)
+    return (AGRU if options.kind == "agru" else AIGRU)(hidden, hidden, options.bias, **common)
 
 
-def evolution_of(
-    kind: str,
-    inputs: int,
-    hidden: int,
-    *,
-    form: str,
-    reset: str,
-    update: str | None,
-    bias: bool | str,
-    gate_bias: float | None,
-) -> AUGRU | AGRU | AIGRU | GRU:
-    """The recurrence of the interest evolution."""
-    check_option("evolution", kind, EVOLUTIONS)
-    check_option("form", form, FORMS)
-    if kind == "gru":
-        return gru_of(inputs, hidden, reset=reset, update=update, bias=bias, gate_bias=gate_bias, name="evolution")
-    if kind == "augru":
-        return AUGRU(inputs, hidden, bias, form=form, reset=reset, update=update, gate_bias=gate_bias)
-    cls = AGRU if kind == "agru" else AIGRU
-    return cls(inputs, hidden, bias, reset=reset, update=update, gate_bias=gate_bias)
+def _gate_bias(options: GRUOptions | EvolutionOptions) -> float | None:
+    if options.gate_bias is not None and options.bias is False:
+        name = options.NAME
+        raise ValueError(f"{name}.gate_bias must be None with {name}.bias=False, got {options.gate_bias}")
+    return options.gate_bias
 
 
 class Attention(nn.Module):
@@ -72,43 +66,30 @@ class Attention(nn.Module):
     Returns [N], or with shared histories [rows_total].
     """
 
-    def __init__(
-        self,
-        kind: str,
-        item_size: int,
-        hidden_size: int,
-        *,
-        units: Sequence[int],
-        activation: str | None,
-        scale: float | None,
-        normalize: str | None,
-        query: str,
-        prelu_init: float,
-    ) -> None:
+    def __init__(self, options: AttentionOptions, item_size: int, hidden_size: int, prelu_init: float = 0.25) -> None:
         super().__init__()
-        check_option("attention", kind, ("bilinear", "din"))
-        check_option("query", query, ("raw", "prelu"))
-        check_option("attention_normalize", normalize, ("softmax", "sigmoid", None))
-        check_sizes("attention_units", units)
-        if scale is not None:
-            check_number("attention_scale", scale, "a number or None")
         self.query: nn.Module | None = None
-        if query == "prelu":
+        if options.query == "prelu":
             self.query = nn.Sequential(Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
-        elif kind == "din" and item_size != hidden_size:
+        elif options.kind == "din" and item_size != hidden_size:
             raise ValueError(
-                f"query must be 'prelu' where attention='din' compares items of {item_size} features with "
-                f"states of {hidden_size}, got 'raw'"
+                f"attention.query must be 'prelu' where attention.kind='din' compares items of {item_size} features "
+                f"with states of {hidden_size}, got 'raw'"
             )
-        self.sigmoid = normalize == "sigmoid"
-        rule = None if self.sigmoid else normalize
+        self.sigmoid = options.normalize == "sigmoid"
+        rule = None if self.sigmoid else options.normalize
         self.scores: BilinearAttention | DINAttention
-        if kind == "bilinear":
-            size = item_size if query == "raw" else hidden_size
-            self.scores = BilinearAttention(size, hidden_size, scale=scale, normalize=rule)
+        if options.kind == "bilinear":
+            size = item_size if options.query == "raw" else hidden_size
+            self.scores = BilinearAttention(size, hidden_size, scale=options.scale, normalize=rule)
         else:
             self.scores = DINAttention(
-                hidden_size, units, activation=activation, scale=scale, normalize=rule, prelu_init=prelu_init
+                hidden_size,
+                options.units,
+                activation=options.activation,
+                scale=options.scale,
+                normalize=rule,
+                prelu_init=prelu_init,
             )
 
     def forward(self, target: Tensor, states: Tensor, batch: Batch) -> Tensor:
@@ -134,48 +115,25 @@ class Auxiliary(nn.Module):
         history   sum (p + n) / U: equation 6 of the paper to the letter, which does not divide by steps
     """
 
-    def __init__(
-        self,
-        kind: str,
-        hidden_size: int,
-        item_size: int,
-        *,
-        units: Sequence[int],
-        activation: str | None,
-        outputs: int,
-        norm: str | None,
-        normalizer: str,
-        eps: float | str,
-        prelu_init: float,
-    ) -> None:
+    def __init__(self, options: AuxiliaryOptions, hidden_size: int, item_size: int, prelu_init: float = 0.25) -> None:
         super().__init__()
-        check_option("auxiliary", kind, ("inner", "mlp"))
-        check_option("auxiliary_activation", activation, ("sigmoid", "relu", "prelu", None))
-        check_option("auxiliary_outputs", outputs, (1, 2))
-        check_option("auxiliary_norm", norm, (None, "fixed"))
-        check_option("auxiliary_normalizer", normalizer, NORMALIZERS)
-        check_sizes("auxiliary_units", units)
-        if isinstance(eps, str):
-            check_option("auxiliary_eps", eps, ("clamp",))
-        else:
-            check_number("auxiliary_eps", eps, "a number or 'clamp'")
-            if not (eps == 0 or torch.finfo(torch.float32).tiny <= eps <= 1):
-                raise ValueError(f"auxiliary_eps must be 0, 'clamp' or a number up to 1, got {eps}")
-        self.kind, self.activation, self.normalizer, self.eps = kind, activation, normalizer, eps
+        self.kind, self.activation = options.kind, options.activation
+        self.normalizer, self.eps = options.normalizer, options.eps
         self.norm: Norm | None = None
         self.linears, self.slopes = nn.ModuleList(), nn.ModuleList()
-        if kind == "inner":
+        if options.kind == "inner":
             if hidden_size != item_size:
                 raise ValueError(
-                    f"hidden_size must be {item_size}, the width of an item, with auxiliary='inner', got {hidden_size}"
+                    f"extractor.hidden_size must be {item_size}, the width of an item, with auxiliary.kind='inner', "
+                    f"got {hidden_size}"
                 )
             return
-        if norm is not None:
-            self.norm = Norm(hidden_size + item_size, norm)
-        sizes = (hidden_size + item_size, *units, outputs)
+        if options.norm is not None:
+            self.norm = Norm(hidden_size + item_size, options.norm)
+        sizes = (hidden_size + item_size, *options.units, options.outputs)
         self.linears.extend(Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
-        if activation == "prelu":
-            self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in units)
+        if options.activation == "prelu":
+            self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in options.units)
 
     def forward(self, states: Tensor, positive: Tensor, negative: Tensor, offsets: Tensor) -> Tensor:
         own = self.normalizer in ("padded", "history")

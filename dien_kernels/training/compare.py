@@ -111,7 +111,8 @@ def row_config(config: Config, name: str, seed: int) -> Config:
     row = ROWS[name]
     kind = MODELS[row.model]
     known = kind.options()
-    options = {key: value for key, value in config.model.options.items() if key in known} | row.options
+    shared = {key: value for key, value in config.model.options.items() if key in known}
+    options = kind.without_fixed(shared) | row.options
     preset = config.model.preset if config.model.preset in kind.PRESETS else None
     folder = Path(config.output.folder) / f"{name}-seed{seed}"
     return (

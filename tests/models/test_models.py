@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.models import MODELS, build, candidates
-from tests.models.common import SCHEMA, SMALL_OF, model_of, random_batch, unshared
+from dien_kernels.models import DIEN, DIN, MODELS, AttentionOptions, GRUOptions, build, candidates
+from dien_kernels.models.options import RENAMED
+from tests.models.common import SCHEMA, SMALL_OF, model_of, nested, random_batch, resolved, unshared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +129,7 @@ def test_compiled_forward(name: str, preset: str) -> None:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_compiled_training(sparse: bool) -> None:
     """By inductor: sparse tables are read outside of the graph, dense ones in it."""
-    model = model_of("dien", {"sparse": sparse})
+    model = model_of("dien", {"embedding.sparse": sparse})
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=not sparse)
     for seed in (0, 1):
@@ -293,7 +295,7 @@ def test_copies_and_state(name: str, preset: str | None) -> None:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
-    other = build(name, SCHEMA, SMALL_OF[name], preset).double().eval()
+    other = build(name, SCHEMA, nested(SMALL_OF[name]), preset).double().eval()
     other.load_state_dict(torch.load(buffer, weights_only=True))
     for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batch).logits, model(batch).logits)
@@ -336,7 +338,7 @@ def test_every_row_of_tables_that_was_not_read_has_no_gradient() -> None:
 
 
 def test_dense_tables_take_torch_adam() -> None:
-    model = model_of("dien", {"sparse": False})
+    model = model_of("dien", {"embedding.sparse": False})
     batch = random_batch([3, 2])
     model.loss(model(batch), batch.label).total.backward()
     torch.optim.Adam(model.parameters()).step()
@@ -362,98 +364,141 @@ def test_starting_values_of_the_authors() -> None:
 @pytest.mark.parametrize(
     "options, r, u",
     [
-        ({"form": "authors"}, 2.0, 2.0),
+        ({"evolution.form": "authors"}, 2.0, 2.0),
         ({}, 2.0, -2.0),
-        ({"evolution_update": "keep"}, 2.0, 2.0),
-        ({"evolution_bias": "tied"}, 1.0, -1.0),
-        ({"evolution": "agru"}, 2.0, 2.0),
+        ({"evolution.update": "keep"}, 2.0, 2.0),
+        ({"evolution.bias": "tied"}, 1.0, -1.0),
+        ({"evolution.kind": "agru"}, 2.0, 2.0),
     ],
     ids=str,
 )
 def test_gate_bias_is_seen_from_what_is_kept(options: dict[str, Any], r: float, u: float) -> None:
-    evolution = build("dien", SCHEMA, {**options, "gate_bias": 2.0, "embedding_size": 2}).evolution
+    evolution = build("dien", SCHEMA, nested({**options, "evolution.gate_bias": 2.0, "embedding.size": 2})).evolution
     assert evolution.bias_ih[:8].tolist() == [r] * 4 + [u] * 4
-    if "evolution_bias" not in options:
+    if "evolution.bias" not in options:
         assert evolution.bias_hh[:8].abs().max() == 0
 
 
 def test_presets_name_existing_options() -> None:
     for name, model in MODELS.items():
+        known = set(resolved(name, {"auxiliary.kind": "inner"} if "auxiliary" in model.options() else {}))
         for preset, options in model.PRESETS.items():
-            assert set(options) <= set(model.options()), (name, preset)
+            for group, value in options.items():
+                names = {f"{group}.{k}" for k in value} if isinstance(value, dict) else {group}
+                assert names <= known, (name, preset)
 
 
 def test_options_are_those_of_the_constructor() -> None:
     options = MODELS["gru_attention"].options()
-    assert {"mlp", "attention", "gru_readout", "pooling"} <= set(options)
+    assert {"head", "attention", "evolution", "pooling"} <= set(options)
     assert options["auxiliary"] is None
-    assert not {"evolution", "form", "common", "options", "schema"} & set(options)
+    assert not {"kind", "form"} & set(options["evolution"])
+    assert options["evolution"]["readout"] == "attention"
+    assert not {"common", "unknown", "schema"} & set(options)
     assert MODELS["average"].options()["pooling"] == "mean"
+    assert MODELS["din"].options()["attention"]["kind"] == "din"
+    assert MODELS["dien"].options()["head"]["units"] == [200, 80]
+
+
+def test_groups_may_be_given_as_such_or_as_mappings() -> None:
+    one = DIEN(SCHEMA, attention=AttentionOptions(kind="din", units=[7]), extractor=GRUOptions(bias="single"))
+    two = DIEN(SCHEMA, attention={"kind": "din", "units": (7,)}, extractor={"bias": "single"})
+    assert repr(one) == repr(two)
+    three = build("dien", SCHEMA, {"attention": {"units": [7]}}, preset="authors")  # the preset's other options stay
+    assert three.attention is not None
+    assert repr(three.attention.scores.linears[0]).startswith("Linear(in_features=144, out_features=7")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AttentionOptions().kind = "din"
+
+
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_old_names_of_options_are_answered_with_the_new(old: str, new: str) -> None:
+    for make in (lambda o: build("dien", SCHEMA, o), lambda o: DIEN(SCHEMA, **o)):
+        with pytest.raises(ValueError, match=rf"^the option {old}(='din')? is now {new}(='din')?$"):
+            make({old: "din"})
+
+
+def test_models_say_which_options_they_do_not_have() -> None:
+    with pytest.raises(ValueError, match="unknown option evolution"):
+        build("average", SCHEMA, {"evolution": {}})
+    with pytest.raises(ValueError, match="unknown option heat: did you mean head"):
+        DIN(SCHEMA, heat={})
 
 
 BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("dien", {"atention": "din"}, "got 'atention': did you mean 'attention'"),
-    ("gru_attention", {"evolution": "augru"}, "must be among"),
-    ("dien", {"attention": "mlp"}, "attention must be one of"),
-    ("dien", {"evolution": "gru2"}, "evolution must be one of"),
-    ("dien", {"form": "P"}, "form must be one of"),
-    ("dien", {"extractor_bias": "tied"}, "extractor_bias must be one of"),
-    ("dien", {"evolution_reset": "never"}, "reset must be one of"),
-    ("dien", {"gru_readout": "sum"}, "gru_readout must be one of"),
-    ("dien", {"query": "dense"}, "query must be one of"),
-    ("dien", {"attention_normalize": "max"}, "attention_normalize must be one of"),
-    ("dien", {"hidden_size": 7}, "hidden_size must be 36"),
-    ("dien", {"hidden_size": 7, "auxiliary": None, "attention": "din"}, "query must be 'prelu'"),
-    ("dien", {"auxiliary": "dot"}, "auxiliary must be one of"),
-    ("dien", {"auxiliary": "mlp", "auxiliary_outputs": 3}, "auxiliary_outputs must be one of"),
-    ("dien", {"auxiliary": "mlp", "auxiliary_norm": "batch"}, "auxiliary_norm must be one of"),
-    ("dien", {"auxiliary_normalizer": "mean"}, "auxiliary_normalizer must be one of"),
-    ("dien", {"gate_bias": 1.0, "extractor_bias": False}, "gate_bias must be None"),
+    ("dien", {"atention.kind": "din"}, "unknown option atention: did you mean attention"),
+    ("dien", {"attention.knd": "din"}, "unknown option attention.knd: did you mean kind"),
+    ("dien", {"attention": 3}, "attention must be a section with keys, kind, units, .* got 3"),
+    ("gru_attention", {"evolution.kind": "augru"}, "evolution.kind must be 'gru'"),
+    ("dien", {"attention.kind": "mlp"}, "attention.kind must be one of 'bilinear', 'din', got 'mlp'"),
+    ("dien", {"evolution.kind": "gru2"}, "evolution.kind must be one of"),
+    ("dien", {"evolution.form": "P"}, "evolution.form must be one of"),
+    ("dien", {"extractor.bias": "tied"}, "extractor.bias must be true or false or 'single', got 'tied'"),
+    ("dien", {"evolution.reset": "never"}, "evolution.reset must be one of"),
+    ("dien", {"evolution.readout": "sum"}, "evolution.readout must be one of"),
+    (
+        "dien",
+        {"evolution.kind": "gru", "evolution.bias": "tied"},
+        "bias must be .* with evolution.kind='gru'",
+    ),
+    ("dien", {"attention.query": "dense"}, "attention.query must be one of"),
+    ("dien", {"attention.normalize": "max"}, "attention.normalize must be one of"),
+    ("dien", {"extractor.hidden_size": 7}, "extractor.hidden_size must be 36"),
+    ("dien", {"extractor.hidden_size": 7, "auxiliary": None, "attention.kind": "din"}, "query must be 'prelu'"),
+    ("dien", {"auxiliary.kind": "dot"}, "auxiliary.kind must be one of"),
+    ("dien", {"auxiliary.kind": "mlp", "auxiliary.outputs": 3}, "auxiliary.outputs must be 1 or 2, got 3"),
+    ("dien", {"auxiliary.kind": "mlp", "auxiliary.norm": "batch"}, "auxiliary.norm must be 'fixed' or null"),
+    ("dien", {"auxiliary.normalizer": "mean"}, "auxiliary.normalizer must be one of"),
+    ("dien", {"extractor.gate_bias": 1.0, "extractor.bias": False}, "extractor.gate_bias must be None with"),
     ("average", {"pooling": None}, "pooling must be"),
     ("average", {"pooling": "max"}, "pooling must be"),
     ("din", {"product": True}, "product must be False"),
-    ("din", {"activation": "gelu"}, "activation must be one of"),
-    ("din", {"dice_statistics": "fixed"}, "dice_statistics must be one of"),
-    ("din", {"norm": "layer"}, "norm must be one of"),
-    ("din", {"outputs": 3}, "outputs must be one of"),
+    ("din", {"head.activation": "gelu"}, "head.activation must be one of"),
+    ("din", {"head.dice_statistics": "fixed"}, "head.dice_statistics must be one of"),
+    ("din", {"head.norm": "layer"}, "head.norm must be one of"),
+    ("din", {"head.outputs": 3}, "head.outputs must be 1 or 2, got 3"),
     ("din", {"init": "zeros"}, "init must be one of"),
-    ("din", {"mlp": (4, 0)}, r"mlp\[1\] must be at least 1"),
-    ("din", {"embedding_size": 0}, r"embedding_size\['item'\] must be at least 1"),
-    ("din", {"embedding_size": {"item": 3}}, "embedding_size must name exactly the fields"),
-    ("din", {"click_reduction": "none"}, "click_reduction must be one of"),
-    ("din", {"mlp": 5}, "mlp must be a sequence of ints, got int"),
-    ("din", {"mlp": "abc"}, "mlp must be a sequence of ints, got str"),
-    ("din", {"mlp": ["a"]}, r"mlp\[0\] must be an int, got str"),
-    ("din", {"embedding_std": "abc"}, "embedding_std must be a number, got str"),
-    ("din", {"embedding_std": -1}, "embedding_std must be finite and at least 0, got -1"),
-    ("din", {"sparse": "maybe"}, "sparse must be a bool, got str"),
+    ("din", {"head.units": (4, 0)}, r"head.units\[1\] must be at least 1, got 0"),
+    ("din", {"embedding.size": 0}, r"embedding.size\['item'\] must be at least 1"),
+    ("din", {"embedding.size": {"item": 3}}, "embedding.size must name exactly the fields"),
+    ("din", {"embedding.size": {"item": "a"}}, "embedding.size must be an integer or a mapping"),
+    ("din", {"click.reduction": "none"}, "click.reduction must be one of"),
+    ("din", {"head.units": 5}, "head.units must be a list of integers, got 5"),
+    ("din", {"head.units": "abc"}, "head.units must be a list of integers, got 'abc'"),
+    ("din", {"head.units": ["a"]}, r"head.units must be a list of integers, got \['a'\]"),
+    ("din", {"head.dropout": 1.0}, "head.dropout must be at least 0 and below 1, got 1.0"),
+    ("din", {"embedding.dropout": -0.1}, "embedding.dropout must be at least 0 and below 1, got -0.1"),
+    ("din", {"embedding.l2": -1}, "embedding.l2 must be finite and at least 0, got -1"),
+    ("din", {"embedding.std": "abc"}, "embedding.std must be a number, got 'abc'"),
+    ("din", {"embedding.std": -1}, "embedding.std must be finite and at least 0, got -1"),
+    ("din", {"embedding.sparse": "maybe"}, "embedding.sparse must be true or false, got 'maybe'"),
     ("din", {"product": 1}, "product must be a bool, got int"),
     ("din", {"prelu_init": "a"}, "prelu_init must be a number, got str"),
-    ("din", {"click_weight": None}, "click_weight must be a number, got NoneType"),
-    ("din", {"click_eps": -1.0}, "click_eps must be finite and at least 0, got -1.0"),
-    ("din", {"attention_units": 5}, "attention_units must be a sequence of ints, got int"),
-    ("din", {"attention_scale": "a"}, "attention_scale must be a number or None, got str"),
-    ("dien", {"hidden_size": "a"}, "hidden_size must be an int, got str"),
-    ("dien", {"gate_bias": "a"}, "gate_bias must be a number or None, got str"),
-    ("dien", {"auxiliary_weight": "a"}, "auxiliary_weight must be a number, got str"),
-    ("dien", {"auxiliary_units": [0], "auxiliary": "mlp"}, r"auxiliary_units\[0\] must be at least 1, got 0"),
-    ("dien", {"auxiliary_eps": "a"}, "auxiliary_eps must be one of"),
-    ("dien", {"auxiliary_eps": -1}, "auxiliary_eps must be 0, 'clamp' or a number up to 1, got -1"),
-    ("dien", {"auxiliary_eps": None}, "auxiliary_eps must be a number or 'clamp', got NoneType"),
+    ("din", {"click.weight": None}, "click.weight must be a number, got None"),
+    ("din", {"click.eps": -1.0}, "click.eps must be finite and at least 0, got -1.0"),
+    ("din", {"attention.units": 5}, "attention.units must be a list of integers, got 5"),
+    ("din", {"attention.scale": "a"}, "attention.scale must be a number or null, got 'a'"),
+    ("dien", {"extractor.hidden_size": "a"}, "extractor.hidden_size must be an integer or null, got 'a'"),
+    ("dien", {"extractor.gate_bias": "a"}, "extractor.gate_bias must be a number or null, got 'a'"),
+    ("dien", {"auxiliary.weight": "a"}, "auxiliary.weight must be a number, got 'a'"),
+    ("dien", {"auxiliary.units": [0], "auxiliary.kind": "mlp"}, r"auxiliary.units\[0\] must be at least 1, got 0"),
+    ("dien", {"auxiliary.eps": "a"}, "auxiliary.eps must be a number or 'clamp', got 'a'"),
+    ("dien", {"auxiliary.eps": -1}, "auxiliary.eps must be 0, 'clamp' or a number up to 1, got -1"),
+    ("dien", {"auxiliary.eps": None}, "auxiliary.eps must be a number or 'clamp', got None"),
 ]
 
 
 @pytest.mark.parametrize("name, options, message", BAD_OPTIONS, ids=str)
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
-        build(name, SCHEMA, options)
+        build(name, SCHEMA, nested(options))
 
 
 def test_fields_may_have_any_name() -> None:
     """Dots, and the names that nn.ModuleDict has itself, would otherwise be a KeyError of torch."""
     names = ("type", "items", "a.b", "a%2Eb", "%type", "float", "training", "")
     schema = Schema(items={"item": 5, **dict.fromkeys(names[:4], 3)}, users=dict.fromkeys(names[4:], 3))
-    model = build("average", schema, {"embedding_size": 2})
+    model = build("average", schema, {"embedding": {"size": 2}})
 
     def ids(fields: Any, rows: int) -> dict[str, Tensor]:
         return {name: torch.ones(rows, dtype=torch.int64) for name in fields}
@@ -461,13 +506,13 @@ def test_fields_may_have_any_name() -> None:
     batch = Batch(ids(schema.items, 3), torch.tensor([0, 2, 3]), ids(schema.items, 2), users=ids(schema.users, 2))
     assert model(batch).logits.shape == (2,)
     assert len({id(table) for table in model.embeddings.modules() if isinstance(table, nn.Embedding)}) == 9
-    build("average", schema, {"embedding_size": 2}).load_state_dict(model.state_dict())
+    build("average", schema, {"embedding": {"size": 2}}).load_state_dict(model.state_dict())
 
 
 def test_bad_names() -> None:
-    with pytest.raises(ValueError, match="got 'dein': did you mean 'din' or 'dien'"):
+    with pytest.raises(ValueError, match="unknown model dein: did you mean din or dien"):
         build("dein", SCHEMA)
-    with pytest.raises(ValueError, match="got 'author': did you mean 'authors'"):
+    with pytest.raises(ValueError, match="unknown preset author: did you mean authors"):
         build("dien", SCHEMA, preset="author")
     with pytest.raises(ValueError, match=r"a name for an item field and a user field, got \['id'\]"):
         build("din", Schema(items={"id": 3}, users={"id": 3}))
@@ -513,7 +558,7 @@ def test_evaluation_needs_no_negatives() -> None:
 
 def test_sixteen_bit_models_give_float32_logits() -> None:
     batch = random_batch([3, 0, 2])
-    model = model_of("dien", {"query": "prelu", "dice_statistics": "moving"}, "authors", torch.bfloat16)
+    model = model_of("dien", {"attention.query": "prelu", "head.dice_statistics": "moving"}, "authors", torch.bfloat16)
     output = model(batch)
     assert output.logits.dtype == torch.float32
     model.loss(output, batch.label).total.backward()

@@ -11,22 +11,30 @@ from torch import Tensor, nn
 
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, DINAttention, from_rows
 from dien_kernels.models import MODELS, RankingModel, build
-from tests.models.common import SCHEMA
+from tests.models.common import SCHEMA, nested
 
 # Next to the two presets, what they do not contain: moving averages, glorot without gate biases, PReLU in all places.
 CASES: list[tuple[str, str | None, dict[str, Any]]] = [
     *((name, preset, {}) for name in MODELS for preset in (None, "paper", "authors")),
-    ("dien", None, {"norm": "moving", "init": "glorot", "embedding_std": 0.3}),
-    ("dien", None, {"attention": "din", "attention_activation": "prelu", "activation": "prelu", "prelu_init": 0.1}),
-    ("dien", None, {"auxiliary": "mlp", "auxiliary_activation": "prelu", "auxiliary_norm": "fixed"}),
-    ("dien", None, {"evolution": "gru", "evolution_bias": "single", "gate_bias": -1.5}),
-    ("dien", None, {"evolution": "agru", "evolution_bias": "tied", "gate_bias": 2.0}),
+    ("dien", None, {"head.norm": "moving", "init": "glorot", "embedding.std": 0.3}),
+    (
+        "dien",
+        None,
+        {"attention.kind": "din", "attention.activation": "prelu", "head.activation": "prelu", "prelu_init": 0.1},
+    ),
+    ("dien", None, {"auxiliary.kind": "mlp", "auxiliary.activation": "prelu", "auxiliary.norm": "fixed"}),
+    (
+        "dien",
+        None,
+        {"evolution.kind": "gru", "evolution.bias": "single", "evolution.gate_bias": -1.5},
+    ),
+    ("dien", None, {"evolution.kind": "agru", "evolution.bias": "tied", "evolution.gate_bias": 2.0}),
 ]
 
 
 def fresh(name: str, preset: str | None, options: dict[str, Any], seed: int = 5) -> RankingModel:
     torch.manual_seed(seed)
-    return build(name, SCHEMA, options, preset)
+    return build(name, SCHEMA, nested(options), preset)
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -85,7 +93,7 @@ def test_a_model_of_the_meta_device_is_a_fresh_one(name: str, preset: str | None
     """The way of FSDP and of torchtune: made without memory, given memory, started by each module itself."""
     new = fresh(name, preset, options)
     with torch.device("meta"):
-        made = build(name, SCHEMA, options, preset)
+        made = build(name, SCHEMA, nested(options), preset)
     made.to_empty(device="cpu")
     scramble(made)  # what uninitialised memory may hold
     start_over(made, "modules")

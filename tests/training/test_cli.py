@@ -19,8 +19,8 @@ from dien_kernels.data import Prepared
 from dien_kernels.training import load, open_run
 
 TINY = [
-    "model.options.embedding_size=4",
-    "model.options.mlp=[8]",
+    "model.options.embedding.size=4",
+    "model.options.head.units=[8]",
     "training.epochs=1",
     "data.batch_size=256",
     "output.tensorboard=false",
@@ -49,7 +49,7 @@ def test_train_takes_raw_logs_options_and_words(run: Path) -> None:
         "targets": "every",
         "columns": {"user": "who", "item": "what", "item_fields": ["kind"]},
     }
-    assert config.model.options == {"embedding_size": 4, "mlp": [8]}
+    assert config.model.options == {"embedding": {"size": 4}, "head": {"units": [8]}}
     assert list(Prepared.open(run / "prepared").schema.items) == ["item", "kind"]
 
 
@@ -116,7 +116,7 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "data.path=none.yaml"], "there is no file or folder none.yaml (data.path)"),
         (["train", "date.path=none.yaml"], "unknown section date: did you mean data"),
         (["train", "training.lr=[1"], "the value in 'training.lr=[1' is not YAML"),
-        (["train", "--data", "{prepared}", "model.options.mlp=5"], "mlp must be a sequence of ints, got int"),
+        (["train", "--data", "{prepared}", "model.options.head.units=5"], "head.units must be a list of integers"),
         (["prepare", "{logs}", "--out", "{prepared}", "--user", "who", "--item", "what"], "--overwrite"),
         (
             ["prepare", "{logs}", "--out", "x", "--user", "who", "--item", "what", "--fractions", "1", "1", "1"],
@@ -131,7 +131,9 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "--data", "{logs}", "--user", "who", "--item", "wat"], "has no column 'wat'"),
         (["train", "--data", "{logs}", "data.prepare.target=every"], "unknown key data.prepare.target"),
         (["train", "--data", "{prepared}", "model.name=diem"], "dien"),
-        (["train", "--data", "{prepared}", "model.options.auxilary=mlp"], "auxiliary"),
+        (["train", "--data", "{prepared}", "model.options.auxilary.kind=mlp"], "did you mean auxiliary"),
+        (["train", "--data", "{prepared}", "model.options.attention=din"], "is now attention.kind='din'"),
+        (["train", "--data", "{prepared}", "model.options.mlp=[8]"], "the option mlp is now head.units"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
         (["train", "--resume", "{run}", "training.lr=7"], "training.lr was 0.001, is 7.0"),
         (["train", "--data", "{prepared}", "--out", "{run}"], "holds a run already"),

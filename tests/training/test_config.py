@@ -13,16 +13,16 @@ from dien_kernels.training.config import differences
 def test_yaml_and_overrides(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("model: {name: din}\ntraining:\n  lr: 1e-3\n  epochs: 3\noutput:\n")
-    config = load(path, ["training.epochs=4", "model.options.mlp=[8, 4]", "training.clip_norm=null"])
-    assert (config.model.name, config.model.options) == ("din", {"mlp": [8, 4]})
+    config = load(path, ["training.epochs=4", "model.options.head.units=[8, 4]", "training.clip_norm=null"])
+    assert (config.model.name, config.model.options) == ("din", {"head": {"units": [8, 4]}})
     assert (config.training.lr, config.training.epochs, config.training.clip_norm) == (1e-3, 4, None)
     assert config.data == DataConfig()
     # YAML 1.1 takes numbers without a dot for text; options of models have no type that would tell.
-    words = ["model.options.auxiliary_eps=1e-8", "model.options.attention_scale=-2E+1", "model.options.name=1e"]
-    options = {"auxiliary_eps": 1e-8, "attention_scale": -20.0, "name": "1e"}
+    words = ["model.options.auxiliary.eps=1e-8", "model.options.attention.scale=-2E+1", "model.options.name=1e"]
+    options = {"auxiliary": {"eps": 1e-8}, "attention": {"scale": -20.0}, "name": "1e"}
     assert load(None, words).model.options == options
-    path.write_text("model: {options: {auxiliary_eps: 1e-8}}")
-    assert load(path).model.options == {"auxiliary_eps": 1e-8}
+    path.write_text("model: {options: {auxiliary: {eps: 1e-8}}}")
+    assert load(path).model.options == {"auxiliary": {"eps": 1e-8}}
 
 
 def test_dump_is_read_back(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_differences_name_what_may_not_change() -> None:
     old = Config().to_dict()
     free = load(None, ["data.workers=2", "training.epochs=9", "output.folder=else", "data.path=moved"])
     assert differences(old, free.to_dict()) == []
-    changed = load(None, ["training.lr=1", "model.options.mlp=[1]"]).to_dict()
+    changed = load(None, ["training.lr=1", "model.options.head.units=[1]"]).to_dict()
     assert differences(old, changed) == [
-        "model.options.mlp was None, is [1]",
+        "model.options.head.units was None, is [1]",
         "training.lr was 0.001, is 1.0",
     ]
