@@ -68,6 +68,7 @@ class Batch:
         users: user field to ids, int64 [B].
         dense: float32 [B, F], or None.
         group: int64 [B], a number for each user, for per-user metrics; None where it is not known.
+        weight: float32 [B], finite and at least 0: how much each row counts in the training loss; None: all alike.
 
     Raises ``TypeError`` or ``ValueError`` naming an attribute from which ``rows_total`` cannot be made, where that is
     not given; ``check`` looks at all of them.
@@ -83,6 +84,7 @@ class Batch:
     users: dict[str, Tensor] = field(default_factory=dict)
     dense: Tensor | None = None
     group: Tensor | None = None
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.rows_total < 0:
@@ -151,6 +153,13 @@ class Batch:
             _check_values("label", self.label, torch.float32, (rows,))
         if self.group is not None:
             _check_values("group", self.group, torch.int64, (rows,))
+        if self.weight is not None:
+            _check_values("weight", self.weight, torch.float32, (rows,))
+            _require(
+                ((self.weight >= 0) & (self.weight < float("inf"))).all(),
+                "weight must be finite and at least 0",
+                lambda: f"weight must be finite and at least 0, got {self.weight.tolist()[:8]} ...",  # type: ignore[union-attr]
+            )
         if self.dense is not None:
             check_tensor("dense", self.dense)
         fits = not schema.dense if self.dense is None else tuple(self.dense.shape) == (rows, len(schema.dense))

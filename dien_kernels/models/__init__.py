@@ -11,7 +11,7 @@ from typing import Any
 
 from dien_kernels._options import unknown_name
 from dien_kernels.batch import Schema
-from dien_kernels.models.base import Losses, Output, RankingModel
+from dien_kernels.models.base import Losses, Output, RankingModel, Share
 from dien_kernels.models.baselines import DIN, AveragePooling, PlainGRU
 from dien_kernels.models.dien import DIEN, TwoLayerGRU
 from dien_kernels.models.options import (
@@ -80,6 +80,7 @@ __all__ = [
     "Output",
     "PlainGRU",
     "RankingModel",
+    "Share",
     "TwoLayerGRU",
     "build",
     "candidates",

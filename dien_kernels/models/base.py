@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict
@@ -42,11 +42,20 @@ class Output(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """total = click_weight * click + auxiliary_weight * auxiliary."""
+    """total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares."""
 
     total: Tensor
     click: Tensor
     auxiliary: Tensor | None
+    squares: Tensor | None = None  # the squares of all numbers read from tables, summed, divided by the rows
+
+
+class Share(NamedTuple):
+    """What the losses of one of several batches count in the losses of one batch with all of their rows."""
+
+    click: float
+    auxiliary: float
+    rows: float
 
 
 class Common(TypedDict, total=False):
@@ -66,6 +75,11 @@ class Interest(NamedTuple):
     features: list[Tensor]  # [B, .] each, behind the other inputs of the MLP
     auxiliary: Tensor | None = None
     attention: Tensor | None = None
+
+
+def _parts_of_one(amounts: Sequence[float]) -> list[float]:
+    total = sum(amounts)
+    return [amount / total if total else 0.0 for amount in amounts]
 
 
 def _sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
@@ -257,30 +271,80 @@ class RankingModel(nn.Module):
                 "them, or build the model with auxiliary=None"
             )
 
-    def loss(self, output: Output, label: Tensor | None) -> Losses:
-        """With x the logits, y ``label`` [B], s the sigmoid, e = ``click_eps`` and the mean over rows::
+    def loss(
+        self, output: Output, label: Tensor | None, *, weight: Tensor | None = None, share: Share | None = None
+    ) -> Losses:
+        """The losses of a batch. With x the logits, y the labels, s the sigmoid, e = ``click.eps`` and w the weights::
 
-            click = mean of -(y log(s(x) + e) + (1 - y) log(s(-x) + e))
-            total = click_weight * click + auxiliary_weight * auxiliary
+            l_b   = -(y_b log(s(x_b) + e) + (1 - y_b) log(s(-x_b) + e))
+            click = sum_b w_b l_b / sum_b w_b         reduction="mean"
+            click = sum_b w_b l_b                     reduction="sum"
+            total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares
 
-        The auxiliary term is left out where the output has none. Raises ``ValueError`` without labels of
-        shape [B].
+        Terms that the output does not have are left out.
+
+        Args:
+            output: of the forward pass.
+            label: y, float [B], 1 for a click.
+            weight: w, float [B], at least 0; None: all are 1. Where all are 0, so is the mean.
+            share: of this batch among several whose gradients are added up (``shares``): each loss is multiplied by its
+                share. None: the batch stands alone.
+
+        Raises ``ValueError`` without labels of shape [B], and for weights of another shape.
         """
         x = output.logits
         if label is None or label.shape != x.shape:
             got = None if label is None else tuple(label.shape)
             raise ValueError(f"label must have shape [B] = {tuple(x.shape)}, got {got}")
-        y = label.to(x.dtype)
-        if self.click.eps > 0:
-            yes, no = torch.log(x.sigmoid() + self.click.eps), torch.log((-x).sigmoid() + self.click.eps)
+        y, eps, reduction = label.to(x.dtype), self.click.eps, self.click.reduction
+        if eps > 0:
+            yes, no = torch.log(x.sigmoid() + eps), torch.log((-x).sigmoid() + eps)
             terms = -(y * yes + (1 - y) * no)
-            click = terms.mean() if self.click.reduction == "mean" else terms.sum()
+        elif weight is not None:
+            terms = binary_cross_entropy_with_logits(x, y, reduction="none")
+        if weight is not None:
+            if weight.shape != x.shape:
+                raise ValueError(f"weight must have shape [B] = {tuple(x.shape)}, got {tuple(weight.shape)}")
+            weight = weight.to(x.dtype)
+            click = (weight * terms).sum()
+            if reduction == "mean":
+                click = click / weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
+        elif eps > 0:
+            click = terms.mean() if reduction == "mean" else terms.sum()
         else:
-            click = binary_cross_entropy_with_logits(x, y, reduction=self.click.reduction)
+            click = binary_cross_entropy_with_logits(x, y, reduction=reduction)
+        auxiliary, squares = output.auxiliary, output.squares
+        if squares is not None:
+            squares = squares / x.shape[0]
+        if share is not None:
+            click = click * share.click
+            auxiliary = None if auxiliary is None else auxiliary * share.auxiliary
+            squares = None if squares is None else squares * share.rows
         total = self.click.weight * click
-        if output.auxiliary is not None:
-            total = total + self.auxiliary_weight * output.auxiliary
-        return Losses(total, click, output.auxiliary)
+        if auxiliary is not None:
+            total = total + self.auxiliary_weight * auxiliary
+        if squares is not None:
+            total = total + self.embeddings.l2 * squares
+        return Losses(total, click, auxiliary, squares)
+
+    def shares(self, batches: Sequence[Batch]) -> list[Share]:
+        """What the losses of each batch count in the loss of one batch with all of their rows.
+
+        Values of the batches are read: on the host, before they are moved to a device, nothing waits.
+        """
+        rows = [float(batch.rows) for batch in batches]
+        if self.click.reduction == "sum":
+            click = [1.0] * len(batches)
+        else:
+            weights = [batch.weight for batch in batches]
+            click = [n if w is None else float(w.double().sum()) for n, w in zip(rows, weights, strict=True)]
+            click = _parts_of_one(click)
+        auxiliary = self.auxiliary_shares([batch.offsets for batch in batches])
+        return [Share(*share) for share in zip(click, auxiliary, _parts_of_one(rows), strict=True)]
+
+    def auxiliary_shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        """``shares`` of the auxiliary loss, by the offsets of each batch's histories."""
+        return [0.0] * len(offsets)
 
     @torch.inference_mode()
     def score(

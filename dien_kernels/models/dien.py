@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
 from typing_extensions import Unpack
 
 from dien_kernels.batch import Batch, Schema
@@ -131,6 +133,9 @@ class DIEN(RankingModel):
     @property
     def reads_negatives(self) -> bool:
         return self.auxiliary is not None
+
+    def auxiliary_shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        return super().auxiliary_shares(offsets) if self.auxiliary is None else self.auxiliary.shares(offsets)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         offsets = batch.offsets

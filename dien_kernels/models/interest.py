@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -159,3 +160,19 @@ class Auxiliary(nn.Module):
         if self.normalizer == "padded" and length.shape[0] > 0:  # of no histories none is the longest
             slots = slots * (length.max() - 1)
         return loss * (terms.to(loss.dtype) / slots.clamp(min=1))
+
+    def shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        """What the loss of each batch counts in that of one batch with all of their histories: its part of the sum that
+        the normaliser divides by."""
+        lengths = [each.diff() for each in offsets]
+        histories = [length.shape[0] for length in lengths]
+        if self.normalizer in ("row", "history"):
+            amounts, total = histories, sum(histories)
+        elif self.normalizer == "padded":
+            pairs = [int(length.max()) - 1 if length.shape[0] else 0 for length in lengths]
+            amounts = [u * max(most, 0) for u, most in zip(histories, pairs, strict=True)]
+            total = sum(histories) * max(pairs)
+        else:
+            amounts = [int((length - 1).clamp(min=0).sum()) for length in lengths]
+            total = sum(amounts)
+        return [amount / total if total > 0 else 0.0 for amount in amounts]
