@@ -15,7 +15,7 @@ import numpy as np
 from dien_kernels.data import Prepared
 from dien_kernels.models import MODELS
 from dien_kernels.training import checkpoint, setup
-from dien_kernels.training.config import Config, differences, load
+from dien_kernels.training.config import Config, differences
 from dien_kernels.training.evaluation import (
     BEST,
     CONFIG,
@@ -26,6 +26,7 @@ from dien_kernels.training.evaluation import (
 )
 from dien_kernels.training.loop import train
 from dien_kernels.training.metrics import bootstrap_difference
+from dien_kernels.training.upgrade import load_saved
 
 
 class Row(NamedTuple):
@@ -127,7 +128,7 @@ def _result(config: Config, prepared: Prepared) -> dict[str, Any]:
     folder = Path(config.output.folder)
     if not checkpoint.steps(folder / setup.CHECKPOINTS):
         return train(config, prepared=prepared)
-    before = load(folder / CONFIG)
+    before = load_saved(folder / CONFIG)
     changed = differences(before.to_dict(), config.to_dict())
     if before.training.epochs > config.training.epochs:  # more are the same run, longer
         changed.append(f"training.epochs was {before.training.epochs}, is {config.training.epochs}")

@@ -11,6 +11,7 @@ from typing import Any
 from dien_kernels.training.checkpoint import atomic
 
 FILE = "log.jsonl"
+WORDS = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log loss"}  # of metrics, for readers
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -78,11 +79,12 @@ class Log:
             shown = {word: values[key] for key, word in names.items() if values.get(key) is not None}
             self._bar.set_postfix({k: f"{v:.0f}" if k == "samples/s" else f"{v:.4f}" for k, v in shown.items()})
 
-    def valid(self, total: int, epoch: int, values: dict[str, Any]) -> None:
-        """A validation after ``total`` steps."""
+    def valid(self, total: int, epoch: int, values: dict[str, Any], metric: str = "auc") -> None:
+        """A validation after ``total`` steps; the reader is told the value of ``metric``."""
         self._write({"kind": "valid", "total": total, "epoch": epoch, **values})
-        auc = values["auc"]
-        self.say(f"epoch {epoch + 1}, step {total}: validation AUC {'nan' if auc is None else f'{auc:.4f}'}")
+        value = values[metric]
+        words = "nan" if value is None else f"{value:.4f}"
+        self.say(f"epoch {epoch + 1}, step {total}: validation {WORDS[metric]} {words}")
 
     def say(self, text: str) -> None:
         """A line for the reader, above the bar."""

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+# The metrics that a validation can be judged by.
+HIGHER_IS_BETTER = {"auc": True, "user_auc": True, "log_loss": False}
+
 
 class Metrics(NamedTuple):
     """What a set of predictions is worth.
@@ -69,11 +72,10 @@ def measure(label: Array, logit: Array, group: Array | None = None) -> Metrics:
 
 
 def user_auc(label: Array, logit: Array, group: Array) -> tuple[float, int]:
-    """The mean of the users' own AUCs, weighted by their rows (impressions), over users that have both
-    classes::
+    """The mean of the users' own AUCs, weighted by their rows (impressions), over users that have both classes::
 
-        sum_u n_u AUC_u / sum_u n_u        AUC_u = (sum of the ranks of u's clicks - P(P + 1) / 2) / (P (n_u -
-        P))
+        sum_u n_u AUC_u / sum_u n_u
+        AUC_u = (sum of the ranks of u's clicks - P(P + 1) / 2) / (P (n_u - P))
 
     with ranks inside the user's rows, ties sharing their mean rank, and P the user's clicks (the GAUC of the
     DIN paper, arXiv 1706.06978, section 6.2). Returns it (nan without any such user) and the number of users

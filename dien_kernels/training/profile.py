@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from dien_kernels.data import Prepared
 from dien_kernels.ops import use_backend
 from dien_kernels.training import setup
 from dien_kernels.training.config import Config
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training.optimizer import make_optimizer
+from dien_kernels.training.step import training_step
 
 PARTS = (
     "data",
@@ -112,41 +114,48 @@ def time_parts(config: Config, prepared: Prepared, *, steps: int = 20, warm: int
     """
     device = setup.device_of(config)
     model: Any = setup.make_model(config, prepared.schema)
-    options = config.training
-    optimizer = make_optimizer(
-        model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
-    )
+    options, told = config.training, config.optimizer
+    optimizer = make_optimizer(model, told.name, lr=told.lr, table_lr=told.table_lr, **told.options)
     loader = setup.open_loader(config, prepared, "train")
     clock = _Clock(device)
+    scaler = setup.make_scaler(config)
     done = 0
+
+    def watch(part: str, loss: torch.Tensor | None) -> None:
+        if part == "forward":
+            model.part = _Parts(clock)
+            clock.mark("other", clock.forward)
+        elif part == "loss":
+            clock.mark("loss")
+        elif part == "backward":
+            assert loss is not None
+            _hook_backward(loss, model.part, clock)
+            clock.mark("loss", clock.backward)
+        elif part == "optimizer":
+            clock.mark("optimiser", clock.forward)
+        else:
+            clock.mark("data")
+
     with use_backend(options.backend):
         while done < warm + steps:
-            for batch in setup.batches(config, loader, 0):
+            batches = setup.batches(config, loader, 0)
+            while done < warm + steps and (group := list(islice(batches, options.accumulate))):
                 if done == warm:
                     clock.mark("data")
                     clock.forward.clear()
                     clock.backward.clear()
-                parts = _Parts(clock)
-                model.part = parts
-                clock.mark("other")
-                batch = batch.to(device)
                 setup.seed_step(options.seed, 0, done)
-                with setup.autocast(config):
-                    output = model(batch)
-                    clock.mark("loss")
-                    loss = model.loss(output, batch.label).total
-                _hook_backward(loss, parts, clock)
-                clock.mark("loss", clock.backward)
-                loss.backward()
-                clock.mark("optimiser", clock.forward)
-                if options.clip_norm is not None:
-                    clip_grad_norm(model.parameters(), options.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                clock.mark("data")
+                training_step(
+                    model,
+                    group,
+                    optimizer,
+                    device=device,
+                    scaler=scaler,
+                    clip_norm=options.clip_norm,
+                    autocast=lambda: setup.autocast(config),
+                    watch=watch,
+                )
                 done += 1
-                if done == warm + steps:
-                    break
     order = {name: i for i, name in enumerate(PARTS)}
     return {
         side: {k: 1e3 * v / steps for k, v in sorted(times.items(), key=lambda kv: order.get(kv[0], len(PARTS)))}

@@ -10,7 +10,8 @@ import torch
 
 from dien_kernels import use_backend
 from dien_kernels.models import build
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training.optimizer import make_optimizer
+from dien_kernels.training.step import training_step
 from tests.models.common import SCHEMA, SMALL_OF, nested, random_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,13 +28,8 @@ def curve(backend: str, preset: str, dtype: torch.dtype) -> torch.Tensor:
     losses = []
     with use_backend(backend):
         for step in range(STEPS):
-            batch = batches[step % len(batches)]
-            optimizer.zero_grad()
-            loss = model.loss(model(batch), batch.label).total
-            loss.backward()
-            clip_grad_norm(model.parameters(), 5.0)
-            optimizer.step()
-            losses.append(loss.detach())
+            result = training_step(model, [batches[step % len(batches)]], optimizer, clip_norm=5.0)
+            losses.append(result.total)
     return torch.stack(losses).double()
 
 

@@ -111,11 +111,11 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "training.epoch=3"], "unknown key training.epoch: did you mean epochs"),
         (["train", "no.yaml"], "no.yaml"),
         (["train", "{logs}"], "is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data"),
-        (["train", "training.lr"], "training.lr is neither a config"),
+        (["train", "optimizer.lr"], "optimizer.lr is neither a config"),
         (["train", "lr=1e-3/none.yaml"], "No such file or directory: 'lr=1e-3/none.yaml'"),
         (["train", "data.path=none.yaml"], "there is no file or folder none.yaml (data.path)"),
         (["train", "date.path=none.yaml"], "unknown section date: did you mean data"),
-        (["train", "training.lr=[1"], "the value in 'training.lr=[1' is not YAML"),
+        (["train", "optimizer.lr=[1"], "the value in 'optimizer.lr=[1' is not YAML"),
         (["train", "--data", "{prepared}", "model.options.head.units=5"], "head.units must be a list of integers"),
         (["prepare", "{logs}", "--out", "{prepared}", "--user", "who", "--item", "what"], "--overwrite"),
         (
@@ -135,7 +135,7 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "--data", "{prepared}", "model.options.attention=din"], "is now attention.kind='din'"),
         (["train", "--data", "{prepared}", "model.options.mlp=[8]"], "the option mlp is now head.units"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
-        (["train", "--resume", "{run}", "training.lr=7"], "training.lr was 0.001, is 7.0"),
+        (["train", "--resume", "{run}", "optimizer.lr=7"], "optimizer.lr was 0.001, is 7.0"),
         (["train", "--data", "{prepared}", "--out", "{run}"], "holds a run already"),
         (["prepare", "none.csv", "--out", "x"], "none.csv"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
@@ -172,7 +172,7 @@ def test_a_config_may_lie_in_a_folder_with_an_equals_sign(
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(parents=True)
     Path(name).write_text("training: {epoch: 3}")
-    assert cli.main(["train", name, "training.lr=1e-2"]) == 2
+    assert cli.main(["train", name, "optimizer.lr=1e-2"]) == 2
     assert f"{name}: unknown key training.epoch" in capsys.readouterr().err
 
 

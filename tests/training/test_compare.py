@@ -68,8 +68,8 @@ def test_rows_and_seeds(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
     again = compare(config, ["average", "dien", "gru"], [0, 1], samples=100)
     assert trained == ["gru-seed0", "gru-seed1"]
     assert again["differences"]["average"] == content["differences"]["average"]
-    with pytest.raises(ValueError, match=r"another config: training\.lr was 0\.01, is 0\.02.*another output\.folder"):
-        compare(config.override(["training.lr=0.02"]), ["average", "dien"], [0, 1])
+    with pytest.raises(ValueError, match=r"another config: optimizer\.lr was 0\.01, is 0\.02.*another output\.folder"):
+        compare(config.override(["optimizer.lr=0.02"]), ["average", "dien"], [0, 1])
 
 
 def test_what_a_row_changes(config_of: MakeConfig) -> None:
