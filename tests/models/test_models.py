@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -398,6 +399,14 @@ def test_options_are_those_of_the_constructor() -> None:
     assert MODELS["average"].options()["pooling"] == "mean"
     assert MODELS["din"].options()["attention"]["kind"] == "din"
     assert MODELS["dien"].options()["head"]["units"] == [200, 80]
+
+
+def test_the_page_names_every_option() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    for name in MODELS:
+        for path in resolved(name, {"auxiliary.kind": "inner"} if name == "dien" else {}):
+            group, _, option = path.partition(".")
+            assert f"`{path}`" in page or (f"`{group}." in page and f"`.{option}`" in page), path
 
 
 def test_groups_may_be_given_as_such_or_as_mappings() -> None:

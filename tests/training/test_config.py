@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dien_kernels.training import Config, DataConfig, TrainingConfig, dump, load
 from dien_kernels.training import config as config_module
-from dien_kernels.training.config import differences
+from dien_kernels.training.config import SECTIONS, differences
 
 
 def test_yaml_and_overrides(tmp_path: Path) -> None:
@@ -24,6 +25,19 @@ def test_yaml_and_overrides(tmp_path: Path) -> None:
     assert load(None, words).model.options == options
     path.write_text("model: {options: {auxiliary: {eps: 1e-8}}}")
     assert load(path).model.options == {"auxiliary": {"eps": 1e-8}}
+
+
+def test_the_page_is_a_config(tmp_path: Path) -> None:
+    """Every YAML block of docs/training.md is read, and the first one shows every section."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        (tmp_path / "page.yaml").write_text(block)
+        load(tmp_path / "page.yaml")
+    assert all(f"\n{section}:" in f"\n{blocks[0]}" for section in SECTIONS)
+    example = load(Path(__file__).resolve().parents[2] / "examples" / "amazon.yaml")
+    assert (example.optimizer.lr, example.schedule.options) == (2e-3, {"gamma": 0.7})
 
 
 def test_dump_is_read_back(tmp_path: Path) -> None:
