@@ -1,6 +1,6 @@
 """``dien-kernels prepare | train | evaluate | compare | score | info``.
 
-Room card. Lives here: arguments, and words for the terminal. May import: all of ours, the rooms that want the
+Room card. Lives here: arguments, and words for the terminal. May import: all of the package; what needs the
 extra ``train`` only inside commands, so that ``info`` runs without it. Must not be here: decisions that a
 library user needs.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {"pyarrow", "polars", "numpy", "yaml", "tqdm", "tensorboard", "sklearn", "matplotlib"}
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
-# What our rooms raise for wishes that cannot be granted; anything else is a bug and deserves its traceback.
+# What the package raises for wrong input or a failing disk; anything else is a bug, whose traceback is shown.
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
 _WORD = re.compile(r"((data|model|optimizer|schedule|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
@@ -178,7 +178,7 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_bad_lines": "max_bad_lines",
         "data_seed": "seed",
     }
-    given = {ours: getattr(options, name) for name, ours in names.items() if getattr(options, name) is not None}
+    given = {key: getattr(options, name) for name, key in names.items() if getattr(options, name) is not None}
     return given | ({"columns": columns} if columns else {})
 
 

@@ -1,6 +1,6 @@
-"""Models: DIEN and the rows of the paper's tables beside it, from ``Batch`` to logits, losses and scores.
+"""Models: DIEN and the models that its paper compares it with, from ``Batch`` to logits, losses and scores.
 
-Room card. Lives here: ``nn.Module``s with embeddings, the options and presets of whole models. May import:
+Room card. Lives here: ``nn.Module``s with embeddings, the options and presets of models. May import:
 torch, ``batch``, ``layers``, ``ops``. Must not be here: files, sampling, optimisers, loops.
 """
 

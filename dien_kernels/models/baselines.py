@@ -1,4 +1,4 @@
-"""The rows of the paper's tables that stand beside DIEN, on the same embeddings, MLP and losses."""
+"""The models that the paper compares DIEN with, on the same embeddings, MLP and losses."""
 
 from __future__ import annotations
 

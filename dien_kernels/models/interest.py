@@ -137,7 +137,7 @@ class Auxiliary(nn.Module):
             self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in options.units)
 
     def forward(self, states: Tensor, positive: Tensor, negative: Tensor, offsets: Tensor) -> Tensor:
-        own = self.normalizer in ("padded", "history")
+        over_histories = self.normalizer in ("padded", "history")
         loss = auxiliary_loss(
             states,
             positive,
@@ -149,10 +149,10 @@ class Auxiliary(nn.Module):
             offsets=offsets,
             kind=self.kind,
             activation=self.activation if self.kind == "mlp" else "sigmoid",
-            normalizer="joint" if own else self.normalizer,
+            normalizer="joint" if over_histories else self.normalizer,
             eps=self.eps,
         )
-        if not own:
+        if not over_histories:
             return loss
         length = offsets.diff()
         terms = (length - 1).clamp(min=0).sum() * (1 + negative.shape[1])

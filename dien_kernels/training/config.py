@@ -1,4 +1,4 @@
-"""What a run is told: one dataclass for each section, read from YAML and ``section.key=value`` overrides."""
+"""The config of a run: one dataclass for each section, read from YAML and ``section.key=value`` overrides."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DataConfig(_Section):
         eval_batch_size: the same in evaluation.
         max_length: the newest behaviours of a history that are read.
         negatives: sampled target negatives for each positive in training, drawn afresh each epoch.
-        auxiliary_negatives: sampled negatives beside each behaviour, for the auxiliary loss.
+        auxiliary_negatives: sampled negatives for each behaviour, for the auxiliary loss.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
         history: False empties every history: what the target alone can tell, the floor of a comparison.
@@ -284,7 +284,7 @@ class Config:
             path = where.split(".")
             if not equals or len(path) < 2 or not all(path):
                 raise ValueError(f"an override must look like section.key=value, got {word!r}")
-            # Whole names are checked by from_dict; here only the way to the value is made.
+            # from_dict checks the names; here the mappings on the way to the value are copied or created.
             inner = changed
             for step, key in enumerate(path[:-1]):
                 below = inner.get(key)

@@ -44,7 +44,7 @@ from dien_kernels.training.step import training_step
 from dien_kernels.training.upgrade import upgrade_checkpoint
 
 
-class Interrupted(Exception):  # noqa: N818, the user's wish is no error
+class Interrupted(Exception):  # noqa: N818, a stop that the user asked for is no error
     """SIGINT came; the state is saved, and ``command`` goes on from there."""
 
     def __init__(self, folder: Path) -> None:
@@ -173,8 +173,10 @@ class _Trainer:
         self.folder = Path(config.output.folder)
         self.device = setup.device_of(config)
         self.model: Any = setup.make_model(config, prepared.schema)
-        options, told = config.training, config.optimizer
-        self.optimizer = make_optimizer(self.model, told.name, lr=told.lr, table_lr=told.table_lr, **told.options)
+        options, chosen = config.training, config.optimizer
+        self.optimizer = make_optimizer(
+            self.model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options
+        )
         self.higher_is_better = HIGHER_IS_BETTER[options.metric]
         self.schedule: Any = None
         if config.schedule.name is not None:

@@ -52,7 +52,7 @@ class _Clock:
 
 
 class _Parts:
-    """The model's ``part`` hook: times the forward and remembers which autograd nodes each part made."""
+    """The model's ``part`` hook: times the forward and remembers which autograd nodes each part created."""
 
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
@@ -60,7 +60,7 @@ class _Parts:
         self.spans: list[tuple[int, int, str]] = []
 
     def number(self) -> int:
-        """Autograd numbers nodes in the order of their making; a node made now tells how far it has got."""
+        """The number of the next autograd node: nodes are numbered in the order in which they are created."""
         node: Any = (self._leaf + 0).grad_fn
         return int(node._sequence_nr())
 
@@ -74,7 +74,7 @@ class _Parts:
         self.spans.append((start, self.number(), name))
 
     def of(self, number: int) -> str:
-        """The innermost part that made the node with this number."""
+        """The innermost part during which the node with this number was created."""
         inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
         return min(inside)[1] if inside else "loss"
 
@@ -90,7 +90,7 @@ def _nodes(root: Any) -> Iterator[Any]:
 
 
 def _hook_backward(loss: torch.Tensor, parts: _Parts, clock: _Clock) -> None:
-    """Before each node of the backward runs, the clock is told whose it is."""
+    """Let the clock change to a node's part before each node of the backward pass runs."""
 
     def hook(name: str) -> Callable[[Any], None]:
         return lambda gradients: clock.mark(name)
@@ -114,8 +114,8 @@ def time_parts(config: Config, prepared: Prepared, *, steps: int = 20, warm: int
     """
     device = setup.device_of(config)
     model: Any = setup.make_model(config, prepared.schema)
-    options, told = config.training, config.optimizer
-    optimizer = make_optimizer(model, told.name, lr=told.lr, table_lr=told.table_lr, **told.options)
+    options, chosen = config.training, config.optimizer
+    optimizer = make_optimizer(model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options)
     loader = setup.open_loader(config, prepared, "train")
     clock = _Clock(device)
     scaler = setup.make_scaler(config)

@@ -68,8 +68,8 @@ def prepare_options(given: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a name that ``prepare`` does not have.
     """
-    ours = ("sources", "out", "progress", "overwrite")
-    known = [name for name in inspect.signature(prepare).parameters if name not in ours]
+    set_here = ("sources", "out", "progress", "overwrite")
+    known = [name for name in inspect.signature(prepare).parameters if name not in set_here]
     for name in given:
         if name not in known:
             raise unknown_name("key", name, known, "data.prepare")

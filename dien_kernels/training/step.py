@@ -41,8 +41,8 @@ def training_step(
     """Move the parameters of ``model`` by the gradient of its loss on ``batches``.
 
     The gradient of several batches is that of one batch with all of their rows, as the loss of each gets the share that
-    it has in the whole (``RankingModel.shares``). It is exact but for what a batch's own statistics enter: Dice and
-    norms.
+    it has in the loss of that batch (``RankingModel.shares``). This is exact, except that Dice and norms of a batch use
+    that batch's statistics.
 
     Args:
         model: in training mode.
