@@ -218,30 +218,30 @@ def make_optimizer(
         optimizer: Optimizer = kind(groups, lr=lr, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the optimizer {name} refuses its options or the model: {error}") from error
-    if tables and (reason := _refuses(kind, lr, options, sparse=True)) is not None:
+    if tables and (reason := _refuses(kind, lr, options, tables[0].device, sparse=True)) is not None:
         raise ValueError(
             f"the optimizer {name} cannot take the sparse gradients of the embedding tables ({reason}): make the model "
             "with sparse=False (model.options.embedding.sparse=false), or take LazyAdam"
         )
-    if dense and (reason := _refuses(kind, lr, options, sparse=False)) is not None:
+    if dense and (reason := _refuses(kind, lr, options, dense[0].device, sparse=False)) is not None:
         raise ValueError(f"the optimizer {name} cannot move parameters with dense gradients ({reason})")
     return optimizer
 
 
-def _refuses(kind: Any, lr: float, options: Mapping[str, Any], *, sparse: bool) -> str | None:
+def _refuses(kind: Any, lr: float, options: Mapping[str, Any], device: torch.device, *, sparse: bool) -> str | None:
     """Why an optimizer does not move a parameter by a gradient of this kind, tried in two steps; None if it does.
 
     torch has no list of the optimizers that take sparse gradients, and it depends on their options, too.
     """
-    parameter = nn.Parameter(torch.zeros(3, 2))
+    parameter = nn.Parameter(torch.zeros(3, 2, device=device))
     if sparse and "weight_decay" in options:
         options = {**options, "weight_decay": 0.0}
     try:
         optimizer = kind([parameter], lr=lr, **options)
         for _ in range(2):
-            gradient = torch.ones(3, 2)
+            gradient = torch.ones(3, 2, device=device)
             if sparse:
-                row = torch.tensor([[1]])
+                row = torch.tensor([[1]], device=device)
                 gradient = torch.sparse_coo_tensor(row, gradient[:1], (3, 2), check_invariants=False)
             parameter.grad = gradient
             optimizer.step()
