@@ -21,7 +21,14 @@ from benchmarks.inputs import SEED, Inputs, Program, draw_lengths
 from benchmarks.registry import AUXILIARY_WIDTHS, DIN_WIDTHS, ITEM_FIELDS, MLP_WIDTHS, OURS, USER_FIELDS, Case
 from dien_kernels import use_backend
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.models import DIEN
+from dien_kernels.models import (
+    DIEN,
+    AttentionOptions,
+    ClickOptions,
+    EmbeddingOptions,
+    EvolutionOptions,
+    HeadOptions,
+)
 from dien_kernels.ops._dispatch import AUTO_ORDER
 from dien_kernels.training.optimizer import make_optimizer
 
@@ -36,22 +43,20 @@ def widths(case: Case) -> dict[str, int]:
 
 def model_of(case: Case, schema: Schema, sparse: bool) -> DIEN:
     sizes = widths(case)
+    tables = {name: sizes[name] for name in (*schema.items, *schema.users)}
     return DIEN(
         schema,
-        embedding_size={name: sizes[name] for name in (*schema.items, *schema.users)},
-        embedding_std=1.0,
-        sparse=sparse,
-        mlp=MLP_WIDTHS,
-        activation="relu",
-        click_reduction="sum",
-        attention="din",
-        attention_units=DIN_WIDTHS,
-        evolution_update="candidate",
-        evolution_bias="tied",
-        auxiliary=case.op.removeprefix("dien_"),
-        auxiliary_units=AUXILIARY_WIDTHS,
-        auxiliary_normalizer="joint",
-        auxiliary_eps="clamp",
+        embedding=EmbeddingOptions(size=tables, std=1.0, sparse=sparse),
+        head=HeadOptions(units=MLP_WIDTHS, activation="relu"),
+        click=ClickOptions(reduction="sum"),
+        attention=AttentionOptions(kind="din", units=DIN_WIDTHS),
+        evolution=EvolutionOptions(update="candidate", bias="tied"),
+        auxiliary={
+            "kind": case.op.removeprefix("dien_"),
+            "units": AUXILIARY_WIDTHS,
+            "normalizer": "joint",
+            "eps": "clamp",
+        },
     )
 
 

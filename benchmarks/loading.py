@@ -17,6 +17,7 @@ from benchmarks.inputs import Inputs, Program
 from benchmarks.registry import ITEM_FIELDS, OURS, Case
 from dien_kernels.batch import Batch
 from dien_kernels.training.optimizer import make_optimizer
+from dien_kernels.training.step import training_step
 
 VISIT = 64  # batches in a visit: workers have a few ready when it begins
 KEPT = 16  # batches that the training steps take in turn
@@ -81,12 +82,7 @@ def _steps(case: Case, inputs: Inputs, auxiliary: str) -> Program:
     optimizer = make_optimizer(model)
 
     def forward() -> Tensor:
-        batch = next(batches)
-        optimizer.zero_grad(set_to_none=True)
-        total = model.loss(model(batch), batch.label).total
-        total.backward()
-        optimizer.step()
-        return total.detach()
+        return training_step(model, [next(batches)], optimizer).total
 
     def check() -> str | None:
         return trouble(forward)

@@ -71,6 +71,7 @@ class Batch:
         users: user field to ids, int64 [B].
         dense: float32 [B, F], or None.
         group: int64 [B], a number for each user, for per-user metrics; None where it is not known.
+        weight: float32 [B], finite and at least 0: how much each row counts in the training loss; None: all alike.
 
     ``histories`` is the layout of the behaviours as one value: ``offsets``, ``history_of`` and ``rows_total``. It is
     made at the first use and serves every op that reads the batch. The tensors must not be changed afterwards.
@@ -89,6 +90,7 @@ class Batch:
     users: dict[str, Tensor] = field(default_factory=dict)
     dense: Tensor | None = None
     group: Tensor | None = None
+    weight: Tensor | None = None
     _histories: Histories | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -179,12 +181,19 @@ class Batch:
             _check_values("label", self.label, torch.float32, (rows,))
         if self.group is not None:
             _check_values("group", self.group, torch.int64, (rows,))
+        if self.weight is not None:
+            _check_values("weight", self.weight, torch.float32, (rows,))
+            fits = ((self.weight >= 0) & (self.weight < float("inf"))).all()
+            if torch.compiler.is_compiling():
+                torch._assert_async(fits, "weight must be finite and at least 0")
+            elif not bool(fits):
+                raise ValueError(f"weight must be finite and at least 0, got {self.weight.tolist()[:8]} ...")
         if self.dense is not None:
             check_tensor("dense", self.dense)
-        fits = not schema.dense if self.dense is None else tuple(self.dense.shape) == (rows, len(schema.dense))
-        if not fits:
+        width = len(schema.dense)
+        if (width > 0) if self.dense is None else tuple(self.dense.shape) != (rows, width):
             got = None if self.dense is None else tuple(self.dense.shape)
-            raise ValueError(f"dense must have shape {(rows, len(schema.dense))}, got {got}")
+            raise ValueError(f"dense must have shape {(rows, width)}, got {got}")
         histories.check_values(total=n, name="history_of")
         if self.history_of is not None:
             histories.check_steps_of_rows(self.rows_total)

@@ -1,6 +1,6 @@
 """``dien-kernels prepare | train | evaluate | compare | score | info``.
 
-Room card. Lives here: arguments, and words for the terminal. May import: all of ours, the rooms that want the
+Room card. Lives here: arguments, and words for the terminal. May import: all of the package; what needs the
 extra ``train`` only inside commands, so that ``info`` runs without it. Must not be here: decisions that a
 library user needs.
 """
@@ -17,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dien_kernels import _info
+from dien_kernels.ops._dispatch import BACKENDS
 
 if TYPE_CHECKING:
     from dien_kernels.training import Config
 
 EXTRAS = {"pyarrow", "polars", "numpy", "yaml", "tqdm", "tensorboard", "sklearn", "matplotlib"}
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
-# What our rooms raise for wishes that cannot be granted; anything else is a bug and deserves its traceback.
+# What the package raises for wrong input or a failing disk; anything else is a bug, whose traceback is shown.
 USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
-_WORD = re.compile(r"((data|model|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
+_WORD = re.compile(r"((data|model|optimizer|schedule|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
 _KEY = re.compile(r"[^=/]+\.[^=/]+=")  # of an override
 _OVERRIDES = """\
-Options of a config are section.key=value words, with the sections data, model, training and output:
+Options of a config are section.key=value words, with the sections data, model, optimizer, schedule,
+training and output:
 
-  dien-kernels train amazon.yaml training.lr=1e-3 model.options.embedding_size=16 output.folder=runs/wide
+  dien-kernels train amazon.yaml optimizer.lr=1e-3 model.options.embedding.size=16 output.folder=runs/wide
 """
 
 
@@ -127,7 +129,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides")
     parser.add_argument("--data", metavar="PATH", help="a prepared folder or raw logs (data.path)")
     parser.add_argument("--out", metavar="FOLDER", help="of the run (output.folder)")
-    parser.add_argument("--backend", help="of the ops: auto, cpu, cuda, triton, torch, reference (training.backend)")
+    parser.add_argument("--backend", help=f"of the ops: auto, {', '.join(BACKENDS)} (training.backend)")
     parser.add_argument("--threads", type=int, help="of torch (training.threads)")
     parser.add_argument("--seed", type=int, help="of the training (training.seed)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar (output.progress=false)")
@@ -176,7 +178,7 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_bad_lines": "max_bad_lines",
         "data_seed": "seed",
     }
-    given = {ours: getattr(options, name) for name, ours in names.items() if getattr(options, name) is not None}
+    given = {key: getattr(options, name) for name, key in names.items() if getattr(options, name) is not None}
     return given | ({"columns": columns} if columns else {})
 
 
@@ -191,6 +193,7 @@ def _is_path(word: str) -> bool:
 def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
     """The config that a command line means; ``base`` is that of the run to resume."""
     from dien_kernels.training import load
+    from dien_kernels.training.upgrade import load_saved
 
     files = [word for word in options.words if _is_path(word)]
     overrides = [word for word in options.words if not _is_path(word)]
@@ -201,7 +204,7 @@ def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
             )
     if len(files) + (base is not None) > 1:
         raise ValueError(f"only one config can be used, got {', '.join([*files, *([str(base)] if base else [])])}")
-    config = load(base or (files[0] if files else None), overrides)
+    config = load(files[0] if files else None, overrides) if base is None else load_saved(base).override(overrides)
     logs = _given_log_options(options)
     if logs:
         prepare = dict(config.data.prepare)

@@ -18,8 +18,8 @@ import dien_kernels
 from dien_kernels import _native
 from dien_kernels.data import Prepared, synthetic
 from dien_kernels.ops import use_backend
-from dien_kernels.training import Config, DataConfig, OutputConfig, TrainingConfig, setup, train
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training import Config, DataConfig, OutputConfig, TrainingConfig, setup, train, training_step
+from dien_kernels.training.optimizer import make_optimizer
 
 STEPS = 7  # timed steps of each backend
 
@@ -36,7 +36,7 @@ def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
     """Samples/s of training steps at batch 1024 with fused ops and with plain torch, in turns."""
     config = config.with_("data", batch_size=1024)
     model: Any = setup.make_model(config, prepared.schema)
-    optimizer = make_optimizer(model, lr=config.training.lr)
+    optimizer = make_optimizer(model, lr=config.optimizer.lr)
     loader = setup.open_loader(config, prepared, "train")
     all_batches = [loader.batch(0, i) for i in range(min(STEPS, loader.steps(0)))]
     seconds: dict[str, list[float]] = {"auto": [], "torch": []}
@@ -44,10 +44,7 @@ def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
         for backend, times in seconds.items():
             with use_backend(backend):
                 started = time.perf_counter()
-                optimizer.zero_grad()
-                model.loss(model(batch), batch.label).total.backward()
-                clip_grad_norm(model.parameters(), 5.0)
-                optimizer.step()
+                training_step(model, [batch], optimizer, clip_norm=config.training.clip_norm)
                 times.append((time.perf_counter() - started) / batch.rows)
     return {backend: 1 / statistics.median(times[1:]) for backend, times in seconds.items()}  # the first warms up
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dien_kernels"
 # Higher rooms import lower ones; rooms on one floor are strangers.
 FLOORS = (
-    {"_native", "checks"},
+    {"_native", "_options", "checks"},
     {"histories"},
     {"ops"},
     {"layers", "batch"},

@@ -34,8 +34,7 @@ def synthetic(
         1 - noise: the item is of category z, else of any category
 
     Items of a category are drawn with weights about rank^-skew. So the last behaviours say where on the ring
-    a user is,
-    and only their order says which neighbour comes next: both are lost in a bag of all past items.
+    a user is, and only their order says which neighbour comes next: both are lost in a bag of all past items.
 
     Args:
         out: a Parquet file to write the table to; None: none.

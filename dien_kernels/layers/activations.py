@@ -51,7 +51,13 @@ class Dice(nn.Module):
             raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
         check_dtype(dtype)
         self.bn = nn.BatchNorm1d(size, eps=eps, momentum=momentum, affine=False, device=device, dtype=dtype)
-        self.alpha = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """``alpha`` is 0; the moving averages are those of no batch, mean 0 and variance 1."""
+        nn.init.zeros_(self.alpha)
+        self.bn.reset_parameters()
 
     def forward(self, s: Tensor) -> Tensor:
         check_tensor("s", s)

@@ -20,6 +20,7 @@ from dien_kernels.layers._checks import (
     check_sizes,
 )
 from dien_kernels.layers.activations import Dice
+from dien_kernels.layers.starts import Linear, WeightInit
 from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.ops.attention.op import attention_scores
 
@@ -65,9 +66,13 @@ class BilinearAttention(nn.Module):
     Differentiable once in ``target``, ``states`` and ``weight``; under autocast all three are cast.
     Raises ``TypeError`` or ``ValueError`` naming the argument.
 
+    Set the attribute ``weight_init`` to ``"glorot"`` for another start (``dien_kernels.layers.starts``).
+
     >>> BilinearAttention(3, 4)(torch.randn(2, 3), torch.randn(2, 5, 4)).shape
     torch.Size([2, 5])
     """
+
+    weight_init: WeightInit = "torch"
 
     def __init__(
         self,
@@ -93,7 +98,10 @@ class BilinearAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """U(-1/sqrt(D), 1/sqrt(D))."""
+        """U(-1/sqrt(D), 1/sqrt(D)), or Glorot's uniform distribution with ``weight_init="glorot"``."""
+        if self.weight_init == "glorot":
+            nn.init.xavier_uniform_(self.weight)
+            return
         bound = 1 / math.sqrt(self.target_size)
         nn.init.uniform_(self.weight, -bound, bound)
 
@@ -147,12 +155,13 @@ class DINAttention(nn.Module):
     Args:
         hidden_size: features of target and states, H.
         units: widths of the hidden layers; those of the authors' code by default.
-        activation: ``"sigmoid"`` (theirs), ``"relu"``, ``"prelu"`` (one slope a channel, starting at 0.25),
+        activation: ``"sigmoid"`` (theirs), ``"relu"``, ``"prelu"`` (one slope a channel),
             ``"dice"`` or None.
         bias: False leaves the layers' biases out.
         scale, normalize, backend: as in the op.
         device, dtype: of the parameters: ``linears.i.weight`` and ``.bias``, and ``activations.i.weight``
             (PReLU) or ``activations.i.alpha`` (Dice), initialised as ``torch.nn.Linear`` and ``PReLU`` do.
+        prelu_init: the start of every slope of ``"prelu"``.
 
     Inputs ``(target, states, *, lengths=None, offsets=None, mask=None, history=None, rows_total=None,
     histories=None)``,
@@ -174,10 +183,12 @@ class DINAttention(nn.Module):
         backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        prelu_init: float = 0.25,
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
         check_sizes("units", units)
+        check_number("prelu_init", prelu_init)
         check_option("activation", activation, _ACTIVATIONS)
         check_flag("bias", bias)
         _check_common(scale, normalize, backend, dtype)
@@ -188,12 +199,12 @@ class DINAttention(nn.Module):
         self.backend = backend
         sizes = (4 * hidden_size, *units, 1)
         self.linears = nn.ModuleList(
-            nn.Linear(i, o, bias, device=device, dtype=dtype) for i, o in zip(sizes, sizes[1:], strict=False)
+            Linear(i, o, bias, device=device, dtype=dtype) for i, o in zip(sizes, sizes[1:], strict=False)
         )
         self.activations = nn.ModuleList()
         for unit in units:
             if activation == "prelu":
-                self.activations.append(nn.PReLU(unit, device=device, dtype=dtype))
+                self.activations.append(nn.PReLU(unit, init=prelu_init, device=device, dtype=dtype))
             elif activation == "dice":
                 self.activations.append(Dice(unit, device=device, dtype=dtype))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +12,9 @@ from dien_kernels.checks import check_compute_like, check_like, check_option
 from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
 from dien_kernels.layers.convert import Weights, check_source
+from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName
-from dien_kernels.ops.recurrence.forms import FORMS, AUGRUForm, Padded, Reset, Update
+from dien_kernels.ops.recurrence.forms import FORMS, AUGRUForm, Padded, Reset, Update, form_of
 from dien_kernels.ops.recurrence.functional import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
@@ -33,9 +33,12 @@ _SHARED = """
             state.
         backend: as in the op.
         device, dtype: of the parameters.
+        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as ``torch.nn.GRU`` (the paper gives no
+            rule); or ``"glorot"``, the rule of TensorFlow 1 (``dien_kernels.layers.starts``).
+        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
 
     Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
-    They start as U(-1/sqrt(H), 1/sqrt(H)), as those of ``torch.nn.GRU`` do; the paper gives no rule.
+    ``reset_parameters`` draws them anew.
 
     Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None)``:
         x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
@@ -62,9 +65,10 @@ _SHARED = """
 
 
 class _AttentionGRU(nn.Module):
-    """Weights, checks and conversion; a subclass names its op."""
+    """Weights, checks and conversion; a subclass names its op and the member of the family that it is."""
 
     _op: Callable[..., tuple[Tensor, Tensor]]
+    _kind: str
 
     def __init__(
         self,
@@ -78,6 +82,8 @@ class _AttentionGRU(nn.Module):
         backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        weight_init: WeightInit = "torch",
+        gate_bias: float | None = None,
     ) -> None:
         super().__init__()
         check_size("input_size", input_size)
@@ -90,6 +96,8 @@ class _AttentionGRU(nn.Module):
         check_option("padded", padded, ("zero", "carry"))
         check_backend(backend)
         check_dtype(dtype)
+        check_option("weight_init", weight_init, WEIGHT_INITS)
+        check_gate_bias(gate_bias, bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -97,6 +105,8 @@ class _AttentionGRU(nn.Module):
         self.update = update
         self.padded = padded
         self.backend = backend
+        self.weight_init = weight_init
+        self.gate_bias = gate_bias
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -129,10 +139,15 @@ class _AttentionGRU(nn.Module):
         return layer
 
     def reset_parameters(self) -> None:
-        """U(-1/sqrt(H), 1/sqrt(H)) for every parameter."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        """The starting values, by ``weight_init`` and ``gate_bias``."""
+        reset_recurrence(
+            self.parameters(),
+            [[self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]],
+            hidden_size=self.hidden_size,
+            weight_init=self.weight_init,
+            gate_bias=self.gate_bias,
+            side=self.update or form_of(self._kind).update,
+        )
 
     def _apply(self: _Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Layer:
         super()._apply(fn, recurse)
@@ -164,6 +179,8 @@ class _AttentionGRU(nn.Module):
             ("update", None),
             ("padded", "zero"),
             ("backend", "auto"),
+            ("weight_init", "torch"),
+            ("gate_bias", None),
         ):
             if (value := getattr(self, name, default)) != default:
                 words.append(f"{name}={value}")
@@ -262,8 +279,11 @@ class AUGRU(_AttentionGRU):
         backend: BackendName = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        weight_init: WeightInit = "torch",
+        gate_bias: float | None = None,
     ) -> None:
         check_option("form", form, FORMS)
+        self.form = self._kind = form  # before the parameters start, as the side of the gate's bias depends on it
         super().__init__(
             input_size,
             hidden_size,
@@ -274,8 +294,9 @@ class AUGRU(_AttentionGRU):
             backend=backend,
             device=device,
             dtype=dtype,
+            weight_init=weight_init,
+            gate_bias=gate_bias,
         )
-        self.form = form
 
     @classmethod
     def from_weights(cls: type[_Layer], weights: Weights, **options: Any) -> _Layer:
@@ -305,6 +326,7 @@ class AGRU(_AttentionGRU):
         + _SHARED
     )
     _op = staticmethod(agru)
+    _kind = "agru"
 
 
 class AIGRU(_AttentionGRU):
@@ -317,3 +339,4 @@ class AIGRU(_AttentionGRU):
         + _SHARED
     )
     _op = staticmethod(aigru)
+    _kind = "aigru"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,11 @@ from dien_kernels.layers._checks import (
     check_size,
 )
 from dien_kernels.layers.convert import Weights, check_source
+from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.ops._layout import compact, spread
 from dien_kernels.ops.recurrence.contract import Inputs
-from dien_kernels.ops.recurrence.forms import Padded, Reset, Update
+from dien_kernels.ops.recurrence.forms import Padded, Reset, Update, form_of
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
 
 
@@ -83,7 +83,8 @@ class GRU(nn.Module):
         input_size: features of the input, I.
         hidden_size: features of the state, H.
         num_layers: stacked layers, each reading the outputs of the one below.
-        bias: False leaves out ``bias_ih_l*`` and ``bias_hh_l*``.
+        bias: False leaves out ``bias_ih_l*`` and ``bias_hh_l*``. ``"single"`` keeps both names, but ``bias_hh_l*`` is
+            0 and frozen: with one trained bias vector b_n stays outside of the reset gate.
         batch_first: a 3-D input and output are [B, T, .], not [T, B, .]; ``hx``, ``h_n``, ``lengths`` and
             ``mask`` are the same either way.
         dropout: probability of zeroing an output of every layer but the last, in training mode.
@@ -95,6 +96,9 @@ class GRU(nn.Module):
         padded: what outputs hold past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
             state that stands there (in the reverse direction the one from the right).
         backend: as in ``dien_kernels.gru``.
+        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter; or ``"glorot"``, the rule of
+            TensorFlow 1 (``dien_kernels.layers.starts``).
+        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
 
     Inputs ``(input, hx=None, *, lengths=None, mask=None, offsets=None, histories=None)``:
         input: [T, B, I] or, with ``batch_first``, [B, T, I]; [T, I] for one history; [N, I] with ``offsets``;
@@ -124,8 +128,8 @@ class GRU(nn.Module):
     for tensors.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
-    value or option. Weights start as U(-1/sqrt(H), 1/sqrt(H)), the same numbers as ``torch.nn.GRU`` for the
-    same seed.
+    value or option. By default weights start as U(-1/sqrt(H), 1/sqrt(H)), the same numbers as ``torch.nn.GRU`` for
+    the same seed; ``reset_parameters`` draws them anew.
 
     >>> layer = GRU(3, 4, batch_first=True)
     >>> output, h_n = layer(torch.randn(2, 5, 3), lengths=torch.tensor([5, 0]))
@@ -138,7 +142,7 @@ class GRU(nn.Module):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        bias: bool = True,
+        bias: bool | Literal["single"] = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
@@ -149,12 +153,17 @@ class GRU(nn.Module):
         update: Update | None = None,
         padded: Padded = "zero",
         backend: BackendName = "auto",
+        weight_init: WeightInit = "torch",
+        gate_bias: float | None = None,
     ) -> None:
         super().__init__()
         check_size("input_size", input_size)
         check_size("hidden_size", hidden_size)
         check_size("num_layers", num_layers)
-        for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
+        if not isinstance(bias, bool) and bias != "single":
+            got = repr(bias) if isinstance(bias, str) else type(bias).__name__
+            raise TypeError(f"bias must be a bool or 'single', got {got}")
+        for name, flag in (("batch_first", batch_first), ("bidirectional", bidirectional)):
             check_flag(name, flag)
         check_number("dropout", dropout, "a number between 0 and 1")
         if not 0 <= dropout <= 1:
@@ -166,6 +175,8 @@ class GRU(nn.Module):
         check_option("padded", padded, ("zero", "carry"))
         check_backend(backend)
         check_dtype(dtype)
+        check_option("weight_init", weight_init, WEIGHT_INITS)
+        check_gate_bias(gate_bias, bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -177,6 +188,9 @@ class GRU(nn.Module):
         self.update = update
         self.padded = padded
         self.backend = backend
+        self.weight_init = weight_init
+        self.gate_bias = gate_bias
+        self._zeros: tuple[str, ...] = ()  # the names of biases that are frozen at zero
         self._names: list[tuple[str, ...]] = []  # of each layer and direction, in the order of h_n
         suffixes = ("", "_reverse") if bidirectional else ("",)
         for layer in range(num_layers):
@@ -190,7 +204,14 @@ class GRU(nn.Module):
                 for name, shape in zip(names, shapes.values(), strict=True):
                     setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 self._names.append(names)
+        if bias == "single":
+            self._freeze_at_zero(*(names[3] for names in self._names))
         self.reset_parameters()
+
+    def _freeze_at_zero(self, *names: str) -> None:
+        self._zeros += names
+        for name in names:
+            getattr(self, name).requires_grad_(False)
 
     @classmethod
     def from_weights(cls, weights: Weights, **options: Any) -> GRU:
@@ -216,17 +237,24 @@ class GRU(nn.Module):
             **{"bias": biased, "device": w_ih.device, "dtype": w_ih.dtype, **options},
         )
         for name, value in zip(layer._names[0], weights.tensors, strict=False):
-            parameter = getattr(layer, name)
             with torch.no_grad():
-                parameter.copy_(0 if value is None else value)
-            parameter.requires_grad_(value is not None)
+                getattr(layer, name).copy_(0 if value is None else value)
+            if value is None and name not in layer._zeros:
+                layer._freeze_at_zero(name)
         return layer
 
     def reset_parameters(self) -> None:
-        """U(-1/sqrt(H), 1/sqrt(H)) for every parameter, in ``torch.nn.GRU``'s order."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        """The starting values, by ``weight_init`` and ``gate_bias``; a bias that is frozen at zero is zero again."""
+        reset_recurrence(
+            self.parameters(),
+            [[*weights, None, None][:4] for weights in self.all_weights],
+            hidden_size=self.hidden_size,
+            weight_init=self.weight_init,
+            gate_bias=self.gate_bias,
+            side=self.update or form_of("gru").update,
+        )
+        for name in self._zeros:
+            nn.init.zeros_(getattr(self, name))
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read each weight where it lies."""
@@ -247,6 +275,8 @@ class GRU(nn.Module):
             ("update", None),
             ("padded", "zero"),
             ("backend", "auto"),
+            ("weight_init", "torch"),
+            ("gate_bias", None),
         ):
             if (value := getattr(self, name)) != default:
                 words.append(f"{name}={value}")

@@ -1,19 +1,30 @@
-"""Models: DIEN and the rows of the paper's tables beside it, from ``Batch`` to logits, losses and scores.
+"""Models: DIEN and the models that its paper compares it with, from ``Batch`` to logits, losses and scores.
 
-Room card. Lives here: ``nn.Module``s with embeddings, the options and presets of whole models. May import:
+Room card. Lives here: ``nn.Module``s with embeddings, the options and presets of models. May import:
 torch, ``batch``, ``layers``, ``ops``. Must not be here: files, sampling, optimisers, loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dien_kernels._options import unknown_name
 from dien_kernels.batch import Schema
-from dien_kernels.models.base import Losses, Output, RankingModel
+from dien_kernels.models.base import Losses, Output, RankingModel, Share
 from dien_kernels.models.baselines import DIN, AveragePooling, PlainGRU
 from dien_kernels.models.dien import DIEN, TwoLayerGRU
+from dien_kernels.models.options import (
+    AttentionOptions,
+    AuxiliaryOptions,
+    ClickOptions,
+    EmbeddingOptions,
+    EvolutionOptions,
+    GRUOptions,
+    HeadOptions,
+    merge,
+    refuse,
+)
 from dien_kernels.models.request import candidates
 
 MODELS: dict[str, type[RankingModel]] = {
@@ -30,38 +41,46 @@ def build(
 ) -> RankingModel:
     """The model ``name`` (a key of ``MODELS``) with a preset's options, overridden by ``options``.
 
-    Every model has the presets "paper" and "authors", which share MLP and losses, so that models of one
-    preset compare fairly. Raises ``ValueError`` naming an unknown model, preset or option, with what comes
-    close.
+    Options of a group are overridden one by one where the group is given as a mapping. Every model has the presets
+    "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises
+    ``ValueError`` naming an unknown model, preset or option, with what comes close, or the new name of an option that
+    has been renamed.
 
-    >>> build("din", Schema(items={"item": 10}), {"mlp": (8,)}, preset="paper").mlp.last.in_features
+    >>> build("din", Schema(items={"item": 10}), {"head": {"units": (8,)}}, preset="paper").mlp.last.in_features
     8
     """
-    model = MODELS[_known("name", name, MODELS)]
+    model = MODELS[_known("model", name, MODELS)]
     chosen = dict(model.PRESETS[_known("preset", preset, model.PRESETS)]) if preset is not None else {}
-    known = model.options()
+    known = list(model.options())
     for option in options or {}:
-        _known(f"options of the model {name!r}", option, known)
-    return model(schema, **{**chosen, **(options or {})})
+        if option not in known:
+            raise refuse(str(option), known)
+    return model(schema, **merge(chosen, options or {}))
 
 
-def _known(what: str, word: str, allowed: Mapping[str, Any]) -> str:
-    if word in allowed:
-        return word
-    close = get_close_matches(str(word), list(allowed), n=3, cutoff=0.5)
-    hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(f"{what} must be among {sorted(allowed)}, got {word!r}{hint}")
+def _known(what: str, word: str, allowed: Iterable[str]) -> str:
+    if word not in allowed:
+        raise unknown_name(what, str(word), allowed)
+    return word
 
 
 __all__ = [
     "DIEN",
     "DIN",
     "MODELS",
+    "AttentionOptions",
+    "AuxiliaryOptions",
     "AveragePooling",
+    "ClickOptions",
+    "EmbeddingOptions",
+    "EvolutionOptions",
+    "GRUOptions",
+    "HeadOptions",
     "Losses",
     "Output",
     "PlainGRU",
     "RankingModel",
+    "Share",
     "TwoLayerGRU",
     "build",
     "candidates",

@@ -5,21 +5,32 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import is_dataclass
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dien_kernels._options import plain
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_option, compute_dtype
+from dien_kernels.checks import check_number, check_option, compute_dtype
 from dien_kernels.histories import Histories
-from dien_kernels.layers._checks import check_flag, check_weight
-from dien_kernels.models.init import glorot_
+from dien_kernels.layers._checks import check_flag
+from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, set_weight_init
+from dien_kernels.models.options import (
+    Click,
+    ClickOptions,
+    Embedding,
+    EmbeddingOptions,
+    Head,
+    HeadOptions,
+    Pooling,
+    group_of,
+    refuse,
+)
 from dien_kernels.models.parts import MLP, Embedded, Embeddings
 from dien_kernels.models.request import candidates
-
-INITS = ("torch", "glorot")
 
 
 class Output(NamedTuple):
@@ -28,14 +39,35 @@ class Output(NamedTuple):
     logits: Tensor  # [B], of a click; float64 for float64 models, else float32
     auxiliary: Tensor | None  # scalar; None without negatives or auxiliary network
     attention: Tensor | None  # [rows_total], the scores of row 0, then of row 1, ...; None without attention
+    squares: Tensor | None = None  # scalar, training only: of all numbers read from tables; None without embedding.l2
 
 
 class Losses(NamedTuple):
-    """total = click_weight * click + auxiliary_weight * auxiliary."""
+    """total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares."""
 
     total: Tensor
     click: Tensor
     auxiliary: Tensor | None
+    squares: Tensor | None = None  # the squares of all numbers read from tables, summed, divided by the rows
+
+
+class Share(NamedTuple):
+    """What the losses of one of several batches count in the losses of one batch with all of their rows."""
+
+    click: float
+    auxiliary: float
+    rows: float
+
+
+class Common(TypedDict, total=False):
+    """The options that every model hands on to ``RankingModel``."""
+
+    embedding: Embedding
+    head: Head
+    click: Click
+    product: bool
+    init: WeightInit
+    prelu_init: float
 
 
 class Interest(NamedTuple):
@@ -44,6 +76,11 @@ class Interest(NamedTuple):
     features: list[Tensor]  # [B, .] each, behind the other inputs of the MLP
     auxiliary: Tensor | None = None
     attention: Tensor | None = None
+
+
+def _parts_of_one(amounts: Sequence[float]) -> list[float]:
+    total = sum(amounts)
+    return [amount / total if total else 0.0 for amount in amounts]
 
 
 def _sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
@@ -85,24 +122,16 @@ class RankingModel(nn.Module):
 
     Args:
         schema: the features; a model has a table for each field.
-        embedding_size: width of the tables, or a mapping of field to width.
-        embedding_std: tables start as N(0, std^2) (with init="torch").
-        sparse: sparse gradients for the tables.
-        mlp: widths of the hidden layers.
-        activation: of the MLP: "dice", "prelu", "relu" or "sigmoid".
-        dice_statistics: "moving": batch statistics in training, moving averages in evaluation; "batch": batch
-            statistics in both, as the authors' code; a score then depends on the rows it is computed with.
-        prelu_init: start of every PReLU slope in the model (one for each channel).
-        norm: of the MLP's input: None; "fixed", a map of each feature (the authors' batch norm, which never
-            leaves inference mode); "moving", ``torch.nn.BatchNorm1d``; "batch", batch statistics in
-            evaluation too.
-        outputs: 1, or 2 for a softmax over (click, no click); the same family of functions.
+        embedding: ``EmbeddingOptions`` of the tables.
+        head: ``HeadOptions`` of the MLP.
+        click: ``ClickOptions`` of the cross entropy.
         pooling: None, "sum" or "mean" of the history's embeddings as an input of the MLP.
         product: its product with the target's embedding as a further one.
         init: "torch", or "glorot": Glorot's uniform for every matrix, tables included, and 0 for biases.
-        click_weight: weight of the cross entropy in the total loss.
-        click_reduction: "mean" or "sum" of the cross entropy over rows.
-        click_eps: added to the probabilities inside the cross entropy's logarithms.
+        prelu_init: start of every PReLU slope in the model (one for each channel).
+
+    Groups of options (``dien_kernels.models.options``) may be mappings. Raises ``ValueError`` or ``TypeError`` naming
+    an unknown option (with what comes close) or a wrong value.
 
     ``part`` is called with the name of each stage of a forward pass and returns a context manager around it;
     it does nothing unless replaced. Stages, where a model has them: "embedding", "extractor", "auxiliary",
@@ -117,29 +146,22 @@ class RankingModel(nn.Module):
         self,
         schema: Schema,
         *,
-        embedding_size: int | Mapping[str, int] = 18,
-        embedding_std: float = 0.05,
-        sparse: bool = True,
-        mlp: Sequence[int] = (200, 80),
-        activation: str = "dice",
-        dice_statistics: str = "moving",
-        prelu_init: float = 0.25,
-        norm: str | None = None,
-        outputs: int = 1,
-        pooling: str | None = None,
+        embedding: Embedding = EmbeddingOptions(),
+        head: Head = HeadOptions(),
+        click: Click = ClickOptions(),
+        pooling: Pooling | None = None,
         product: bool = False,
-        init: str = "torch",
-        click_weight: float = 1.0,
-        click_reduction: str = "mean",
-        click_eps: float = 0.0,
+        init: WeightInit = "torch",
+        prelu_init: float = 0.25,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            raise refuse(name, list(self.options()))
         check_option("pooling", pooling, (None, "sum", "mean"))
-        check_option("init", init, INITS)
-        check_option("click_reduction", click_reduction, ("mean", "sum"))
+        check_option("init", init, WEIGHT_INITS)
         check_flag("product", product)
-        check_weight("click_weight", click_weight)
-        check_weight("click_eps", click_eps)
+        check_number("prelu_init", prelu_init)
         if product and pooling is None:
             raise ValueError("product must be False with pooling=None: there is no sum to multiply, got True")
         self.schema = schema
@@ -147,38 +169,41 @@ class RankingModel(nn.Module):
         self.product = product
         self.init = init
         self.prelu_init = prelu_init
-        self.click_weight = click_weight
-        self.click_reduction = click_reduction
-        self.click_eps = click_eps
+        self.click = group_of(ClickOptions, click, ClickOptions())
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self.embeddings = Embeddings(schema, embedding_size, std=embedding_std, sparse=sparse)
-        self._mlp: dict[str, Any] = {
-            "units": mlp,
-            "activation": activation,
-            "dice_statistics": dice_statistics,
-            "prelu_init": prelu_init,
-            "norm": norm,
-            "outputs": outputs,
-        }
+        self.embeddings = Embeddings(schema, group_of(EmbeddingOptions, embedding, EmbeddingOptions()))
+        self._head = group_of(HeadOptions, head, HeadOptions())
 
     def _finish(self, interest_size: int) -> None:
         """For the end of a subclass's constructor: the MLP, and the values of all parameters."""
         item = self.embeddings.item_size
         pooled = 0 if self.pooling is None else item * (1 + self.product)
-        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, **self._mlp)
-        if self.init == "glorot":
-            glorot_(self)
+        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, self._head, self.prelu_init)
+        if self.init != "torch":
+            set_weight_init(
+                self, "glorot"
+            )  # after all parameters have been drawn: seeds give the weights they always gave
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Every option of the constructor with its default."""
+        """Every option of the constructor with its default, groups as mappings; None for a group that is left out."""
         found: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, RankingModel) and "__init__" in vars(base):
                 for name, parameter in inspect.signature(base.__init__).parameters.items():
                     if parameter.kind is parameter.KEYWORD_ONLY:
                         found[name] = parameter.default
-        return {name: default for name, default in found.items() if name not in cls.FIXED}
+        return cls.without_fixed({name: plain(v) if is_dataclass(v) else v for name, v in found.items()})
+
+    @classmethod
+    def without_fixed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` of models without those that this class decides itself."""
+        found = {}
+        for group, value in options.items():
+            if isinstance(value, Mapping):
+                value = {name: inner for name, inner in value.items() if f"{group}.{name}" not in cls.FIXED}
+            found[group] = value
+        return found
 
     @property
     def reads_negatives(self) -> bool:
@@ -210,7 +235,7 @@ class RankingModel(nn.Module):
                 if self.product:
                     inputs.append(embedded.target * pooled)
             logits = self.mlp(torch.cat([*inputs, *interest.features], 1))
-        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention)
+        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention, embedded.squares)
 
     def _check(self, batch: Batch) -> None:
         schema = self.schema
@@ -240,30 +265,80 @@ class RankingModel(nn.Module):
                 "them, or build the model with auxiliary=None"
             )
 
-    def loss(self, output: Output, label: Tensor | None) -> Losses:
-        """With x the logits, y ``label`` [B], s the sigmoid, e = ``click_eps`` and the mean over rows::
+    def loss(
+        self, output: Output, label: Tensor | None, *, weight: Tensor | None = None, share: Share | None = None
+    ) -> Losses:
+        """The losses of a batch. With x the logits, y the labels, s the sigmoid, e = ``click.eps`` and w the weights::
 
-            click = mean of -(y log(s(x) + e) + (1 - y) log(s(-x) + e))
-            total = click_weight * click + auxiliary_weight * auxiliary
+            l_b   = -(y_b log(s(x_b) + e) + (1 - y_b) log(s(-x_b) + e))
+            click = sum_b w_b l_b / sum_b w_b         reduction="mean"
+            click = sum_b w_b l_b                     reduction="sum"
+            total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares
 
-        The auxiliary term is left out where the output has none. Raises ``ValueError`` without labels of
-        shape [B].
+        Terms that the output does not have are left out.
+
+        Args:
+            output: of the forward pass.
+            label: y, float [B], 1 for a click.
+            weight: w, float [B], at least 0; None: all are 1. Where all are 0, so is the mean.
+            share: of this batch among several whose gradients are added up (``shares``): each loss is multiplied by its
+                share. None: the batch stands alone.
+
+        Raises ``ValueError`` without labels of shape [B], and for weights of another shape.
         """
         x = output.logits
         if label is None or label.shape != x.shape:
             got = None if label is None else tuple(label.shape)
             raise ValueError(f"label must have shape [B] = {tuple(x.shape)}, got {got}")
-        y = label.to(x.dtype)
-        if self.click_eps > 0:
-            yes, no = torch.log(x.sigmoid() + self.click_eps), torch.log((-x).sigmoid() + self.click_eps)
+        y, eps, reduction = label.to(x.dtype), self.click.eps, self.click.reduction
+        if eps > 0:
+            yes, no = torch.log(x.sigmoid() + eps), torch.log((-x).sigmoid() + eps)
             terms = -(y * yes + (1 - y) * no)
-            click = terms.mean() if self.click_reduction == "mean" else terms.sum()
+        elif weight is not None:
+            terms = binary_cross_entropy_with_logits(x, y, reduction="none")
+        if weight is not None:
+            if weight.shape != x.shape:
+                raise ValueError(f"weight must have shape [B] = {tuple(x.shape)}, got {tuple(weight.shape)}")
+            weight = weight.to(x.dtype)
+            click = (weight * terms).sum()
+            if reduction == "mean":
+                click = click / weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
+        elif eps > 0:
+            click = terms.mean() if reduction == "mean" else terms.sum()
         else:
-            click = binary_cross_entropy_with_logits(x, y, reduction=self.click_reduction)
-        total = self.click_weight * click
-        if output.auxiliary is not None:
-            total = total + self.auxiliary_weight * output.auxiliary
-        return Losses(total, click, output.auxiliary)
+            click = binary_cross_entropy_with_logits(x, y, reduction=reduction)
+        auxiliary, squares = output.auxiliary, output.squares
+        if squares is not None:
+            squares = squares / x.shape[0]
+        if share is not None:
+            click = click * share.click
+            auxiliary = None if auxiliary is None else auxiliary * share.auxiliary
+            squares = None if squares is None else squares * share.rows
+        total = self.click.weight * click
+        if auxiliary is not None:
+            total = total + self.auxiliary_weight * auxiliary
+        if squares is not None:
+            total = total + self.embeddings.l2 * squares
+        return Losses(total, click, auxiliary, squares)
+
+    def shares(self, batches: Sequence[Batch]) -> list[Share]:
+        """What the losses of each batch count in the loss of one batch with all of their rows.
+
+        Values of the batches are read: on the host, before they are moved to a device, nothing waits.
+        """
+        rows = [float(batch.rows) for batch in batches]
+        if self.click.reduction == "sum":
+            click = [1.0] * len(batches)
+        else:
+            weights = [batch.weight for batch in batches]
+            click = [n if w is None else float(w.double().sum()) for n, w in zip(rows, weights, strict=True)]
+            click = _parts_of_one(click)
+        auxiliary = self.auxiliary_shares([batch.offsets for batch in batches])
+        return [Share(*share) for share in zip(click, auxiliary, _parts_of_one(rows), strict=True)]
+
+    def auxiliary_shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        """``shares`` of the auxiliary loss, by the offsets of each batch's histories."""
+        return [0.0] * len(offsets)
 
     @torch.inference_mode()
     def score(

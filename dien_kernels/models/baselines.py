@@ -1,16 +1,17 @@
-"""The rows of the paper's tables that stand beside DIEN, on the same embeddings, MLP and losses."""
+"""The models that the paper compares DIEN with, on the same embeddings, MLP and losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from typing_extensions import Unpack
+
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
-from dien_kernels.models.init import gate_bias_
-from dien_kernels.models.interest import Attention, gru_of
+from dien_kernels.models.base import Common, Interest, RankingModel, attend, of_rows
+from dien_kernels.models.interest import Attention, extractor_of
+from dien_kernels.models.options import Attend, AttentionOptions, Extractor, GRUOptions, Pooling, group_of
 from dien_kernels.models.parts import Embedded
-from dien_kernels.models.presets import AUTHORS_ATTENTION, AUTHORS_GRU, AUTHORS_HEAD, PAPER_GRU, PAPER_HEAD
+from dien_kernels.models.presets import AUTHORS, AUTHORS_ATTENTION, AUTHORS_GRU, PAPER, PAPER_GRU
 
 
 class AveragePooling(RankingModel):
@@ -23,11 +24,11 @@ class AveragePooling(RankingModel):
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {**PAPER_HEAD, "pooling": "sum"},
-        "authors": {**AUTHORS_HEAD, "activation": "prelu", "product": False},
+        "paper": {**PAPER, "pooling": "sum"},
+        "authors": {**AUTHORS, "head": {**AUTHORS["head"], "activation": "prelu"}, "product": False},
     }
 
-    def __init__(self, schema: Schema, *, pooling: str = "mean", **common: Any) -> None:
+    def __init__(self, schema: Schema, *, pooling: Pooling = "mean", **common: Unpack[Common]) -> None:
         if pooling is None:
             raise ValueError("pooling must be 'mean' or 'sum': it is all this model reads of a history, got None")
         super().__init__(schema, pooling=pooling, **common)
@@ -47,42 +48,29 @@ class DIN(RankingModel):
 
     Args:
         schema: the features.
-        attention, attention_units, attention_activation, attention_scale, attention_normalize, query: as in
-            ``DIEN``. DIN's paper has no softmax (``attention_normalize=None``); the code of DIEN's authors
-            has one.
+        attention: ``AttentionOptions``, by default with ``kind="din"``. DIN's paper has no softmax
+            (``normalize=None``); the code of DIEN's authors has one.
+        pooling: as in ``RankingModel``.
         **common: see ``RankingModel``.
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {**PAPER_HEAD, **AUTHORS_ATTENTION},
-        "authors": {**AUTHORS_HEAD, **AUTHORS_ATTENTION, "query": "raw"},
+        "paper": {**PAPER, "attention": AUTHORS_ATTENTION},
+        "authors": {**AUTHORS, "attention": {**AUTHORS_ATTENTION, "query": "raw"}},
     }
 
     def __init__(
         self,
         schema: Schema,
         *,
-        attention: str = "din",
-        attention_units: Sequence[int] = (80, 40),
-        attention_activation: str | None = "sigmoid",
-        attention_scale: float | None = None,
-        attention_normalize: str | None = "softmax",
-        query: str = "raw",
-        **common: Any,
+        attention: Attend = AttentionOptions(kind="din"),
+        pooling: Pooling | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(schema, **common)
+        super().__init__(schema, pooling=pooling, **common)
+        attention = group_of(AttentionOptions, attention, AttentionOptions(kind="din"))
         item = self.embeddings.item_size
-        self.attention = Attention(
-            attention,
-            item,
-            item,
-            units=attention_units,
-            activation=attention_activation,
-            scale=attention_scale,
-            normalize=attention_normalize,
-            query=query,
-            prelu_init=self.prelu_init,
-        )
+        self.attention = Attention(attention, item, item, self.prelu_init)
         self._finish(item)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
@@ -96,43 +84,27 @@ class PlainGRU(RankingModel):
 
     Args:
         schema: the features.
-        hidden_size: of the GRU; None: the width of an item.
-        extractor_reset, extractor_update, extractor_bias, gate_bias: as in ``DIEN``.
+        extractor: ``GRUOptions``.
         pooling: as in ``RankingModel``, by default "sum".
         **common: see ``RankingModel``.
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {**PAPER_HEAD, **PAPER_GRU, "pooling": "sum"},
-        "authors": {**AUTHORS_HEAD, **AUTHORS_GRU},
+        "paper": {**PAPER, "extractor": PAPER_GRU, "pooling": "sum"},
+        "authors": {**AUTHORS, "extractor": AUTHORS_GRU},
     }
 
     def __init__(
         self,
         schema: Schema,
         *,
-        hidden_size: int | None = None,
-        extractor_reset: str = "after",
-        extractor_update: str | None = None,
-        extractor_bias: bool | str = True,
-        gate_bias: float | None = None,
-        pooling: str | None = "sum",
-        **common: Any,
+        extractor: Extractor = GRUOptions(),
+        pooling: Pooling | None = "sum",
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(schema, pooling=pooling, **common)
-        item = self.embeddings.item_size
-        hidden = item if hidden_size is None else hidden_size
-        self.extractor = gru_of(
-            item,
-            hidden,
-            reset=extractor_reset,
-            update=extractor_update,
-            bias=extractor_bias,
-            name="extractor",
-        )
-        self._finish(hidden)
-        if gate_bias is not None:
-            gate_bias_(self.extractor, gate_bias)
+        self.extractor = extractor_of(self.embeddings.item_size, group_of(GRUOptions, extractor, GRUOptions()))
+        self._finish(self.extractor.hidden_size)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         with self.part("extractor"):

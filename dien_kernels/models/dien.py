@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+from typing_extensions import Unpack
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_option
-from dien_kernels.layers._checks import check_weight
-from dien_kernels.models.base import Interest, RankingModel, attend, of_rows
-from dien_kernels.models.init import gate_bias_
-from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, gru_of
+from dien_kernels.models.base import Common, Interest, RankingModel, attend, of_rows
+from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, extractor_of
+from dien_kernels.models.options import (
+    Attend,
+    AttentionOptions,
+    AuxiliaryOptions,
+    Evolution,
+    EvolutionOptions,
+    Extractor,
+    GRUOptions,
+    Pooling,
+    group_of,
+)
+from dien_kernels.models.options import Auxiliary as AuxiliaryGiven
 from dien_kernels.models.parts import Embedded
-from dien_kernels.models.presets import AUTHORS_ATTENTION, AUTHORS_GRU, AUTHORS_HEAD, PAPER_GRU, PAPER_HEAD
+from dien_kernels.models.presets import AUTHORS, AUTHORS_ATTENTION, AUTHORS_GRU, PAPER, PAPER_GRU
 
 
 class DIEN(RankingModel):
@@ -32,72 +44,60 @@ class DIEN(RankingModel):
 
     Args:
         schema: the features.
-        hidden_size: H, of both recurrences; None: the width of an item.
-        extractor_reset, evolution_reset: "after" or "before" the product with W_hn.
-        extractor_update, evolution_update: "keep" or "candidate", the side the stored update gate multiplies;
-            None: "candidate" for the paper's AUGRU, else "keep". Changes the meaning of weights, not the
-            functions that can be learned.
-        extractor_bias, evolution_bias: True: b_ih and b_hh; "single": b_ih alone; False; for the evolution
-            also "tied", one vector under both names (not with evolution="gru").
-        gate_bias: both gates' bias at the start, seen from the side of what is kept; None: as the layers do.
-        attention: "bilinear" or "din".
-        attention_units, attention_activation: the hidden layers of "din".
-        attention_scale: factor of the scores, None for 1.
-        attention_normalize: "softmax" over a row's steps, "sigmoid", or None.
-        query: "raw", or "prelu": PReLU(Dense(target)) in front of the attention.
-        evolution: "augru", "agru", "aigru", or "gru": a second GRU that attention does not enter.
-        form: of "augru": "paper", "authors" or "prediction_flow".
-        gru_readout: with "gru": "attention", the sum of its states weighted by their attention; or "last",
-            its last state, with no attention in the model.
-        auxiliary: None, "inner" (inner product, then H is the width of an item) or "mlp".
-        auxiliary_weight: of the auxiliary loss in the total loss.
-        auxiliary_units, auxiliary_activation, auxiliary_outputs: of the network of "mlp"; two outputs are a
-            softmax.
-        auxiliary_norm: None or "fixed", a map of each of its inputs (the authors' batch norm).
-        auxiliary_normalizer: "separate": mean(p) + mean(n); "joint": mean over all terms; "row": mean of each
-            history's mean; "padded": the authors' mean, which counts padding; "history": sum over steps, mean
-            over histories.
-        auxiliary_eps: added to the probabilities inside the logarithms, or "clamp".
+        extractor: ``GRUOptions``.
+        evolution: ``EvolutionOptions``.
+        attention: ``AttentionOptions``.
+        auxiliary: ``AuxiliaryOptions``, or None for no auxiliary loss.
+        pooling: as in ``RankingModel``.
         **common: see ``RankingModel``.
+
+    A group of options (``dien_kernels.models.options``) may also be a mapping: what it does not name keeps its default.
+    Raises ``ValueError`` naming an unknown option or a wrong value.
 
     Rows with one history in common (``batch.history_of``) run extractor, auxiliary loss and the evolution's
     input projection once.
+
+    >>> model = DIEN(Schema({"item": 10}), evolution=EvolutionOptions(form="authors"), attention={"kind": "din"})
+    >>> model.evolution.form
+    'authors'
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
-            **PAPER_HEAD,
-            **PAPER_GRU,
-            "evolution": "augru",
-            "form": "paper",
-            "evolution_reset": "after",
-            "evolution_update": "candidate",
-            "evolution_bias": "single",
-            "attention": "bilinear",
-            "query": "raw",
-            "auxiliary": "inner",
-            "auxiliary_weight": 1.0,
-            "auxiliary_normalizer": "separate",
-            "auxiliary_eps": 0.0,
+            **PAPER,
+            "extractor": PAPER_GRU,
+            "evolution": {
+                "kind": "augru",
+                "form": "paper",
+                "reset": "after",
+                "update": "candidate",
+                "bias": "single",
+            },
+            "attention": {"kind": "bilinear", "query": "raw"},
+            "auxiliary": {"kind": "inner", "weight": 1.0, "normalizer": "separate", "eps": 0.0},
         },
         "authors": {
-            **AUTHORS_HEAD,
-            **AUTHORS_GRU,
-            **AUTHORS_ATTENTION,
-            "evolution": "augru",
-            "form": "authors",
-            "evolution_reset": "before",
-            "evolution_update": "keep",
-            "evolution_bias": "single",
-            "query": "prelu",
-            "auxiliary": "mlp",
-            "auxiliary_weight": 1.0,
-            "auxiliary_units": (100, 50),
-            "auxiliary_activation": "sigmoid",
-            "auxiliary_outputs": 2,
-            "auxiliary_norm": "fixed",
-            "auxiliary_normalizer": "padded",
-            "auxiliary_eps": 1e-8,
+            **AUTHORS,
+            "extractor": AUTHORS_GRU,
+            "evolution": {
+                "kind": "augru",
+                "form": "authors",
+                "reset": "before",
+                "update": "keep",
+                "bias": "single",
+                "gate_bias": 1.0,
+            },
+            "attention": {**AUTHORS_ATTENTION, "query": "prelu"},
+            "auxiliary": {
+                "kind": "mlp",
+                "weight": 1.0,
+                "units": (100, 50),
+                "activation": "sigmoid",
+                "outputs": 2,
+                "norm": "fixed",
+                "normalizer": "padded",
+                "eps": 1e-8,
+            },
         },
     }
 
@@ -105,92 +105,37 @@ class DIEN(RankingModel):
         self,
         schema: Schema,
         *,
-        hidden_size: int | None = None,
-        extractor_reset: str = "after",
-        extractor_update: str | None = None,
-        extractor_bias: bool | str = True,
-        gate_bias: float | None = None,
-        attention: str = "bilinear",
-        attention_units: Sequence[int] = (80, 40),
-        attention_activation: str | None = "sigmoid",
-        attention_scale: float | None = None,
-        attention_normalize: str | None = "softmax",
-        query: str = "raw",
-        evolution: str = "augru",
-        form: str = "paper",
-        evolution_reset: str = "after",
-        evolution_update: str | None = None,
-        evolution_bias: bool | str = True,
-        gru_readout: str = "attention",
-        auxiliary: str | None = "inner",
-        auxiliary_weight: float = 1.0,
-        auxiliary_units: Sequence[int] = (100, 50),
-        auxiliary_activation: str | None = "sigmoid",
-        auxiliary_outputs: int = 1,
-        auxiliary_norm: str | None = None,
-        auxiliary_normalizer: str = "separate",
-        auxiliary_eps: float | str = 0.0,
-        **common: Any,
+        extractor: Extractor = GRUOptions(),
+        evolution: Evolution = EvolutionOptions(),
+        attention: Attend = AttentionOptions(),
+        auxiliary: AuxiliaryGiven | None = AuxiliaryOptions(),
+        pooling: Pooling | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(schema, **common)
-        check_option("gru_readout", gru_readout, ("attention", "last"))
-        check_weight("auxiliary_weight", auxiliary_weight)
+        super().__init__(schema, pooling=pooling, **common)
         item = self.embeddings.item_size
-        hidden = item if hidden_size is None else hidden_size
-        self.extractor = gru_of(
-            item,
-            hidden,
-            reset=extractor_reset,
-            update=extractor_update,
-            bias=extractor_bias,
-            name="extractor",
-        )
+        self.extractor = extractor_of(item, group_of(GRUOptions, extractor, GRUOptions()))
+        hidden = self.extractor.hidden_size
         self.auxiliary = None
-        self.auxiliary_weight = auxiliary_weight
         if auxiliary is not None:
-            self.auxiliary = Auxiliary(
-                auxiliary,
-                hidden,
-                item,
-                units=auxiliary_units,
-                activation=auxiliary_activation,
-                outputs=auxiliary_outputs,
-                norm=auxiliary_norm,
-                normalizer=auxiliary_normalizer,
-                eps=auxiliary_eps,
-                prelu_init=self.prelu_init,
-            )
-        self.evolution = evolution_of(
-            evolution,
-            hidden,
-            hidden,
-            form=form,
-            reset=evolution_reset,
-            update=evolution_update,
-            bias=evolution_bias,
-        )
-        self.attends_inside = evolution != "gru"
+            auxiliary = group_of(AuxiliaryOptions, auxiliary, AuxiliaryOptions())
+            self.auxiliary = Auxiliary(auxiliary, hidden, item, self.prelu_init)
+            self.auxiliary_weight = auxiliary.weight
+        evolution = group_of(EvolutionOptions, evolution, EvolutionOptions())
+        self.evolution = evolution_of(hidden, evolution)
+        self.attends_inside = evolution.kind != "gru"
         self.attention = None
-        if self.attends_inside or gru_readout == "attention":
-            self.attention = Attention(
-                attention,
-                item,
-                hidden,
-                units=attention_units,
-                activation=attention_activation,
-                scale=attention_scale,
-                normalize=attention_normalize,
-                query=query,
-                prelu_init=self.prelu_init,
-            )
+        attention = group_of(AttentionOptions, attention, AttentionOptions())
+        if self.attends_inside or evolution.readout == "attention":
+            self.attention = Attention(attention, item, hidden, self.prelu_init)
         self._finish(hidden)
-        if gate_bias is not None:
-            gate_bias_(self.extractor, gate_bias)
-            gate_bias_(self.evolution, gate_bias)
 
     @property
     def reads_negatives(self) -> bool:
         return self.auxiliary is not None
+
+    def auxiliary_shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        return super().auxiliary_shares(offsets) if self.auxiliary is None else self.auxiliary.shares(offsets)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
         histories = batch.histories
@@ -201,9 +146,8 @@ class DIEN(RankingModel):
             with self.part("auxiliary"):
                 auxiliary = self.auxiliary(states, embedded.history, embedded.negatives, histories.each_once())
         if self.attends_inside:
-            assert self.attention is not None
             with self.part("attention"):
-                scores = self.attention(embedded.target, states, histories)
+                scores = cast(Attention, self.attention)(embedded.target, states, histories)
             with self.part("evolution"):
                 _, last = self.evolution(states, scores, histories=histories)
             return Interest([last], auxiliary, scores)
@@ -217,25 +161,45 @@ class DIEN(RankingModel):
 
 
 class TwoLayerGRU(DIEN):
-    """The paper's "two-layer GRU attention": DIEN with ``evolution="gru"``, by default without auxiliary
+    """The paper's "two-layer GRU attention": DIEN with ``evolution.kind="gru"``, by default without auxiliary
     loss.
 
     ::
 
         interest = sum_t a_t h'_t,   h' = GRU(GRU(e)),   a_t = attention(h'_t, e_target)
 
-    Args: those of ``DIEN`` but ``evolution`` and ``form``.
+    Args: those of ``DIEN``; ``evolution.kind`` is always "gru", so ``evolution.form`` has no meaning.
     """
 
-    FIXED = frozenset({"evolution", "form"})
+    FIXED = frozenset({"evolution.kind", "evolution.form"})
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         name: {
-            option: value
-            for option, value in preset.items()
-            if option not in ("evolution", "form") and not option.startswith("auxiliary")
+            **{group: options for group, options in preset.items() if group != "auxiliary"},
+            "evolution": {k: v for k, v in preset["evolution"].items() if k not in ("kind", "form")},
         }
         for name, preset in DIEN.PRESETS.items()
     }
 
-    def __init__(self, schema: Schema, *, auxiliary: str | None = None, **options: Any) -> None:
-        super().__init__(schema, evolution="gru", auxiliary=auxiliary, **options)
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        extractor: Extractor = GRUOptions(),
+        evolution: Evolution = EvolutionOptions(kind="gru"),
+        attention: Attend = AttentionOptions(),
+        auxiliary: AuxiliaryGiven | None = None,
+        pooling: Pooling | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        evolution = group_of(EvolutionOptions, evolution, EvolutionOptions(kind="gru"))
+        if evolution.kind != "gru":
+            raise ValueError(f"evolution.kind must be 'gru' in this model, got {evolution.kind!r}")
+        super().__init__(
+            schema,
+            extractor=extractor,
+            evolution=evolution,
+            attention=attention,
+            auxiliary=auxiliary,
+            pooling=pooling,
+            **common,
+        )

@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from dien_kernels.checks import check_number, check_option
 from dien_kernels.histories import Histories
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
-from dien_kernels.layers._checks import check_sizes
+from dien_kernels.layers.starts import Linear
+from dien_kernels.models.options import AttentionOptions, AuxiliaryOptions, EvolutionOptions, GRUOptions
 from dien_kernels.models.parts import Norm
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
-from dien_kernels.ops.recurrence.forms import FORMS
-
-EVOLUTIONS = ("augru", "agru", "aigru", "gru")
-NORMALIZERS = ("joint", "separate", "padded", "row", "history")
 
 
-def gru_of(inputs: int, hidden: int, *, reset: str, update: str | None, bias: bool | str, name: str) -> GRU:
-    """A GRU; ``bias="single"`` freezes ``bias_hh_l0`` at 0, so that b_n stays outside the reset gate."""
-    check_option(f"{name}_bias", bias, (True, False, "single"))
-    layer = GRU(inputs, hidden, bias=bool(bias), reset=reset, update=update)
-    if bias == "single":
-        zero: nn.Parameter = layer.all_weights[0][3]
-        nn.init.zeros_(zero).requires_grad_(False)
-    return layer
+def extractor_of(inputs: int, options: GRUOptions) -> GRU:
+    """The recurrence of the interest extractor; its width is ``hidden_size``, or that of its inputs."""
+    hidden = inputs if options.hidden_size is None else options.hidden_size
+    return GRU(
+        inputs,
+        hidden,
+        bias=options.bias,
+        reset=options.reset,
+        update=options.update,
+        gate_bias=_gate_bias(options),
+    )
 
 
-def evolution_of(
-    kind: str, inputs: int, hidden: int, *, form: str, reset: str, update: str | None, bias: bool | str
-) -> AUGRU | AGRU | AIGRU | GRU:
-    """The recurrence of the interest evolution."""
-    check_option("evolution", kind, EVOLUTIONS)
-    check_option("form", form, FORMS)
-    if kind == "gru":
-        return gru_of(inputs, hidden, reset=reset, update=update, bias=bias, name="evolution")
-    if kind == "augru":
-        return AUGRU(inputs, hidden, bias, form=form, reset=reset, update=update)
-    return (AGRU if kind == "agru" else AIGRU)(inputs, hidden, bias, reset=reset, update=update)
+def evolution_of(hidden: int, options: EvolutionOptions) -> AUGRU | AGRU | AIGRU | GRU:
+    """The recurrence of the interest evolution, from states of H features to states of H features."""
+    if options.kind == "gru":
+        return GRU(
+            hidden,
+            hidden,
+            bias=cast(Any, options.bias),  # the options have refused "tied"
+            reset=options.reset,
+            update=options.update,
+            gate_bias=_gate_bias(options),
+        )
+    common: dict[str, Any] = {"reset": options.reset, "update": options.update, "gate_bias": _gate_bias(options)}
+    if options.kind == "augru":
+        return AUGRU(hidden, hidden, options.bias, form=options.form, **common)
+    return (AGRU if options.kind == "agru" else AIGRU)(hidden, hidden, options.bias, **common)
+
+
+def _gate_bias(options: GRUOptions | EvolutionOptions) -> float | None:
+    if options.gate_bias is not None and options.bias is False:
+        name = options.NAME
+        raise ValueError(f"{name}.gate_bias must be None with {name}.bias=False, got {options.gate_bias}")
+    return options.gate_bias
 
 
 class Attention(nn.Module):
@@ -56,45 +66,31 @@ class Attention(nn.Module):
     Returns [N], or with shared histories [rows_total].
     """
 
-    def __init__(
-        self,
-        kind: str,
-        item_size: int,
-        hidden_size: int,
-        *,
-        units: Sequence[int],
-        activation: str | None,
-        scale: float | None,
-        normalize: str | None,
-        query: str,
-        prelu_init: float,
-    ) -> None:
+    def __init__(self, options: AttentionOptions, item_size: int, hidden_size: int, prelu_init: float = 0.25) -> None:
         super().__init__()
-        check_option("attention", kind, ("bilinear", "din"))
-        check_option("query", query, ("raw", "prelu"))
-        check_option("attention_normalize", normalize, ("softmax", "sigmoid", None))
-        check_sizes("attention_units", units)
-        if scale is not None:
-            check_number("attention_scale", scale, "a number or None")
         self.query: nn.Module | None = None
-        if query == "prelu":
-            self.query = nn.Sequential(nn.Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
-        elif kind == "din" and item_size != hidden_size:
+        if options.query == "prelu":
+            self.query = nn.Sequential(Linear(item_size, hidden_size), nn.PReLU(hidden_size, init=prelu_init))
+        elif options.kind == "din" and item_size != hidden_size:
             raise ValueError(
-                f"query must be 'prelu' where attention='din' compares items of {item_size} features with "
-                f"states of {hidden_size}, got 'raw'"
+                f"attention.query must be 'prelu' where attention.kind='din' compares items of {item_size} features "
+                f"with states of {hidden_size}, got 'raw'"
             )
-        self.sigmoid = normalize == "sigmoid"
-        rule = None if self.sigmoid else normalize
+        self.sigmoid = options.normalize == "sigmoid"
+        rule = "softmax" if options.normalize == "softmax" else None
         self.scores: BilinearAttention | DINAttention
-        if kind == "bilinear":
-            size = item_size if query == "raw" else hidden_size
-            self.scores = BilinearAttention(size, hidden_size, scale=scale, normalize=rule)
+        if options.kind == "bilinear":
+            size = item_size if options.query == "raw" else hidden_size
+            self.scores = BilinearAttention(size, hidden_size, scale=options.scale, normalize=rule)
         else:
-            self.scores = DINAttention(hidden_size, units, activation=activation, scale=scale, normalize=rule)
-            for slope in self.scores.modules():
-                if isinstance(slope, nn.PReLU):
-                    nn.init.constant_(slope.weight, prelu_init)
+            self.scores = DINAttention(
+                hidden_size,
+                options.units,
+                activation=options.activation,
+                scale=options.scale,
+                normalize=rule,
+                prelu_init=prelu_init,
+            )
 
     def forward(self, target: Tensor, states: Tensor, histories: Histories) -> Tensor:
         query = target if self.query is None else self.query(target)
@@ -113,51 +109,28 @@ class Auxiliary(nn.Module):
         history   sum (p + n) / U: equation 6 of the paper to the letter, which does not divide by steps
     """
 
-    def __init__(
-        self,
-        kind: str,
-        hidden_size: int,
-        item_size: int,
-        *,
-        units: Sequence[int],
-        activation: str | None,
-        outputs: int,
-        norm: str | None,
-        normalizer: str,
-        eps: float | str,
-        prelu_init: float,
-    ) -> None:
+    def __init__(self, options: AuxiliaryOptions, hidden_size: int, item_size: int, prelu_init: float = 0.25) -> None:
         super().__init__()
-        check_option("auxiliary", kind, ("inner", "mlp"))
-        check_option("auxiliary_activation", activation, ("sigmoid", "relu", "prelu", None))
-        check_option("auxiliary_outputs", outputs, (1, 2))
-        check_option("auxiliary_norm", norm, (None, "fixed"))
-        check_option("auxiliary_normalizer", normalizer, NORMALIZERS)
-        check_sizes("auxiliary_units", units)
-        if isinstance(eps, str):
-            check_option("auxiliary_eps", eps, ("clamp",))
-        else:
-            check_number("auxiliary_eps", eps, "a number or 'clamp'")
-            if not (eps == 0 or torch.finfo(torch.float32).tiny <= eps <= 1):
-                raise ValueError(f"auxiliary_eps must be 0, 'clamp' or a number up to 1, got {eps}")
-        self.kind, self.activation, self.normalizer, self.eps = kind, activation, normalizer, eps
+        self.kind, self.activation = options.kind, options.activation
+        self.normalizer, self.eps = options.normalizer, options.eps
         self.norm: Norm | None = None
         self.linears, self.slopes = nn.ModuleList(), nn.ModuleList()
-        if kind == "inner":
+        if options.kind == "inner":
             if hidden_size != item_size:
                 raise ValueError(
-                    f"hidden_size must be {item_size}, the width of an item, with auxiliary='inner', got {hidden_size}"
+                    f"extractor.hidden_size must be {item_size}, the width of an item, with auxiliary.kind='inner', "
+                    f"got {hidden_size}"
                 )
             return
-        if norm is not None:
-            self.norm = Norm(hidden_size + item_size, norm)
-        sizes = (hidden_size + item_size, *units, outputs)
-        self.linears.extend(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
-        if activation == "prelu":
-            self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in units)
+        if options.norm is not None:
+            self.norm = Norm(hidden_size + item_size, options.norm)
+        sizes = (hidden_size + item_size, *options.units, options.outputs)
+        self.linears.extend(Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        if options.activation == "prelu":
+            self.slopes.extend(nn.PReLU(unit, init=prelu_init) for unit in options.units)
 
     def forward(self, states: Tensor, positive: Tensor, negative: Tensor, histories: Histories) -> Tensor:
-        own = self.normalizer in ("padded", "history")
+        over_histories = self.normalizer in ("padded", "history")
         loss = auxiliary_loss(
             states,
             positive,
@@ -169,14 +142,30 @@ class Auxiliary(nn.Module):
             histories=histories,
             kind=self.kind,
             activation=self.activation if self.kind == "mlp" else "sigmoid",
-            normalizer="joint" if own else self.normalizer,
+            normalizer=cast(Any, "joint" if over_histories else self.normalizer),
             eps=self.eps,
         )
-        if not own:
+        if not over_histories:
             return loss
-        length = histories.history_lengths()
+        length = cast(Tensor, histories.history_lengths())  # models have jagged histories
         terms = (length - 1).clamp(min=0).sum() * (1 + negative.shape[1])
         slots = length.new_tensor(length.shape[0])
         if self.normalizer == "padded" and length.shape[0] > 0:  # of no histories none is the longest
             slots = slots * (length.max() - 1)
         return loss * (terms.to(loss.dtype) / slots.clamp(min=1))
+
+    def shares(self, offsets: Sequence[Tensor]) -> list[float]:
+        """What the loss of each batch counts in that of one batch with all of their histories: its part of the sum that
+        the normaliser divides by."""
+        lengths = [each.diff() for each in offsets]
+        histories = [length.shape[0] for length in lengths]
+        if self.normalizer in ("row", "history"):
+            amounts, total = histories, sum(histories)
+        elif self.normalizer == "padded":
+            pairs = [int(length.max()) - 1 if length.shape[0] else 0 for length in lengths]
+            amounts = [u * max(most, 0) for u, most in zip(histories, pairs, strict=True)]
+            total = sum(histories) * max(pairs)
+        else:
+            amounts = [int((length - 1).clamp(min=0).sum()) for length in lengths]
+            total = sum(amounts)
+        return [amount / total if total > 0 else 0.0 for amount in amounts]

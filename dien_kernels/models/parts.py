@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_number, check_option
+from dien_kernels.checks import check_option, compute_dtype
 from dien_kernels.layers import Dice
-from dien_kernels.layers._checks import check_flag, check_size, check_sizes, check_weight
-
-ACTIVATIONS = ("dice", "prelu", "relu", "sigmoid")
-STATISTICS = ("moving", "batch")
-NORMS = (None, "fixed", "moving", "batch")
+from dien_kernels.layers._checks import check_size
+from dien_kernels.layers.starts import Linear, WeightInit
+from dien_kernels.models.options import Activation, EmbeddingOptions, HeadOptions
 
 
 class Embedded(NamedTuple):
@@ -25,12 +23,30 @@ class Embedded(NamedTuple):
     target: Tensor  # [B, E]
     negatives: Tensor | None  # [N, K, E]
     context: list[Tensor]  # user fields [B, .] in the schema's order, then dense features [B, F]
+    squares: Tensor | None = None  # the sum of the squares of all numbers read, where ``l2`` asks for it
 
 
 def module_name(field: str) -> str:
     """``field`` as ``nn.ModuleDict`` takes it, which wants no dots and no names of its own ("type", "items", ...)."""
     name = field.replace("%", "%25").replace(".", "%2E")
     return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
+
+
+class Table(nn.Embedding):
+    """``torch.nn.Embedding`` that starts as N(0, std^2), or by Glorot's rule with ``weight_init="glorot"``."""
+
+    weight_init: WeightInit = "torch"
+
+    def __init__(self, rows: int, width: int, *, std: float, sparse: bool) -> None:
+        self.std = std  # before the constructor of torch, which draws the values
+        super().__init__(rows, width, sparse=sparse)
+
+    def reset_parameters(self) -> None:
+        """The starting values, by ``weight_init`` and ``std``."""
+        if self.weight_init == "glorot":
+            nn.init.xavier_uniform_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=self.std)
 
 
 class Embeddings(nn.Module):
@@ -40,47 +56,37 @@ class Embeddings(nn.Module):
 
     Args:
         schema: names and sizes of the fields.
-        size: width of every table, or a mapping of field names to widths, which must then name every field.
-        std: tables start as N(0, std^2).
-        sparse: True: gradients are sparse tensors, whose cost does not grow with the table.
-            ``torch.optim.SGD``, ``SparseAdam`` and ``dien_kernels.training``'s optimiser take them;
-            ``torch.optim.Adam`` does not.
+        options: see ``EmbeddingOptions``.
 
     Attributes: ``items`` and ``users``, ``nn.ModuleDict`` of ``nn.Embedding`` under ``module_name`` of the field, which
         is nearly always the field itself; ``item_size``, ``context_size``.
     """
 
-    def __init__(
-        self, schema: Schema, size: int | Mapping[str, int] = 18, *, std: float = 0.05, sparse: bool = True
-    ) -> None:
+    def __init__(self, schema: Schema, options: EmbeddingOptions) -> None:
         super().__init__()
-        check_weight("embedding_std", std)
-        check_flag("sparse", sparse)
-        self.std = std
+        size, std, sparse = options.size, options.std, options.sparse
+        self.dropout, self.l2 = options.dropout, options.l2
         fields = {**schema.items, **schema.users}
         if len(fields) < len(schema.items) + len(schema.users):
             both = sorted(set(schema.items) & set(schema.users))
             raise ValueError(f"schema must not use a name for an item field and a user field, got {both}")
         sizes = dict(size) if isinstance(size, Mapping) else dict.fromkeys(fields, size)
         if set(sizes) != set(fields):
-            raise ValueError(f"embedding_size must name exactly the fields {sorted(fields)}, got {sorted(sizes)}")
+            raise ValueError(f"embedding.size must name exactly the fields {sorted(fields)}, got {sorted(sizes)}")
         for name, width in sizes.items():
-            check_size(f"embedding_size[{name!r}]", width)
+            check_size(f"embedding.size[{name!r}]", width)
         self.items = nn.ModuleDict(
-            {module_name(name): nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.items.items()}
+            {module_name(name): Table(rows, sizes[name], std=std, sparse=sparse) for name, rows in schema.items.items()}
         )
         self.users = nn.ModuleDict(
-            {module_name(name): nn.Embedding(rows, sizes[name], sparse=sparse) for name, rows in schema.users.items()}
+            {module_name(name): Table(rows, sizes[name], std=std, sparse=sparse) for name, rows in schema.users.items()}
         )
         self.fields, self.user_fields = tuple(schema.items), tuple(schema.users)
         self.item_size = sum(sizes[name] for name in schema.items)
         self.context_size = sum(sizes[name] for name in schema.users) + len(schema.dense)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
         for table in self.modules():
-            if isinstance(table, nn.Embedding):
-                nn.init.normal_(table.weight, std=self.std)
+            if isinstance(table, Table):
+                table.reset_parameters()  # for the second time, so that a seed gives the weights that it always gave
 
     def forward(self, batch: Batch, negatives: bool = True) -> Embedded:
         """``negatives=False`` leaves those of the batch unread."""
@@ -95,19 +101,29 @@ class Embeddings(nn.Module):
             columns.append(_read(table, torch.cat(ids)))
         items = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
         context = [_read(self.users[module_name(name)], batch.users[name]) for name in self.user_fields]
+        squares = None
+        if self.training:
+            if self.l2:
+                parts = (items, *context)
+                squares = sum(
+                    (part.to(compute_dtype(part.dtype)).square().sum() for part in parts), items.new_zeros(())
+                )
+            if self.dropout:
+                items = nn.functional.dropout(items, self.dropout)
+                context = [nn.functional.dropout(part, self.dropout) for part in context]
         if batch.dense is not None and batch.dense.shape[1]:
             context.append(batch.dense.to(items.dtype))
         history, target, rest = items.split([n, b, items.shape[0] - n - b])
         if given is None:
-            return Embedded(history, target, None, context)
+            return Embedded(history, target, None, context, squares)
         count = next(iter(given.values())).shape[1]
-        return Embedded(history, target, rest.view(n, count, self.item_size), context)
+        return Embedded(history, target, rest.view(n, count, self.item_size), context, squares)
 
 
-def _read(table: nn.Module, ids: Tensor) -> Tensor:
-    """``table(ids)``. On the CPU a dense gradient comes by ``index_add_``, in a third of the time of embedding's own
+def _read(module: nn.Module, ids: Tensor) -> Tensor:
+    """``module(ids)``. On the CPU a dense gradient comes by ``index_add_``, in a third of the time of embedding's own
     backward; on a GPU ``index_add_`` would add in any order."""
-    assert isinstance(table, nn.Embedding)
+    table = cast(nn.Embedding, module)
     if table.sparse and torch.compiler.is_compiling() and torch.is_grad_enabled() and table.weight.requires_grad:
         # Only fullgraph=True sees it: else the graph breaks, and the tables are read outside of it.
         raise RuntimeError(
@@ -136,14 +152,23 @@ class Norm(nn.Module):
 
     def __init__(self, size: int, statistics: str = "moving", eps: float | None = None) -> None:
         super().__init__()
-        check_option("statistics", statistics, NORMS[1:])
+        check_option("statistics", statistics, ("fixed", "moving", "batch"))
         self.statistics = statistics
         self.eps = eps if eps is not None else 1e-3 if statistics == "fixed" else 1e-5
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
         if statistics != "fixed":
-            self.register_buffer("running_mean", torch.zeros(size))
-            self.register_buffer("running_var", torch.ones(size))
+            self.register_buffer("running_mean", torch.empty(size))
+            self.register_buffer("running_var", torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """gamma 1, beta 0; the moving averages are those of no batch, mean 0 and variance 1."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        if self.statistics != "fixed":
+            nn.init.zeros_(self.running_mean)
+            nn.init.ones_(self.running_var)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, statistics={self.statistics!r}, eps={self.eps}"
@@ -183,7 +208,12 @@ class BatchDice(nn.Module):
     def __init__(self, size: int, eps: float = 1e-9) -> None:
         super().__init__()
         self.eps = eps
-        self.alpha = nn.Parameter(torch.zeros(size))
+        self.alpha = nn.Parameter(torch.empty(size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """``alpha`` is 0."""
+        nn.init.zeros_(self.alpha)
 
     def forward(self, s: Tensor) -> Tensor:
         away = s - s.mean(0)
@@ -192,10 +222,10 @@ class BatchDice(nn.Module):
         return (p + (1 - p) * self.alpha) * s
 
 
-def activation_of(name: str, size: int, *, dice_statistics: str = "moving", prelu_init: float = 0.25) -> nn.Module:
-    """A module for one of ``ACTIVATIONS`` on [P, size]; PReLU has a slope for each channel."""
-    check_option("activation", name, ACTIVATIONS)
-    check_option("dice_statistics", dice_statistics, STATISTICS)
+def activation_of(
+    name: Activation, size: int, *, dice_statistics: str = "moving", prelu_init: float = 0.25
+) -> nn.Module:
+    """The module of an activation on [P, size]; PReLU has a slope for each channel."""
     if name == "dice":
         return Dice(size) if dice_statistics == "moving" else BatchDice(size)
     if name == "prelu":
@@ -208,46 +238,34 @@ class MLP(nn.Module):
 
     ::
 
-        z_0 = Norm(x) or x,   z_i = act(W_i z_{i-1} + b_i),   o = W_L z_{L-1} + b_L
+        z_0 = Norm(x) or x,   z_i = dropout(act(W_i z_{i-1} + b_i)),   o = W_L z_{L-1} + b_L
         logit = o             outputs=1
         logit = o_0 - o_1     outputs=2: softmax over two classes, the first of them the click
 
     Args:
         inputs: features of x.
-        units: widths of the hidden layers.
-        activation, dice_statistics, prelu_init: as in ``activation_of``.
-        norm: of the inputs: None, or the ``statistics`` of ``Norm``.
-        outputs: 1 or 2.
+        options: see ``HeadOptions``.
+        prelu_init: the start of every slope of PReLU.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        units: Sequence[int] = (200, 80),
-        *,
-        activation: str = "dice",
-        dice_statistics: str = "moving",
-        prelu_init: float = 0.25,
-        norm: str | None = None,
-        outputs: int = 1,
-    ) -> None:
+    def __init__(self, inputs: int, options: HeadOptions, prelu_init: float = 0.25) -> None:
         super().__init__()
-        check_sizes("mlp", units)
-        check_number("prelu_init", prelu_init)
-        check_option("norm", norm, NORMS)
-        check_option("outputs", outputs, (1, 2))
-        self.norm = None if norm is None else Norm(inputs, norm)
-        sizes = (inputs, *units)
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.norm = None if options.norm is None else Norm(inputs, options.norm)
+        self.dropout = options.dropout
+        sizes = (inputs, *options.units)
+        self.linears = nn.ModuleList(Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
         self.activations = nn.ModuleList(
-            activation_of(activation, unit, dice_statistics=dice_statistics, prelu_init=prelu_init) for unit in units
+            activation_of(options.activation, unit, dice_statistics=options.dice_statistics, prelu_init=prelu_init)
+            for unit in options.units
         )
-        self.last = nn.Linear(sizes[-1], outputs)
+        self.last = Linear(sizes[-1], options.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x = self.norm(x)
         for linear, act in zip(self.linears, self.activations, strict=True):
             x = act(linear(x))
+            if self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
         out: Tensor = self.last(x)
         return out[:, 0] if out.shape[1] == 1 else out[:, 0] - out[:, 1]

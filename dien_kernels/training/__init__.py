@@ -1,6 +1,7 @@
 """Training: from a config to a trained model, its metrics and its report.
 
-Room card. Lives here: configs, the loop, the optimiser, checkpoints, metrics, comparisons, reports. May
+Room card. Lives here: configs, the loop and its step, optimizers, schedules, checkpoints, metrics, comparisons,
+reports. May
 import: ``data``, ``models``, ``batch``, ``ops``, and the packages of the extra ``train``. Must not be here:
 parsing of logs, layers, command lines.
 """
@@ -11,7 +12,9 @@ from dien_kernels.training.config import (
     Config,
     DataConfig,
     ModelConfig,
+    OptimizerConfig,
     OutputConfig,
+    ScheduleConfig,
     TrainingConfig,
     dump,
     load,
@@ -20,6 +23,7 @@ from dien_kernels.training.evaluation import evaluate, open_run
 from dien_kernels.training.loop import Interrupted, train
 from dien_kernels.training.metrics import Metrics, measure
 from dien_kernels.training.report import write_report
+from dien_kernels.training.step import training_step
 
 __all__ = [
     "CheckpointError",
@@ -28,7 +32,9 @@ __all__ = [
     "Interrupted",
     "Metrics",
     "ModelConfig",
+    "OptimizerConfig",
     "OutputConfig",
+    "ScheduleConfig",
     "TrainingConfig",
     "compare",
     "dump",
@@ -37,5 +43,6 @@ __all__ = [
     "measure",
     "open_run",
     "train",
+    "training_step",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, checked when read, the last two kept."""
+"""Checkpoints on disk: written completely or not at all, checked when they are read; the last two are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CheckpointError(OSError):
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes ``path`` at the end of the block, whole and on disk, or leaves ``path`` as
+    """A file to write that becomes ``path`` at the end of the block, complete and on disk, or leaves ``path`` as
     it was.
 
     The bytes go to a temporary file of the same folder, are flushed to the disk and renamed onto ``path``;

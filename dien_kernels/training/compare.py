@@ -15,7 +15,7 @@ import numpy as np
 from dien_kernels.data import Prepared
 from dien_kernels.models import MODELS
 from dien_kernels.training import checkpoint, setup
-from dien_kernels.training.config import Config, differences, load
+from dien_kernels.training.config import Config, differences
 from dien_kernels.training.evaluation import (
     BEST,
     CONFIG,
@@ -26,6 +26,7 @@ from dien_kernels.training.evaluation import (
 )
 from dien_kernels.training.loop import train
 from dien_kernels.training.metrics import bootstrap_difference
+from dien_kernels.training.upgrade import load_saved
 
 
 class Row(NamedTuple):
@@ -45,7 +46,7 @@ ROWS = {
     "dien_no_auxiliary": Row("dien", {"auxiliary": None}),
     "dien": Row("dien", {}),
 }
-OURS = "dien"
+MAIN_ROW = "dien"  # the differences are this row's AUC minus that of each other row
 JSON, CSV = "comparison.json", "comparison.csv"
 METRICS = ("auc", "user_auc", "log_loss")
 
@@ -111,7 +112,8 @@ def row_config(config: Config, name: str, seed: int) -> Config:
     row = ROWS[name]
     kind = MODELS[row.model]
     known = kind.options()
-    options = {key: value for key, value in config.model.options.items() if key in known} | row.options
+    shared = {key: value for key, value in config.model.options.items() if key in known}
+    options = kind.without_fixed(shared) | row.options
     preset = config.model.preset if config.model.preset in kind.PRESETS else None
     folder = Path(config.output.folder) / f"{name}-seed{seed}"
     return (
@@ -126,7 +128,7 @@ def _result(config: Config, prepared: Prepared) -> dict[str, Any]:
     folder = Path(config.output.folder)
     if not checkpoint.steps(folder / setup.CHECKPOINTS):
         return train(config, prepared=prepared)
-    before = load(folder / CONFIG)
+    before = load_saved(folder / CONFIG)
     changed = differences(before.to_dict(), config.to_dict())
     if before.training.epochs > config.training.epochs:  # more are the same run, longer
         changed.append(f"training.epochs was {before.training.epochs}, is {config.training.epochs}")
@@ -151,26 +153,26 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]
 
 
 def _differences(folder: Path, rows: Sequence[str], seeds: Sequence[int], samples: int) -> dict[str, dict[str, float]]:
-    if OURS not in rows:
+    if MAIN_ROW not in rows:
         return {}
 
     def of(name: str) -> list[Predictions]:
         return [Predictions.read(folder / f"{name}-seed{seed}" / PREDICTIONS) for seed in seeds]
 
-    ours = of(OURS)
-    label = ours[0].label
-    group = ours[0].group if ours[0].group is not None else np.arange(len(label))
+    main = of(MAIN_ROW)
+    label = main[0].label
+    group = main[0].group if main[0].group is not None else np.arange(len(label))
     if label.min() == label.max():
         return {}
     found = {}
     for name in rows:
-        if name == OURS:
+        if name == MAIN_ROW:
             continue
-        theirs = of(name)
-        if any(_rows_of(p) != _rows_of(ours[0]) for p in (*ours, *theirs)):
-            raise ValueError(f"the test rows of {name} are not those of {OURS}: the runs read different data")
+        other = of(name)
+        if any(_rows_of(p) != _rows_of(main[0]) for p in (*main, *other)):
+            raise ValueError(f"the test rows of {name} are not those of {MAIN_ROW}: the runs read different data")
         mean, low, high = bootstrap_difference(
-            label, group, [p.logit for p in ours], [p.logit for p in theirs], samples=samples
+            label, group, [p.logit for p in main], [p.logit for p in other], samples=samples
         )
         found[name] = {"difference": mean, "low": low, "high": high}
     return found
@@ -205,7 +207,7 @@ def _csv(runs: Iterable[dict[str, Any]]) -> str:
 def table(content: dict[str, Any]) -> str:
     """The comparison as Markdown for the terminal and README."""
     seeds = len(content["seeds"])
-    head = ["model", "test AUC", "per-user AUC", "log loss", f"{OURS} minus it, 95 % interval"]
+    head = ["model", "test AUC", "per-user AUC", "log loss", f"{MAIN_ROW} minus it, 95 % interval"]
     lines = [head]
     for name, summary in content["summary"].items():
         difference = content["differences"].get(name)

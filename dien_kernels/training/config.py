@@ -1,15 +1,21 @@
-"""What a run is told: one dataclass for each section, read from YAML and ``section.key=value`` overrides."""
+"""The config of a run: one dataclass for each section, read from YAML and ``section.key=value`` overrides."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from dien_kernels._options import check_fields, from_mapping, plain, unknown_name
+from dien_kernels.ops._dispatch import BACKENDS
+from dien_kernels.training.metrics import HIGHER_IS_BETTER
+from dien_kernels.training.optimizer import check_optimizer
+from dien_kernels.training.schedule import check_schedule
+
+VERSION = 2  # of the keys; a run's config.yaml without a version is of the first (dien_kernels.training.upgrade)
 
 # Changing these cannot change a number of the steps to come, so a resumed run may change them.
 FREE_ON_RESUME = (
@@ -22,7 +28,32 @@ FREE_ON_RESUME = (
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class _Section:
+    """A section of a config. It is checked once, when it is made: types, then ``AT_LEAST``, then ``_check``."""
+
+    NAME: ClassVar[str]
+    AT_LEAST: ClassVar[dict[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.NAME)
+        for key, least in self.AT_LEAST.items():
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise ValueError(f"{self.NAME}.{key} must be at least {least}, got {value}")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` for what types and ``AT_LEAST`` do not tell."""
+
+    def _above_zero(self, *keys: str) -> None:
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{self.NAME}.{key} must be above 0, got {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
     """Where behaviours come from and how they become batches.
 
     Attributes:
@@ -33,12 +64,21 @@ class DataConfig:
         eval_batch_size: the same in evaluation.
         max_length: the newest behaviours of a history that are read.
         negatives: sampled target negatives for each positive in training, drawn afresh each epoch.
-        auxiliary_negatives: sampled negatives beside each behaviour, for the auxiliary loss.
+        auxiliary_negatives: sampled negatives for each behaviour, for the auxiliary loss.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
         history: False empties every history: what the target alone can tell, the floor of a comparison.
     """
 
+    NAME: ClassVar[str] = "data"
+    AT_LEAST: ClassVar[dict[str, int]] = {
+        "batch_size": 1,
+        "eval_batch_size": 1,
+        "max_length": 1,
+        "negatives": 1,
+        "auxiliary_negatives": 0,
+        "workers": 0,
+    }
     path: str | None = None
     prepare: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 256
@@ -52,60 +92,124 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """Which model: arguments of ``dien_kernels.models.build``.
 
     Attributes:
         name: a key of ``dien_kernels.models.MODELS``.
         preset: ``"paper"``, ``"authors"`` or None, where the model has presets.
-        options: the model's own options, checked by the model.
+        options: the model's own options in groups (``dien_kernels.models.options``), checked by the model.
     """
 
+    NAME: ClassVar[str] = "model"
     name: str = "dien"
     preset: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class OptimizerConfig(_Section):
+    """What moves the parameters: arguments of ``dien_kernels.training.optimizer.make_optimizer``.
+
+    Attributes:
+        name: ``"LazyAdam"``, or the name of a class of ``torch.optim``.
+        lr: the step size.
+        table_lr: the step size of the embedding tables; None: ``lr``.
+        options: the class's own keyword options, for instance ``{weight_decay: 0.01}``.
+    """
+
+    NAME: ClassVar[str] = "optimizer"
+    name: str = "LazyAdam"
+    lr: float = 1e-3
+    table_lr: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def _check(self) -> None:
+        self._above_zero("lr", "table_lr")
+        check_optimizer(self.name, self.options)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(_Section):
+    """How step sizes change: arguments of ``dien_kernels.training.schedule.make_schedule``.
+
+    Attributes:
+        name: the name of a class of ``torch.optim.lr_scheduler``; None keeps the step sizes.
+        every: ``"epoch"`` or ``"step"``: when the schedule moves on. ``ReduceLROnPlateau`` moves on after each
+            validation, by ``training.metric``.
+        options: the class's own keyword options, for instance ``{gamma: 0.7}``.
+    """
+
+    NAME: ClassVar[str] = "schedule"
+    name: str | None = None
+    every: Literal["epoch", "step"] = "epoch"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def _check(self) -> None:
+        if self.name is not None:
+            check_schedule(self.name, self.options)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Section):
     """How a model is trained.
 
     Attributes:
         epochs: at most so many passes over the training split.
-        lr: Adam's step size; ``embedding_lr`` that of embedding tables (None: the same).
-        lr_decay: factor on both after each epoch.
-        weight_decay: L2 on the dense parameters.
+        accumulate: batches whose gradients are added up before the optimizer moves: a step is that of one batch of
+            ``accumulate * data.batch_size`` rows, exactly, but for statistics of Dice and norms.
         clip_norm: the largest norm of all gradients together; None does not clip.
         seed: of the weights, the batches and dropout.
         threads: of torch; None leaves torch's choice.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        backend: of the ops: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``, ``"reference"``.
+        backend: of the ops: ``"auto"`` or a name in ``dien_kernels.ops._dispatch.BACKENDS``.
         amp: ``"float16"`` or ``"bfloat16"`` autocast, on CUDA only; None computes in float32.
         validate_every: steps between validations inside an epoch; 0: only at its end.
-        patience: stop after so many validations without a better AUC; 0 never stops early.
+        metric: what a validation is judged by: ``"auc"``, ``"user_auc"`` (higher is better) or ``"log_loss"`` (lower is
+            better). best.pt holds the weights with its best value.
+        patience: stop after so many validations without a better value of ``metric``; 0 never stops early.
         checkpoint_every: steps between checkpoints; 0: only at an epoch's end.
         log_every: steps that one line of the log averages over.
     """
 
+    NAME: ClassVar[str] = "training"
+    AT_LEAST: ClassVar[dict[str, int]] = {
+        "epochs": 1,
+        "accumulate": 1,
+        "seed": 0,
+        "threads": 1,
+        "validate_every": 0,
+        "patience": 0,
+        "checkpoint_every": 0,
+        "log_every": 1,
+    }
     epochs: int = 2
-    lr: float = 1e-3
-    embedding_lr: float | None = None
-    lr_decay: float = 1.0
-    weight_decay: float = 0.0
+    accumulate: int = 1
     clip_norm: float | None = 5.0
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
-    backend: Literal["auto", "cpu", "cuda", "triton", "torch", "reference"] = "auto"
+    backend: str = "auto"
     amp: Literal["float16", "bfloat16"] | None = None
     validate_every: int = 0
+    metric: str = "auc"
     patience: int = 0
     checkpoint_every: int = 1000
     log_every: int = 20
 
+    def _check(self) -> None:
+        self._above_zero("clip_norm")
+        if self.seed >= 1 << 64:
+            raise ValueError(f"training.seed must be below 2^64, got {self.seed}")
+        if self.backend not in ("auto", *BACKENDS):
+            allowed = ", ".join(repr(name) for name in ("auto", *BACKENDS))
+            raise ValueError(f"training.backend must be one of {allowed}, got {self.backend!r}")
+        if self.metric not in HIGHER_IS_BETTER:
+            raise unknown_name("metric", self.metric, HIGHER_IS_BETTER)
+
 
 @dataclass(frozen=True)
-class OutputConfig:
+class OutputConfig(_Section):
     """What a run leaves behind.
 
     Attributes:
@@ -115,27 +219,19 @@ class OutputConfig:
         progress: show a progress bar.
     """
 
+    NAME: ClassVar[str] = "output"
     folder: str = "runs/dien"
     tensorboard: bool = True
     report: bool = True
     progress: bool = True
 
 
-_AT_LEAST = {
-    "data.batch_size": 1,
-    "data.eval_batch_size": 1,
-    "data.max_length": 1,
-    "data.negatives": 1,
-    "data.auxiliary_negatives": 0,
-    "data.workers": 0,
-    "training.epochs": 1,
-    "training.weight_decay": 0,
-    "training.seed": 0,
-    "training.threads": 1,
-    "training.validate_every": 0,
-    "training.patience": 0,
-    "training.checkpoint_every": 0,
-    "training.log_every": 1,
+# What keys were called in the first version.
+RENAMED = {
+    "training.lr": "optimizer.lr",
+    "training.embedding_lr": "optimizer.table_lr",
+    "training.weight_decay": "optimizer.options.weight_decay",
+    "training.lr_decay": "schedule, as in {name: ExponentialLR, options: {gamma: 0.7}}",
 }
 
 
@@ -143,61 +239,53 @@ _AT_LEAST = {
 class Config:
     """All of a run. Built by ``load`` or in Python; either way wrong types and values raise ``ValueError``.
 
-    >>> Config(training=TrainingConfig(epochs=3)).override(["training.lr=1e-4"]).training
-    TrainingConfig(epochs=3, lr=0.0001, ...)
+    >>> Config(training=TrainingConfig(epochs=3)).override(["optimizer.lr=1e-4"]).optimizer
+    OptimizerConfig(name='LazyAdam', lr=0.0001, ...)
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            part = getattr(self, f.name)
-            object.__setattr__(self, f.name, _section(SECTIONS[f.name], vars(part), f.name))
-        for where, least in _AT_LEAST.items():
-            section, key = where.split(".")
-            value = getattr(getattr(self, section), key)
-            if value is not None and not value >= least:
-                raise ValueError(f"{where} must be at least {least}, got {value}")
-        if self.training.seed >= 1 << 64:
-            raise ValueError(f"training.seed must be below 2^64, got {self.training.seed}")
-        for key in ("lr", "embedding_lr", "lr_decay", "clip_norm"):
-            value = getattr(self.training, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"training.{key} must be above 0, got {value}")
+            if not isinstance(getattr(self, f.name), SECTIONS[f.name]):
+                kind = SECTIONS[f.name].__name__
+                raise ValueError(f"{f.name} must be a {kind}, got {type(getattr(self, f.name)).__name__}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain data, section to key to value, for YAML and checkpoints."""
-        return {section: dict(vars(getattr(self, section))) for section in SECTIONS}
+        return {section: plain(getattr(self, section)) for section in SECTIONS}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Config:
+    def from_dict(cls, given: Mapping[str, Any]) -> Config:
         """The inverse of ``to_dict``; sections and keys may be left out.
 
         Raises ``ValueError`` naming an unknown section or key with the nearest known ones, or a value of the
         wrong type with the allowed one.
         """
-        for key in plain:
+        for key in given:
             if key not in SECTIONS:
                 raise unknown_name("section", str(key), SECTIONS)
-        return cls(**{name: _section(SECTIONS[name], value, name) for name, value in plain.items()})
+        return cls(**{name: _section(SECTIONS[name], values) for name, values in given.items()})
 
     def override(self, words: Iterable[str]) -> Config:
         """The config with ``section.key=value`` words applied; values are YAML (``null``, ``true``, ``[1,
         2]``).
 
-        A key of a free section goes deeper: ``model.options.embedding_dim=16``.
+        A key that holds a mapping goes deeper: ``model.options.embedding.size=16``.
         """
-        plain = self.to_dict()
+        changed: dict[str, Any] = dict(self.to_dict())
         for word in words:
             where, equals, text = word.partition("=")
             path = where.split(".")
             if not equals or len(path) < 2 or not all(path):
                 raise ValueError(f"an override must look like section.key=value, got {word!r}")
-            # Whole names are checked by from_dict; here only the way to the value is made.
-            inner: dict[str, Any] = plain
+            # from_dict checks the names; here the mappings on the way to the value are copied or created.
+            inner = changed
             for step, key in enumerate(path[:-1]):
                 below = inner.get(key)
                 if not isinstance(below, dict):
@@ -212,18 +300,15 @@ class Config:
                 inner[path[-1]] = _from_yaml(text)
             except _yaml().YAMLError as error:
                 raise ValueError(f"the value in {word!r} is not YAML: {' '.join(str(error).split())}") from None
-        return Config.from_dict(plain)
+        return Config.from_dict(changed)
 
     def with_(self, section: str, **changes: Any) -> Config:
         """The config with keys of one section replaced."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
 
-SECTIONS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "output": OutputConfig,
+SECTIONS: dict[str, type[_Section]] = {
+    kind.NAME: kind for kind in (DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, OutputConfig)
 }
 
 
@@ -232,24 +317,33 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
     Raises ``FileNotFoundError`` without the file and ``ValueError`` for what is wrong in it, naming the file.
     """
-    if path is None:
-        return Config().override(overrides)
+    return (Config() if path is None else from_file(path, read(path))).override(overrides)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of sections holds, unchecked. Raises ``ValueError`` naming a file that is none."""
     try:
-        plain = _from_yaml(Path(path).read_text()) or {}
+        given = _from_yaml(Path(path).read_text()) or {}
     except (_yaml().YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} must hold sections, {', '.join(SECTIONS)}, got {type(plain).__name__}")
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} must hold sections, {', '.join(SECTIONS)}, got {type(given).__name__}")
+    return given
+
+
+def from_file(path: str | Path, given: Mapping[str, Any]) -> Config:
+    """The config of what a file holds. Raises ``ValueError`` naming the file for what is wrong in it."""
     try:
-        config = Config.from_dict(plain)
+        if given.get("version", VERSION) != VERSION:
+            raise ValueError(f"version must be {VERSION}, got {given['version']!r}")
+        return Config.from_dict({name: values for name, values in given.items() if name != "version"})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return config.override(overrides)
 
 
 def dump(config: Config) -> str:
     """The config as YAML text that ``load`` reads back."""
-    text: str = _yaml().safe_dump(config.to_dict(), sort_keys=False)
+    text: str = _yaml().safe_dump({"version": VERSION, **config.to_dict()}, sort_keys=False)
     return text
 
 
@@ -293,58 +387,10 @@ def _from_yaml(text: str) -> Any:
     return yaml.load(text, Reader)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> ValueError:
-    """The error for a misspelt name, with the nearest ones or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-    return ValueError(f"unknown {kind} {where}{'.' if where else ''}{name}: {hint}")
-
-
-def _section(kind: type, values: object, where: str) -> Any:
-    """``kind`` made of ``values``, a mapping, each checked against the field's type."""
-    hints = typing.get_type_hints(kind)
-    if values is None:  # an empty section of a YAML file
-        values = {}
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a section with keys, {', '.join(hints)}, got {values!r}")
-    given = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_name("key", str(key), hints, where)
-        given[key] = _value(hints[key], value, f"{where}.{key}")
-    return kind(**given)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    unions = (typing.Union, types.UnionType)
-    options = typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
-    for option in options:
-        fits, result = _fit(option, value)
-        if fits:
-            return result
-    allowed = " or ".join(_words(option) for option in options)
-    raise ValueError(f"{where} must be {allowed}, got {value!r}")
-
-
-def _fit(option: Any, value: Any) -> tuple[bool, Any]:
-    """Whether ``value`` is of one plain type, a Literal or a mapping, and the value to keep."""
-    origin = typing.get_origin(option)
-    if origin is Literal:
-        return isinstance(value, str) and value in typing.get_args(option), value
-    if option is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return fits, float(value) if fits else None
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    if origin is dict:
-        fits = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-        return fits, dict(value) if fits else None
-    return isinstance(value, option), value
-
-
-def _words(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return "one of " + ", ".join(repr(a) for a in typing.get_args(option))
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(option, "a mapping from names to values")
+def _section(kind: type[_Section], values: object) -> Any:
+    """The section made of a mapping; of none (an empty section of a YAML file) that of the defaults."""
+    if isinstance(values, Mapping):
+        for key in values:
+            if (new := RENAMED.get(f"{kind.NAME}.{key}")) is not None:
+                raise ValueError(f"the key {kind.NAME}.{key} is now {new}")
+    return from_mapping(kind, {} if values is None else values, kind.NAME)

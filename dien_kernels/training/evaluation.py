@@ -14,8 +14,9 @@ from torch import nn
 from dien_kernels.data import Loader, Prepared
 from dien_kernels.ops import use_backend
 from dien_kernels.training import checkpoint, setup
-from dien_kernels.training.config import Config, load
+from dien_kernels.training.config import Config
 from dien_kernels.training.metrics import Metrics, measure
+from dien_kernels.training.upgrade import load_saved
 
 BEST, CONFIG = "best.pt", "config.yaml"
 RESULT, PREDICTIONS = "result.json", "predictions-test.parquet"
@@ -89,7 +90,7 @@ def open_run(
     folder = Path(folder)
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG}")
-    config = load(folder / CONFIG).with_("output", folder=str(folder)).override(overrides or [])
+    config = load_saved(folder / CONFIG).with_("output", folder=str(folder)).override(overrides or [])
     if prepared is None:
         prepared = setup.open_data(config, reuse=True)
     content = checkpoint.load(folder / setup.CHECKPOINTS / BEST)

@@ -11,6 +11,7 @@ from typing import Any
 from dien_kernels.training.checkpoint import atomic
 
 FILE = "log.jsonl"
+WORDS = {"auc": "AUC", "user_auc": "per-user AUC", "log_loss": "log loss"}  # the names of metrics in messages
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ class Log:
     Args:
         folder: of the run.
         total: steps done so far: lines after them, of a run that was killed later, are removed.
-        expected: steps of the whole training, for the bar.
+        expected: the number of steps of the training, for the progress bar.
     """
 
     def __init__(self, folder: Path, *, total: int, expected: int, tensorboard: bool, progress: bool) -> None:
@@ -78,19 +79,20 @@ class Log:
             shown = {word: values[key] for key, word in names.items() if values.get(key) is not None}
             self._bar.set_postfix({k: f"{v:.0f}" if k == "samples/s" else f"{v:.4f}" for k, v in shown.items()})
 
-    def valid(self, total: int, epoch: int, values: dict[str, Any]) -> None:
-        """A validation after ``total`` steps."""
+    def valid(self, total: int, epoch: int, values: dict[str, Any], metric: str = "auc") -> None:
+        """A validation after ``total`` steps; the message shows the value of ``metric``."""
         self._write({"kind": "valid", "total": total, "epoch": epoch, **values})
-        auc = values["auc"]
-        self.say(f"epoch {epoch + 1}, step {total}: validation AUC {'nan' if auc is None else f'{auc:.4f}'}")
+        value = values[metric]
+        words = "nan" if value is None else f"{value:.4f}"
+        self.say(f"epoch {epoch + 1}, step {total}: validation {WORDS[metric]} {words}")
 
     def say(self, text: str) -> None:
-        """A line for the reader, above the bar."""
+        """Print a line above the progress bar; nothing without a bar."""
         if self._bar is not None:
             self._bar.write(text)
 
     def warn(self, text: str) -> None:
-        """A warning, which the reader gets with and without a bar."""
+        """Issue a warning, with and without a progress bar."""
         warnings.warn(text, stacklevel=3)
 
     def _write(self, row: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -11,6 +12,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dien_kernels.batch import Batch
 from dien_kernels.data import Prepared
 from dien_kernels.ops import use_backend
 from dien_kernels.training import checkpoint, setup
-from dien_kernels.training.config import Config, differences, dump
+from dien_kernels.training.config import VERSION, Config, differences, dump
 from dien_kernels.training.evaluation import (
     BEST,
     CONFIG,
@@ -32,13 +35,16 @@ from dien_kernels.training.evaluation import (
     check_fingerprint,
     predict,
 )
-from dien_kernels.training.logs import Log
-from dien_kernels.training.metrics import measure
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training.logs import WORDS, Log
+from dien_kernels.training.metrics import HIGHER_IS_BETTER, measure
+from dien_kernels.training.optimizer import make_optimizer
 from dien_kernels.training.report import write_report
+from dien_kernels.training.schedule import make_schedule
+from dien_kernels.training.step import training_step
+from dien_kernels.training.upgrade import upgrade_checkpoint
 
 
-class Interrupted(Exception):  # noqa: N818, the user's wish is no error
+class Interrupted(Exception):  # noqa: N818, a stop that the user asked for is no error
     """SIGINT came; the state is saved, and ``command`` goes on from there."""
 
     def __init__(self, folder: Path) -> None:
@@ -85,9 +91,9 @@ class State:
     """The place in a run and what has to be remembered there.
 
     Attributes:
-        epoch, step: the epoch and the number of its batches done; ``total`` over all epochs.
+        epoch, step: the epoch and the number of its steps done; ``total`` over all epochs.
         validated: ``total`` at the last validation.
-        best_auc, best_total: of the best validation so far.
+        best, best_total: the best value of ``training.metric`` so far (None: there is none), and ``total`` there.
         worse: validations since then.
         stopped: early stopping has ended the training.
         seconds, rows: spent and seen in training steps.
@@ -97,7 +103,7 @@ class State:
     step: int = 0
     total: int = 0
     validated: int = 0
-    best_auc: float = -math.inf
+    best: float | None = None
     best_total: int = 0
     worse: int = 0
     stopped: bool = False
@@ -130,14 +136,15 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     if not resume and checkpoint.steps(folder / setup.CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
     found = checkpoint.load_latest(folder / setup.CHECKPOINTS) if resume else None
-    if found is not None:
-        changed = differences(found[0]["config"], config.to_dict())
+    content = None if found is None else upgrade_checkpoint(found[0])
+    if content is not None:
+        changed = differences(Config.from_dict(content["config"]).to_dict(), config.to_dict())
         if changed:
             raise ValueError(f"cannot resume {folder} with another config: {'; '.join(changed)}")
     if prepared is None:
         prepared = setup.open_data(config, reuse=resume)
-    if found is not None:
-        check_fingerprint(found[0], prepared)
+    if content is not None:
+        check_fingerprint(content, prepared)
     folder.mkdir(parents=True, exist_ok=True)
     with checkpoint.atomic(folder / CONFIG) as file:
         file.write(dump(config).encode())
@@ -145,7 +152,7 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     for place in (folder, folder / setup.CHECKPOINTS):
         checkpoint.remove_leftovers(place)
     with use_backend(config.training.backend), _Interrupt() as interrupt:
-        trainer = _Trainer(config, prepared, interrupt, found[0] if found is not None else None)
+        trainer = _Trainer(config, prepared, interrupt, content)
         with trainer.log:
             try:
                 result = trainer.run()
@@ -166,12 +173,21 @@ class _Trainer:
         self.folder = Path(config.output.folder)
         self.device = setup.device_of(config)
         self.model: Any = setup.make_model(config, prepared.schema)
-        options = config.training
+        options, chosen = config.training, config.optimizer
         self.optimizer = make_optimizer(
-            self.model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
+            self.model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options
         )
-        self.initial_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler("cuda", enabled=options.amp == "float16" and self.device.type == "cuda")
+        self.higher_is_better = HIGHER_IS_BETTER[options.metric]
+        self.schedule: Any = None
+        if config.schedule.name is not None:
+            self.schedule = make_schedule(
+                self.optimizer,
+                config.schedule.name,
+                config.schedule.options,
+                higher_is_better=self.higher_is_better,
+            )
+        self.every = "validation" if isinstance(self.schedule, ReduceLROnPlateau) else config.schedule.every
+        self.scaler = setup.make_scaler(config)
         self.loaders = {s: setup.open_loader(config, prepared, s) for s in ("train", "valid", "test")}
         for split, loader in self.loaders.items():
             if loader.steps(0) == 0:
@@ -180,10 +196,12 @@ class _Trainer:
         if content is not None:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(content["schedule"])
             self.scaler.load_state_dict(content["scaler"])
             self.state = State(**content["state"])
             self._look_for_best()
-        expected = sum(self.loaders["train"].steps(e) for e in range(options.epochs))
+        expected = sum(-(-self.loaders["train"].steps(e) // options.accumulate) for e in range(options.epochs))
         output = config.output
         self.log = Log(
             self.folder,
@@ -193,6 +211,7 @@ class _Trainer:
             progress=output.progress,
         )
         self.finishing = False
+        self.autocast = functools.partial(setup.autocast, config)
         self._clear()
 
     def _look_for_best(self) -> None:
@@ -203,7 +222,7 @@ class _Trainer:
             checkpoint.load(self.folder / setup.CHECKPOINTS / BEST)
         except checkpoint.CheckpointError as error:
             warnings.warn(f"{error}; the best model from here on counts as the best", stacklevel=2)
-            self.state.best_auc, self.state.validated = -math.inf, -1
+            self.state.best, self.state.validated = None, -1
 
     def run(self) -> dict[str, Any]:
         state, options = self.state, self.config.training
@@ -215,17 +234,17 @@ class _Trainer:
 
     def _epoch(self) -> None:
         state, options = self.state, self.config.training
-        for group, lr in zip(self.optimizer.param_groups, self.initial_lr, strict=True):
-            group["lr"] = lr * options.lr_decay**state.epoch
         self._validate_if_due()  # the interruption may have come between a step and its validation
         if state.stopped:
             return self.save()
-        for batch in setup.batches(self.config, self.loaders["train"], state.epoch, state.step):
+        start = state.step * options.accumulate
+        batches = setup.batches(self.config, self.loaders["train"], state.epoch, start)
+        while group := list(islice(batches, options.accumulate)):
             self.interrupt.check()
             started = time.perf_counter()
-            self._step(batch)
+            self._step(group)
             state.seconds += time.perf_counter() - started
-            state.rows += batch.rows
+            state.rows += sum(batch.rows for batch in group)
             state.step += 1
             state.total += 1
             self.log.step()
@@ -240,29 +259,31 @@ class _Trainer:
         self._write_window()
         if state.validated != state.total:
             self._validate()
+        if self.schedule is not None and self.every == "epoch":
+            self.schedule.step()
         state.epoch += 1
         state.step = 0
         self.save()
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batches: list[Batch]) -> None:
         options, state = self.config.training, self.state
         setup.seed_step(options.seed, state.epoch, state.step)
-        batch = batch.to(self.device, non_blocking=True)
         self.model.train()
-        with setup.autocast(self.config):
-            output = self.model(batch)
-            losses = self.model.loss(output, batch.label)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.total).backward()
-        if options.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            clip_grad_norm(self.model.parameters(), options.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        auxiliary = losses.auxiliary
-        values = (losses.total, losses.click, losses.click.new_zeros(()) if auxiliary is None else auxiliary)
-        self._losses.append(torch.stack([v.detach().double() for v in values]))
-        self._rows.append(torch.stack([batch.label, output.logits.detach().float()]))  # type: ignore[list-item]
+        result = training_step(
+            self.model,
+            batches,
+            self.optimizer,
+            device=self.device,
+            scaler=self.scaler,
+            clip_norm=options.clip_norm,
+            autocast=self.autocast,
+        )
+        if self.schedule is not None and self.every == "step":
+            self.schedule.step()
+        auxiliary = result.auxiliary
+        values = (result.total, result.click, result.click.new_zeros(()) if auxiliary is None else auxiliary)
+        self._losses.append(torch.stack([v.double() for v in values]))
+        self._rows.append(torch.stack([result.label, result.logits.float()]))
 
     def _clear(self) -> None:
         self._losses: list[Tensor] = []
@@ -287,7 +308,7 @@ class _Trainer:
 
     def _diverged(self, what: str) -> FloatingPointError:
         return FloatingPointError(
-            f"{what} near step {self.state.total} (epoch {self.state.epoch + 1}): lower training.lr or "
+            f"{what} near step {self.state.total} (epoch {self.state.epoch + 1}): lower optimizer.lr or "
             f"training.clip_norm; the checkpoints in {self.folder / setup.CHECKPOINTS} are from before"
         )
 
@@ -308,15 +329,20 @@ class _Trainer:
         predictions = predict(self.model, self.loaders["valid"], self.config, self.interrupt.check)
         if not np.isfinite(predictions.logit).all():
             raise self._diverged("the logits of the validation are not finite")
-        metrics = predictions.measure()
-        self.log.valid(state.total, state.epoch, metrics.to_dict())
+        metrics, name = predictions.measure(), options.metric
+        value: float = getattr(metrics, name)
+        self.log.valid(state.total, state.epoch, metrics.to_dict(), name)
         state.validated = state.total
-        if "auc" in metrics.reasons:
-            self.log.warn(f"no validation AUC, {metrics.reasons['auc']}: the newest model counts as the best")
-        if math.isnan(metrics.auc) or metrics.auc > state.best_auc:
-            state.best_auc = -math.inf if math.isnan(metrics.auc) else metrics.auc
+        if name in metrics.reasons:
+            why = metrics.reasons[name]
+            self.log.warn(f"no validation {WORDS[name]}, {why}: the newest model counts as the best")
+        if self.every == "validation" and not math.isnan(value):
+            self.schedule.step(value)
+        if self._is_better(value):
+            state.best = None if math.isnan(value) else value
             state.best_total, state.worse = state.total, 0
             content = {
+                "version": VERSION,
                 "model": self.model.state_dict(),
                 "config": self.config.to_dict(),
                 "fingerprint": self.prepared.fingerprint,
@@ -328,8 +354,14 @@ class _Trainer:
             state.worse += 1
             if options.patience and state.worse >= options.patience:
                 state.stopped = True
-                self.log.say(f"stopped early: {state.worse} validations without a better AUC")
+                self.log.say(f"stopped early: {state.worse} validations without a better {WORDS[name]}")
         self._since = time.perf_counter()
+
+    def _is_better(self, value: float) -> bool:
+        best = self.state.best
+        if math.isnan(value) or best is None:
+            return True
+        return value > best if self.higher_is_better else value < best
 
     def save(self, *, required: bool = False) -> None:
         """Write a step checkpoint; a disk that refuses is reported, and an error only where it is
@@ -337,8 +369,10 @@ class _Trainer:
         self._write_window()
         self._check_weights()
         content = {
+            "version": VERSION,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "state": asdict(self.state),
             "config": self.config.to_dict(),

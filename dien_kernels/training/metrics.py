@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+# The metrics that a validation can be judged by.
+HIGHER_IS_BETTER = {"auc": True, "user_auc": True, "log_loss": False}
+
 
 class Metrics(NamedTuple):
     """What a set of predictions is worth.
@@ -69,11 +72,10 @@ def measure(label: Array, logit: Array, group: Array | None = None) -> Metrics:
 
 
 def user_auc(label: Array, logit: Array, group: Array) -> tuple[float, int]:
-    """The mean of the users' own AUCs, weighted by their rows (impressions), over users that have both
-    classes::
+    """The mean of the users' own AUCs, weighted by their rows (impressions), over users that have both classes::
 
-        sum_u n_u AUC_u / sum_u n_u        AUC_u = (sum of the ranks of u's clicks - P(P + 1) / 2) / (P (n_u -
-        P))
+        sum_u n_u AUC_u / sum_u n_u
+        AUC_u = (sum of the ranks of u's clicks - P(P + 1) / 2) / (P (n_u - P))
 
     with ranks inside the user's rows, ties sharing their mean rank, and P the user's clicks (the GAUC of the
     DIN paper, arXiv 1706.06978, section 6.2). Returns it (nan without any such user) and the number of users
@@ -129,8 +131,8 @@ def weighted_auc(label: Array, logit: Array, weights: Array) -> NDArray[np.float
 def bootstrap_difference(
     label: Array,
     group: Array,
-    ours: list[Array],
-    theirs: list[Array],
+    first: list[Array],
+    second: list[Array],
     *,
     samples: int = 1000,
     seed: int = 0,
@@ -146,12 +148,12 @@ def bootstrap_difference(
 
     Args:
         label, group: [B].
-        ours, theirs: logits [B], one array a seed, paired in order.
+        first, second: logits [B], one array a seed, paired in order.
         samples: draws.
         seed: of the draws.
     """
-    if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"ours and theirs must hold one array a seed, got {len(ours)} and {len(theirs)}")
+    if len(first) != len(second) or not first:
+        raise ValueError(f"first and second must hold one array a seed, got {len(first)} and {len(second)}")
     user = np.unique(group, return_inverse=True)[1].ravel()
     users = int(user.max()) + 1
     generator = np.random.default_rng(seed)
@@ -162,12 +164,12 @@ def bootstrap_difference(
         counts = generator.multinomial(users, np.full(users, 1 / users), size=size)
         rows = counts[:, user]
         differences[start : start + size] = np.mean(
-            [weighted_auc(label, a, rows) - weighted_auc(label, b, rows) for a, b in zip(ours, theirs, strict=True)],
+            [weighted_auc(label, a, rows) - weighted_auc(label, b, rows) for a, b in zip(first, second, strict=True)],
             axis=0,
         )
     every = np.ones((1, len(user)))
     mean = np.mean(
-        [weighted_auc(label, a, every) - weighted_auc(label, b, every) for a, b in zip(ours, theirs, strict=True)]
+        [weighted_auc(label, a, every) - weighted_auc(label, b, every) for a, b in zip(first, second, strict=True)]
     )
     low, high = np.nanquantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(mean), float(low), float(high)

@@ -1,14 +1,16 @@
-"""One optimiser for dense parameters and embedding tables with sparse gradients; clipping by their common
-norm."""
+"""Optimizers for dense parameters and for embedding tables with sparse gradients; clipping by their common norm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer, SparseAdam
+from torch.optim import Adam, Optimizer, SparseAdam
+
+from dien_kernels._options import unknown_name
 
 
 class _RowAdam(SparseAdam):
@@ -60,7 +62,7 @@ class LazyAdam(Optimizer):
     of v.
 
     Args:
-        dense: parameters with dense gradients; may be empty.
+        dense: parameters with dense gradients, or groups of them, as ``torch.optim.Adam`` takes them; may be empty.
         tables: parameters with sparse gradients; may be empty.
         lr: step size.
         table_lr: that of the tables; None: ``lr``.
@@ -74,7 +76,7 @@ class LazyAdam(Optimizer):
 
     def __init__(
         self,
-        dense: Iterable[Tensor],
+        dense: Iterable[Tensor] | Iterable[dict[str, Any]],
         tables: Iterable[Tensor],
         lr: float = 1e-3,
         *,
@@ -83,16 +85,19 @@ class LazyAdam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        dense, tables = list(dense), list(tables)
+        dense, tables = list(dense), list(tables)  # type: ignore[assignment]
+        every: list[Tensor] = []
+        for one in dense:
+            every += one["params"] if isinstance(one, dict) else [one]
         if not dense and not tables:
             raise ValueError("dense and tables must hold at least one parameter, got none")
         self._dense: Adam | None = None
         self._tables: _RowAdam | None = None
         if dense:
-            self._dense = Adam(dense, lr, betas, eps, weight_decay, fused=_can_fuse(dense))
+            self._dense = Adam(dense, lr, betas, eps, weight_decay, fused=_can_fuse(every))
         if tables:
             self._tables = _RowAdam(tables, lr if table_lr is None else table_lr, betas, eps)
-        super().__init__([*dense, *tables], {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__([*every, *tables], {"lr": lr, "betas": betas, "eps": eps})
         self._share()
 
     def _parts(self) -> list[Optimizer]:
@@ -117,14 +122,6 @@ class LazyAdam(Optimizer):
             part.step()
         return loss
 
-    def moments(self, parameter: Tensor) -> dict[str, Any]:
-        """The optimiser's memory of ``parameter``: "step", "exp_avg", "exp_avg_sq"; empty before the first
-        step."""
-        for part in self._parts():
-            if parameter in part.state:
-                return dict(part.state[parameter])
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         parts = {"dense": self._dense, "tables": self._tables}
         return {name: None if part is None else part.state_dict() for name, part in parts.items()}
@@ -143,49 +140,114 @@ class LazyAdam(Optimizer):
         self._share()
 
 
+def _tables_of(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    return [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+
+
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(dense, tables): the trainable parameters of ``model``, and of them those with sparse gradients."""
-    tables = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
-    }
+    """(dense, tables): the trainable parameters of ``model`` with dense gradients, and the tables with sparse ones."""
+    tables = {id(module.weight) for module in _tables_of(model) if module.sparse}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [p for p in trained if id(p) not in tables], [p for p in trained if id(p) in tables]
 
 
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "LazyAdam": LazyAdam,
+    **{
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+    },
+}
+_GIVEN = ("params", "dense", "tables", "lr", "table_lr")  # arguments that are no options of their own
+
+
+def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a name that is no optimizer, or options that are not the optimizer's, with what comes
+    close."""
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+    known = [option for option in inspect.signature(OPTIMIZERS[name]).parameters if option not in _GIVEN]
+    for option in options:
+        if option not in known:
+            raise unknown_name("option", str(option), known, "optimizer.options")
+
+
 def make_optimizer(
     model: nn.Module,
-    kind: str = "adam",
+    name: str = "LazyAdam",
     *,
     lr: float = 1e-3,
-    embedding_lr: float | None = None,
-    weight_decay: float = 0.0,
+    table_lr: float | None = None,
+    **options: Any,
 ) -> Optimizer:
-    """The optimiser of a model with sparse tables, dense ones or none.
+    """The optimizer of a model with sparse embedding tables, dense ones or none.
 
     Args:
         model: the module whose trainable parameters are to be moved.
-        kind: "adam", ``LazyAdam``; or "sgd", ``torch.optim.SGD`` without momentum, for which sparse and dense
-            gradients are one and the same step.
-        lr, embedding_lr: step sizes of dense parameters and of sparse tables (None: the same).
-        weight_decay: L2 on dense parameters.
+        name: "LazyAdam", or a class of ``torch.optim``.
+        lr: the step size.
+        table_lr: the step size of the embedding tables, sparse and dense ones (None: the same).
+        **options: the class's own. ``weight_decay`` acts on parameters with dense gradients alone: on a sparse table it
+            would touch every row in every step.
 
-    Raises ``ValueError`` for another kind, and for a model without trainable parameters.
+    Raises ``ValueError`` for an unknown name or option, for a value that torch refuses, for a model without trainable
+    parameters, and for an optimizer that cannot take the gradients of the model, with what to do.
     """
+    check_optimizer(name, options)
+    kind: Any = OPTIMIZERS[name]
     dense, tables = split_parameters(model)
-    if kind == "adam":
-        return LazyAdam(dense, tables, lr, table_lr=embedding_lr, weight_decay=weight_decay)
-    if kind != "sgd":
-        raise ValueError(f"kind must be 'adam' or 'sgd', got {kind!r}")
-    groups = [
-        {"params": dense, "lr": lr, "weight_decay": weight_decay},
-        {"params": tables, "lr": lr if embedding_lr is None else embedding_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    if not dense and not tables:
         raise ValueError("model must have trainable parameters, got none")
-    return SGD(groups, lr)
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    groups: list[dict[str, Any]] = [{"params": dense}]
+    if table_lr is not None:  # dense tables are parameters like others, but for their step size
+        own = {id(table.weight) for table in _tables_of(model)}
+        groups = [{"params": [p for p in dense if id(p) not in own]}]
+        groups += [{"params": [p for p in dense if id(p) in own], "lr": table_lr}]
+    groups = [group for group in groups if group["params"]]
+    try:
+        if kind is LazyAdam:
+            first = dense if table_lr is None else groups
+            return LazyAdam(first, tables, lr, table_lr=table_lr, **options)
+        if tables:
+            group = {"params": tables, "lr": lr if table_lr is None else table_lr}
+            if "weight_decay" in inspect.signature(kind).parameters:
+                group["weight_decay"] = 0.0
+            groups.append(group)
+        optimizer: Optimizer = kind(groups, lr=lr, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the optimizer {name} refuses its options or the model: {error}") from error
+    if tables and (reason := _refuses(kind, lr, options, tables[0].device, sparse=True)) is not None:
+        raise ValueError(
+            f"the optimizer {name} cannot take the sparse gradients of the embedding tables ({reason}): make the model "
+            "with sparse=False (model.options.embedding.sparse=false), or take LazyAdam"
+        )
+    if dense and (reason := _refuses(kind, lr, options, dense[0].device, sparse=False)) is not None:
+        raise ValueError(f"the optimizer {name} cannot move parameters with dense gradients ({reason})")
+    return optimizer
+
+
+def _refuses(kind: Any, lr: float, options: Mapping[str, Any], device: torch.device, *, sparse: bool) -> str | None:
+    """Why an optimizer does not move a parameter by a gradient of this kind, tried in two steps; None if it does.
+
+    torch has no list of the optimizers that take sparse gradients, and it depends on their options, too.
+    """
+    parameter = nn.Parameter(torch.zeros(3, 2, device=device))
+    if sparse and "weight_decay" in options:
+        options = {**options, "weight_decay": 0.0}
+    try:
+        optimizer = kind([parameter], lr=lr, **options)
+        for _ in range(2):
+            gradient = torch.ones(3, 2, device=device)
+            if sparse:
+                row = torch.tensor([[1]], device=device)
+                gradient = torch.sparse_coo_tensor(row, gradient[:1], (3, 2), check_invariants=False)
+            parameter.grad = gradient
+            optimizer.step()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 @torch.no_grad()
@@ -194,8 +256,7 @@ def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Te
 
     ``torch.nn.utils.clip_grad_norm_`` for gradients of which some are sparse, where it raises. A sparse
     gradient is coalesced first: rows that were read twice count by the sum of their parts, as in the dense
-        gradient. Nothing is
-    read on the host. Raises ``ValueError`` for a negative ``max_norm``.
+    gradient. Nothing is read on the host. Raises ``ValueError`` for a negative ``max_norm``.
     """
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")

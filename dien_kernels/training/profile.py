@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +14,8 @@ from dien_kernels.data import Prepared
 from dien_kernels.ops import use_backend
 from dien_kernels.training import setup
 from dien_kernels.training.config import Config
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
+from dien_kernels.training.optimizer import make_optimizer
+from dien_kernels.training.step import training_step
 
 PARTS = (
     "data",
@@ -50,7 +52,7 @@ class _Clock:
 
 
 class _Parts:
-    """The model's ``part`` hook: times the forward and remembers which autograd nodes each part made."""
+    """The model's ``part`` hook: times the forward and remembers which autograd nodes each part created."""
 
     def __init__(self, clock: _Clock) -> None:
         self._clock = clock
@@ -58,7 +60,7 @@ class _Parts:
         self.spans: list[tuple[int, int, str]] = []
 
     def number(self) -> int:
-        """Autograd numbers nodes in the order of their making; a node made now tells how far it has got."""
+        """The number of the next autograd node: nodes are numbered in the order in which they are created."""
         node: Any = (self._leaf + 0).grad_fn
         return int(node._sequence_nr())
 
@@ -72,7 +74,7 @@ class _Parts:
         self.spans.append((start, self.number(), name))
 
     def of(self, number: int) -> str:
-        """The innermost part that made the node with this number."""
+        """The innermost part during which the node with this number was created."""
         inside = [(end - start, name) for start, end, name in self.spans if start <= number < end]
         return min(inside)[1] if inside else "loss"
 
@@ -88,7 +90,7 @@ def _nodes(root: Any) -> Iterator[Any]:
 
 
 def _hook_backward(loss: torch.Tensor, parts: _Parts, clock: _Clock) -> None:
-    """Before each node of the backward runs, the clock is told whose it is."""
+    """Let the clock change to a node's part before each node of the backward pass runs."""
 
     def hook(name: str) -> Callable[[Any], None]:
         return lambda gradients: clock.mark(name)
@@ -112,41 +114,47 @@ def time_parts(config: Config, prepared: Prepared, *, steps: int = 20, warm: int
     """
     device = setup.device_of(config)
     model: Any = setup.make_model(config, prepared.schema)
-    options = config.training
-    optimizer = make_optimizer(
-        model, lr=options.lr, embedding_lr=options.embedding_lr, weight_decay=options.weight_decay
-    )
+    options, chosen = config.training, config.optimizer
+    optimizer = make_optimizer(model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options)
     loader = setup.open_loader(config, prepared, "train")
     clock = _Clock(device)
+    scaler = setup.make_scaler(config)
     done = 0
+
+    def watch(part: str, loss: torch.Tensor | None) -> None:
+        if part == "forward":
+            model.part = _Parts(clock)
+            clock.mark("other", clock.forward)
+        elif part == "loss":
+            clock.mark("loss")
+        elif part == "backward":
+            _hook_backward(cast(torch.Tensor, loss), model.part, clock)
+            clock.mark("loss", clock.backward)
+        elif part == "optimizer":
+            clock.mark("optimiser", clock.forward)
+        else:
+            clock.mark("data")
+
     with use_backend(options.backend):
         while done < warm + steps:
-            for batch in setup.batches(config, loader, 0):
+            batches = setup.batches(config, loader, 0)
+            while done < warm + steps and (group := list(islice(batches, options.accumulate))):
                 if done == warm:
                     clock.mark("data")
                     clock.forward.clear()
                     clock.backward.clear()
-                parts = _Parts(clock)
-                model.part = parts
-                clock.mark("other")
-                batch = batch.to(device)
                 setup.seed_step(options.seed, 0, done)
-                with setup.autocast(config):
-                    output = model(batch)
-                    clock.mark("loss")
-                    loss = model.loss(output, batch.label).total
-                _hook_backward(loss, parts, clock)
-                clock.mark("loss", clock.backward)
-                loss.backward()
-                clock.mark("optimiser", clock.forward)
-                if options.clip_norm is not None:
-                    clip_grad_norm(model.parameters(), options.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                clock.mark("data")
+                training_step(
+                    model,
+                    group,
+                    optimizer,
+                    device=device,
+                    scaler=scaler,
+                    clip_norm=options.clip_norm,
+                    autocast=lambda: setup.autocast(config),
+                    watch=watch,
+                )
                 done += 1
-                if done == warm + steps:
-                    break
     order = {name: i for i, name in enumerate(PARTS)}
     return {
         side: {k: 1e3 * v / steps for k, v in sorted(times.items(), key=lambda kv: order.get(kv[0], len(PARTS)))}

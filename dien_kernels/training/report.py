@@ -138,7 +138,7 @@ def _time_chart(times: dict[str, dict[str, float]]) -> Any:
     names = [p for p in PARTS if any(p in times[side] for side in times)]
     forward, backward = ([times[side].get(p, 0.0) for p in names] for side in ("forward", "backward"))
     axes.barh(names, forward, label="forward (data, optimiser: all of it)")
-    axes.barh(names, backward, left=forward, label="backward of what the part made")
+    axes.barh(names, backward, left=forward, label="backward of the part's autograd nodes")
     axes.invert_yaxis()
     axes.set(xlabel="ms a step")
     axes.legend()
@@ -146,16 +146,16 @@ def _time_chart(times: dict[str, dict[str, float]]) -> Any:
 
 
 def _time_table(times: dict[str, dict[str, float]], steps: int) -> str:
-    whole = sum(sum(side.values()) for side in times.values())
+    total = sum(sum(side.values()) for side in times.values())
     rows = []
     for part in PARTS:
         forward, backward = times["forward"].get(part, 0.0), times["backward"].get(part, 0.0)
         if forward or backward:
-            share = 100 * (forward + backward) / whole
+            share = 100 * (forward + backward) / total
             rows.append([part, f"{forward:.2f}", f"{backward:.2f}", f"{share:.0f} %"])
     note = (
-        f"<p>Means of {steps} steps with {torch.get_num_threads()} thread(s); {whole:.1f} ms a step with the "
-        "clock running. Backward: every autograd node counts for the part whose forward made it. Data: the "
+        f"<p>Means of {steps} steps with {torch.get_num_threads()} thread(s); {total:.1f} ms a step with the "
+        "clock running. Backward: each autograd node counts for the part whose forward created it. Data: the "
         "wait for a batch. Loss: what follows the last part. Other: what no part claims.</p>"
     )
     return _table(["part", "forward, ms", "backward, ms", "share"], rows) + note

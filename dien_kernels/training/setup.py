@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from dien_kernels._options import unknown_name
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.data import Loader, Prepared, prepare
 from dien_kernels.models import build
 from dien_kernels.training.checkpoint import atomic
-from dien_kernels.training.config import Config, unknown_name
+from dien_kernels.training.config import Config
 
 PREPARED, CHECKPOINTS = "prepared", "checkpoints"  # folders of a run
 
@@ -67,8 +68,8 @@ def prepare_options(given: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a name that ``prepare`` does not have.
     """
-    ours = ("sources", "out", "progress", "overwrite")
-    known = [name for name in inspect.signature(prepare).parameters if name not in ours]
+    set_here = ("sources", "out", "progress", "overwrite")
+    known = [name for name in inspect.signature(prepare).parameters if name not in set_here]
     for name in given:
         if name not in known:
             raise unknown_name("key", name, known, "data.prepare")
@@ -160,6 +161,12 @@ def autocast(config: Config) -> contextlib.AbstractContextManager[Any]:
     if device_of(config).type != "cuda":
         raise ValueError(f"training.amp is {amp!r}, but AMP is for CUDA and the device is {device_of(config)}")
     return torch.autocast("cuda", dtype=getattr(torch, amp))
+
+
+def make_scaler(config: Config) -> torch.amp.GradScaler:
+    """The scaler of losses that float16 needs; it does nothing otherwise."""
+    enabled = config.training.amp == "float16" and device_of(config).type == "cuda"
+    return torch.amp.GradScaler("cuda", enabled=enabled)
 
 
 def seed_step(seed: int, epoch: int, step: int) -> None:

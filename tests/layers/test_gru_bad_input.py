@@ -72,7 +72,14 @@ SIDES = "None, 'keep', 'candidate'"
     option("normalize", bilinear, "'softmax', None"),
     option("normalize", din, "'softmax', None"),
     option("activation", din, "'sigmoid', 'relu', 'prelu', 'dice', None"),
-    ("bias", lambda: gru(bias="tied"), TypeError, "bias must be a bool, got str"),
+    ("bias", lambda: gru(bias="tied"), TypeError, "bias must be a bool or 'single', got 'tied'"),
+    (
+        "gate_bias",
+        lambda: gru(bias=False, gate_bias=1.0),
+        ValueError,
+        "gate_bias must be None for a recurrence without",
+    ),
+    ("weight_init", lambda: gru(weight_init="zeros"), ValueError, "weight_init must be one of"),
     ("batch_first", lambda: gru(batch_first=1), TypeError, "batch_first must be a bool, got int"),
     (
         "bidirectional",

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dien_kernels._options import plain as plain_options
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.models import MODELS, RankingModel, build
+from dien_kernels.models import MODELS, AuxiliaryOptions, RankingModel, build
+from dien_kernels.models.options import merge
 from tests.models.transcription import Plain
 
 SCHEMA = Schema(items={"item": 13, "cat": 5}, users={"user": 7}, dense=("price",))
 # Widths that differ from one another, so that no two of them can be mistaken for each other.
-SMALL: dict[str, Any] = {"embedding_size": {"item": 3, "cat": 2, "user": 4}, "mlp": (7, 6)}
+SMALL: dict[str, Any] = {"embedding.size": {"item": 3, "cat": 2, "user": 4}, "head.units": (7, 6)}
 SMALL_OF = {
-    "dien": {**SMALL, "attention_units": (6, 4), "auxiliary_units": (6, 3)},
-    "gru_attention": {**SMALL, "attention_units": (6, 4), "auxiliary_units": (6, 3)},
-    "din": {**SMALL, "attention_units": (6, 4)},
+    "dien": {**SMALL, "attention.units": (6, 4), "auxiliary.units": (6, 3)},
+    "gru_attention": {**SMALL, "attention.units": (6, 4)},
+    "din": {**SMALL, "attention.units": (6, 4)},
     "average": SMALL,
     "gru": SMALL,
 }
@@ -87,12 +89,29 @@ def plain(batch: Batch) -> Plain:
     )
 
 
+def nested(options: dict[str, Any]) -> dict[str, Any]:
+    """Options named "group.option", as tests name them, in the groups that models take; None leaves a group out."""
+    found: dict[str, Any] = {}
+    for path, value in options.items():
+        group, dot, name = path.partition(".")
+        if dot:
+            found[group] = {**(found.get(group) or {}), name: value}
+        else:
+            found[group] = value
+    return found
+
+
 def resolved(name: str, options: dict[str, Any], preset: str | None = None) -> dict[str, Any]:
-    """Every option of a model with its value."""
+    """Every option of a model with its value, named "group.option"."""
     cls = MODELS[name]
-    chosen = cls.PRESETS[preset] if preset else {}
-    fixed = {"evolution": "gru", "form": "paper"} if name == "gru_attention" else {}
-    return {**cls.options(), **fixed, **chosen, **options}
+    chosen = merge(cls.PRESETS[preset] if preset else {}, nested(options))
+    below = cls.options()
+    if chosen.get("auxiliary") is not None:
+        below["auxiliary"] = {**plain_options(AuxiliaryOptions()), **(below["auxiliary"] or {})}
+    found: dict[str, Any] = {"evolution.kind": "gru", "evolution.form": "paper"} if name == "gru_attention" else {}
+    for group, value in merge(below, chosen).items():
+        found |= {f"{group}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {group: value}
+    return found
 
 
 def model_of(
@@ -100,7 +119,7 @@ def model_of(
 ) -> RankingModel:
     """A small model whose parameters are all random: no bias is 0, no scale is 1."""
     torch.manual_seed(1)
-    model = build(name, SCHEMA, {**SMALL_OF[name], **options}, preset).to(dtype)
+    model = build(name, SCHEMA, nested({**SMALL_OF[name], **options}), preset).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

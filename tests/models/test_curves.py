@@ -10,8 +10,9 @@ import torch
 
 from dien_kernels import use_backend
 from dien_kernels.models import build
-from dien_kernels.training.optimizer import clip_grad_norm, make_optimizer
-from tests.models.common import SCHEMA, SMALL_OF, random_batch
+from dien_kernels.training.optimizer import make_optimizer
+from dien_kernels.training.step import training_step
+from tests.models.common import SCHEMA, SMALL_OF, nested, random_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,19 +22,14 @@ LIMIT = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 def curve(backend: str, preset: str, dtype: torch.dtype) -> torch.Tensor:
     torch.manual_seed(3)
-    model = build("dien", SCHEMA, SMALL_OF["dien"], preset).to(dtype)
+    model = build("dien", SCHEMA, nested(SMALL_OF["dien"]), preset).to(dtype)
     optimizer = make_optimizer(model, lr=1e-2)
     batches = [random_batch([3, 0, 5, 1], [0, 1, 2, 2, 3, 0], seed=seed) for seed in range(10)]
     losses = []
     with use_backend(backend):
         for step in range(STEPS):
-            batch = batches[step % len(batches)]
-            optimizer.zero_grad()
-            loss = model.loss(model(batch), batch.label).total
-            loss.backward()
-            clip_grad_norm(model.parameters(), 5.0)
-            optimizer.step()
-            losses.append(loss.detach())
+            result = training_step(model, [batches[step % len(batches)]], optimizer, clip_norm=5.0)
+            losses.append(result.total)
     return torch.stack(losses).double()
 
 

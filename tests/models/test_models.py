@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.layers import AUGRU
 from dien_kernels.models import MODELS, build, candidates
-from dien_kernels.models.init import gate_bias_
-from dien_kernels.ops.recurrence import forms
-from tests.models.common import SCHEMA, SMALL_OF, model_of, random_batch, unshared
+from tests.models.common import SCHEMA, SMALL_OF, model_of, nested, random_batch, unshared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,7 +127,7 @@ def test_compiled_forward(name: str, preset: str) -> None:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_compiled_training(sparse: bool) -> None:
     """By inductor: sparse tables are read outside of the graph, dense ones in it."""
-    model = model_of("dien", {"sparse": sparse})
+    model = model_of("dien", {"embedding.sparse": sparse})
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=not sparse)
     for seed in (0, 1):
@@ -296,7 +293,7 @@ def test_copies_and_state(name: str, preset: str | None) -> None:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
-    other = build(name, SCHEMA, SMALL_OF[name], preset).double().eval()
+    other = build(name, SCHEMA, nested(SMALL_OF[name]), preset).double().eval()
     other.load_state_dict(torch.load(buffer, weights_only=True))
     for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batch).logits, model(batch).logits)
@@ -339,7 +336,7 @@ def test_every_row_of_tables_that_was_not_read_has_no_gradient() -> None:
 
 
 def test_dense_tables_take_torch_adam() -> None:
-    model = model_of("dien", {"sparse": False})
+    model = model_of("dien", {"embedding.sparse": False})
     batch = random_batch([3, 2])
     model.loss(model(batch), batch.label).total.backward()
     torch.optim.Adam(model.parameters()).step()
@@ -365,113 +362,26 @@ def test_starting_values_of_the_authors() -> None:
 @pytest.mark.parametrize(
     "options, r, u",
     [
-        ({"form": "authors"}, 2.0, 2.0),
+        ({"evolution.form": "authors"}, 2.0, 2.0),
         ({}, 2.0, -2.0),
-        ({"evolution_update": "keep"}, 2.0, 2.0),
-        ({"evolution_bias": "tied"}, 1.0, -1.0),
-        ({"evolution": "agru"}, 2.0, 2.0),
+        ({"evolution.update": "keep"}, 2.0, 2.0),
+        ({"evolution.bias": "tied"}, 1.0, -1.0),
+        ({"evolution.kind": "agru"}, 2.0, 2.0),
     ],
     ids=str,
 )
 def test_gate_bias_is_seen_from_what_is_kept(options: dict[str, Any], r: float, u: float) -> None:
-    evolution = build("dien", SCHEMA, {**options, "gate_bias": 2.0, "embedding_size": 2}).evolution
+    evolution = build("dien", SCHEMA, nested({**options, "evolution.gate_bias": 2.0, "embedding.size": 2})).evolution
     assert evolution.bias_ih[:8].tolist() == [r] * 4 + [u] * 4
-    if "evolution_bias" not in options:
+    if "evolution.bias" not in options:
         assert evolution.bias_hh[:8].abs().max() == 0
-
-
-@pytest.mark.parametrize("side, sign", [("keep", 1), ("candidate", -1)])
-def test_gate_bias_asks_a_new_form_for_its_side(side: str, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A form that is added to ``form_of`` starts with the right sign: no other place knows the sides of forms."""
-    known = forms.form_of
-    invented = known("authors")._replace(update=side)
-    monkeypatch.setattr(forms, "form_of", lambda kind: invented if kind == "invented" else known(kind))
-    layer = AUGRU(3, 4)
-    layer.form = "invented"
-    gate_bias_(layer, 1.5)
-    assert layer.bias_ih[:8].tolist() == [1.5] * 4 + [sign * 1.5] * 4
-    layer.update = "keep"  # what the caller says counts for more than the form
-    gate_bias_(layer, 1.5)
-    assert layer.bias_ih[:8].tolist() == [1.5] * 8
-
-
-def test_presets_name_existing_options() -> None:
-    for name, model in MODELS.items():
-        for preset, options in model.PRESETS.items():
-            assert set(options) <= set(model.options()), (name, preset)
-
-
-def test_options_are_those_of_the_constructor() -> None:
-    options = MODELS["gru_attention"].options()
-    assert {"mlp", "attention", "gru_readout", "pooling"} <= set(options)
-    assert options["auxiliary"] is None
-    assert not {"evolution", "form", "common", "options", "schema"} & set(options)
-    assert MODELS["average"].options()["pooling"] == "mean"
-
-
-BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("dien", {"atention": "din"}, "got 'atention': did you mean 'attention'"),
-    ("gru_attention", {"evolution": "augru"}, "must be among"),
-    ("dien", {"attention": "mlp"}, "attention must be one of"),
-    ("dien", {"evolution": "gru2"}, "evolution must be one of"),
-    ("dien", {"form": "P"}, "form must be one of"),
-    ("dien", {"extractor_bias": "tied"}, "extractor_bias must be one of"),
-    ("dien", {"evolution_reset": "never"}, "reset must be one of"),
-    ("dien", {"gru_readout": "sum"}, "gru_readout must be one of"),
-    ("dien", {"query": "dense"}, "query must be one of"),
-    ("dien", {"attention_normalize": "max"}, "attention_normalize must be one of"),
-    ("dien", {"hidden_size": 7}, "hidden_size must be 36"),
-    ("dien", {"hidden_size": 7, "auxiliary": None, "attention": "din"}, "query must be 'prelu'"),
-    ("dien", {"auxiliary": "dot"}, "auxiliary must be one of"),
-    ("dien", {"auxiliary": "mlp", "auxiliary_outputs": 3}, "auxiliary_outputs must be one of"),
-    ("dien", {"auxiliary": "mlp", "auxiliary_norm": "batch"}, "auxiliary_norm must be one of"),
-    ("dien", {"auxiliary_normalizer": "mean"}, "auxiliary_normalizer must be one of"),
-    ("dien", {"gate_bias": 1.0, "extractor_bias": False}, "gate_bias must be None"),
-    ("average", {"pooling": None}, "pooling must be"),
-    ("average", {"pooling": "max"}, "pooling must be"),
-    ("din", {"product": True}, "product must be False"),
-    ("din", {"activation": "gelu"}, "activation must be one of"),
-    ("din", {"dice_statistics": "fixed"}, "dice_statistics must be one of"),
-    ("din", {"norm": "layer"}, "norm must be one of"),
-    ("din", {"outputs": 3}, "outputs must be one of"),
-    ("din", {"init": "zeros"}, "init must be one of"),
-    ("din", {"mlp": (4, 0)}, r"mlp\[1\] must be at least 1"),
-    ("din", {"embedding_size": 0}, r"embedding_size\['item'\] must be at least 1"),
-    ("din", {"embedding_size": {"item": 3}}, "embedding_size must name exactly the fields"),
-    ("din", {"click_reduction": "none"}, "click_reduction must be one of"),
-    ("din", {"mlp": 5}, "mlp must be a sequence of ints, got int"),
-    ("din", {"mlp": "abc"}, "mlp must be a sequence of ints, got str"),
-    ("din", {"mlp": ["a"]}, r"mlp\[0\] must be an int, got str"),
-    ("din", {"embedding_std": "abc"}, "embedding_std must be a number, got str"),
-    ("din", {"embedding_std": -1}, "embedding_std must be finite and at least 0, got -1"),
-    ("din", {"sparse": "maybe"}, "sparse must be a bool, got str"),
-    ("din", {"product": 1}, "product must be a bool, got int"),
-    ("din", {"prelu_init": "a"}, "prelu_init must be a number, got str"),
-    ("din", {"click_weight": None}, "click_weight must be a number, got NoneType"),
-    ("din", {"click_eps": -1.0}, "click_eps must be finite and at least 0, got -1.0"),
-    ("din", {"attention_units": 5}, "attention_units must be a sequence of ints, got int"),
-    ("din", {"attention_scale": "a"}, "attention_scale must be a number or None, got str"),
-    ("dien", {"hidden_size": "a"}, "hidden_size must be an int, got str"),
-    ("dien", {"gate_bias": "a"}, "gate_bias must be a number or None, got str"),
-    ("dien", {"auxiliary_weight": "a"}, "auxiliary_weight must be a number, got str"),
-    ("dien", {"auxiliary_units": [0], "auxiliary": "mlp"}, r"auxiliary_units\[0\] must be at least 1, got 0"),
-    ("dien", {"auxiliary_eps": "a"}, "auxiliary_eps must be one of"),
-    ("dien", {"auxiliary_eps": -1}, "auxiliary_eps must be 0, 'clamp' or a number up to 1, got -1"),
-    ("dien", {"auxiliary_eps": None}, "auxiliary_eps must be a number or 'clamp', got NoneType"),
-]
-
-
-@pytest.mark.parametrize("name, options, message", BAD_OPTIONS, ids=str)
-def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        build(name, SCHEMA, options)
 
 
 def test_fields_may_have_any_name() -> None:
     """Dots, and the names that nn.ModuleDict has itself, would otherwise be a KeyError of torch."""
     names = ("type", "items", "a.b", "a%2Eb", "%type", "float", "training", "")
     schema = Schema(items={"item": 5, **dict.fromkeys(names[:4], 3)}, users=dict.fromkeys(names[4:], 3))
-    model = build("average", schema, {"embedding_size": 2})
+    model = build("average", schema, {"embedding": {"size": 2}})
 
     def ids(fields: Any, rows: int) -> dict[str, Tensor]:
         return {name: torch.ones(rows, dtype=torch.int64) for name in fields}
@@ -479,13 +389,13 @@ def test_fields_may_have_any_name() -> None:
     batch = Batch(ids(schema.items, 3), torch.tensor([0, 2, 3]), ids(schema.items, 2), users=ids(schema.users, 2))
     assert model(batch).logits.shape == (2,)
     assert len({id(table) for table in model.embeddings.modules() if isinstance(table, nn.Embedding)}) == 9
-    build("average", schema, {"embedding_size": 2}).load_state_dict(model.state_dict())
+    build("average", schema, {"embedding": {"size": 2}}).load_state_dict(model.state_dict())
 
 
 def test_bad_names() -> None:
-    with pytest.raises(ValueError, match="got 'dein': did you mean 'din' or 'dien'"):
+    with pytest.raises(ValueError, match="unknown model dein: did you mean din or dien"):
         build("dein", SCHEMA)
-    with pytest.raises(ValueError, match="got 'author': did you mean 'authors'"):
+    with pytest.raises(ValueError, match="unknown preset author: did you mean authors"):
         build("dien", SCHEMA, preset="author")
     with pytest.raises(ValueError, match=r"a name for an item field and a user field, got \['id'\]"):
         build("din", Schema(items={"id": 3}, users={"id": 3}))
@@ -531,7 +441,7 @@ def test_evaluation_needs_no_negatives() -> None:
 
 def test_sixteen_bit_models_give_float32_logits() -> None:
     batch = random_batch([3, 0, 2])
-    model = model_of("dien", {"query": "prelu", "dice_statistics": "moving"}, "authors", torch.bfloat16)
+    model = model_of("dien", {"attention.query": "prelu", "head.dice_statistics": "moving"}, "authors", torch.bfloat16)
     output = model(batch)
     assert output.logits.dtype == torch.float32
     model.loss(output, batch.label).total.backward()

@@ -86,88 +86,88 @@ def test_batches(preset: str | None, batch: Batch) -> None:
     check_against_transcription("dien", {}, batch, preset)
 
 
-DIN_ATTENTION = {"attention": "din"}
-AUX_MLP = {"auxiliary": "mlp"}
+DIN_ATTENTION = {"attention.kind": "din"}
+AUX_MLP = {"auxiliary.kind": "mlp"}
 # Model, the options that others are compared with, and the options under test.
 OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("dien", {}, {"evolution": "agru"}),
-    ("dien", {}, {"evolution": "aigru"}),
-    ("dien", {}, {"evolution": "gru"}),
-    ("dien", {}, {"form": "authors"}),
-    ("dien", {}, {"form": "prediction_flow"}),
-    ("dien", {"evolution": "gru"}, {"gru_readout": "last"}),
-    ("dien", {}, {"extractor_reset": "before"}),
-    ("dien", {}, {"extractor_update": "candidate"}),
-    ("dien", {}, {"extractor_bias": False}),
-    ("dien", {}, {"extractor_bias": "single"}),
-    ("dien", {}, {"evolution_reset": "before"}),
-    ("dien", {}, {"evolution_update": "keep"}),
-    ("dien", {"form": "authors"}, {"evolution_update": "candidate"}),
-    ("dien", {"evolution": "aigru"}, {"evolution_update": "candidate"}),
-    ("dien", {"evolution": "agru"}, {"evolution_reset": "before"}),
-    ("dien", {}, {"evolution_bias": False}),
-    ("dien", {}, {"evolution_bias": "single"}),
-    ("dien", {}, {"evolution_bias": "tied"}),
-    ("dien", {}, {"hidden_size": 6, "auxiliary": "mlp"}),
+    ("dien", {}, {"evolution.kind": "agru"}),
+    ("dien", {}, {"evolution.kind": "aigru"}),
+    ("dien", {}, {"evolution.kind": "gru"}),
+    ("dien", {}, {"evolution.form": "authors"}),
+    ("dien", {}, {"evolution.form": "prediction_flow"}),
+    ("dien", {"evolution.kind": "gru"}, {"evolution.readout": "last"}),
+    ("dien", {}, {"extractor.reset": "before"}),
+    ("dien", {}, {"extractor.update": "candidate"}),
+    ("dien", {}, {"extractor.bias": False}),
+    ("dien", {}, {"extractor.bias": "single"}),
+    ("dien", {}, {"evolution.reset": "before"}),
+    ("dien", {}, {"evolution.update": "keep"}),
+    ("dien", {"evolution.form": "authors"}, {"evolution.update": "candidate"}),
+    ("dien", {"evolution.kind": "aigru"}, {"evolution.update": "candidate"}),
+    ("dien", {"evolution.kind": "agru"}, {"evolution.reset": "before"}),
+    ("dien", {}, {"evolution.bias": False}),
+    ("dien", {}, {"evolution.bias": "single"}),
+    ("dien", {}, {"evolution.bias": "tied"}),
+    ("dien", {}, {"extractor.hidden_size": 6, "auxiliary.kind": "mlp"}),
     ("dien", {}, DIN_ATTENTION),
-    ("dien", DIN_ATTENTION, {"attention_activation": "relu"}),
-    ("dien", DIN_ATTENTION, {"attention_activation": "prelu"}),
-    ("dien", DIN_ATTENTION, {"attention_activation": None}),
-    ("dien", DIN_ATTENTION, {"attention_units": (5,)}),
-    ("dien", {}, {"attention_scale": 0.3}),
-    ("dien", {}, {"attention_normalize": None}),
-    ("dien", {}, {"attention_normalize": "sigmoid"}),
-    ("dien", {}, {"query": "prelu"}),
-    ("dien", {**DIN_ATTENTION, **AUX_MLP, "query": "prelu"}, {"hidden_size": 6}),
+    ("dien", DIN_ATTENTION, {"attention.activation": "relu"}),
+    ("dien", DIN_ATTENTION, {"attention.activation": "prelu"}),
+    ("dien", DIN_ATTENTION, {"attention.activation": None}),
+    ("dien", DIN_ATTENTION, {"attention.units": (5,)}),
+    ("dien", {}, {"attention.scale": 0.3}),
+    ("dien", {}, {"attention.normalize": None}),
+    ("dien", {}, {"attention.normalize": "sigmoid"}),
+    ("dien", {}, {"attention.query": "prelu"}),
+    ("dien", {**DIN_ATTENTION, **AUX_MLP, "attention.query": "prelu"}, {"extractor.hidden_size": 6}),
     ("dien", {}, {"auxiliary": None}),
-    ("dien", {}, {"auxiliary_weight": 0.2}),
+    ("dien", {}, {"auxiliary.weight": 0.2}),
     ("dien", {}, AUX_MLP),
-    ("dien", AUX_MLP, {"auxiliary_activation": "relu"}),
-    ("dien", AUX_MLP, {"auxiliary_activation": "prelu"}),
-    ("dien", AUX_MLP, {"auxiliary_activation": None}),
-    ("dien", AUX_MLP, {"auxiliary_outputs": 2}),
-    ("dien", AUX_MLP, {"auxiliary_norm": "fixed"}),
-    ("dien", AUX_MLP, {"auxiliary_units": (5,)}),
-    ("dien", {}, {"auxiliary_normalizer": "joint"}),
-    ("dien", {}, {"auxiliary_normalizer": "row"}),
-    ("dien", {}, {"auxiliary_normalizer": "padded"}),
-    ("dien", {}, {"auxiliary_normalizer": "history"}),
-    ("dien", {}, {"auxiliary_eps": 0.1}),
-    ("dien", {}, {"auxiliary_eps": "clamp"}),
+    ("dien", AUX_MLP, {"auxiliary.activation": "relu"}),
+    ("dien", AUX_MLP, {"auxiliary.activation": "prelu"}),
+    ("dien", AUX_MLP, {"auxiliary.activation": None}),
+    ("dien", AUX_MLP, {"auxiliary.outputs": 2}),
+    ("dien", AUX_MLP, {"auxiliary.norm": "fixed"}),
+    ("dien", AUX_MLP, {"auxiliary.units": (5,)}),
+    ("dien", {}, {"auxiliary.normalizer": "joint"}),
+    ("dien", {}, {"auxiliary.normalizer": "row"}),
+    ("dien", {}, {"auxiliary.normalizer": "padded"}),
+    ("dien", {}, {"auxiliary.normalizer": "history"}),
+    ("dien", {}, {"auxiliary.eps": 0.1}),
+    ("dien", {}, {"auxiliary.eps": "clamp"}),
     ("average", {}, {"pooling": "sum"}),
     ("average", {}, {"product": True}),
-    ("average", {}, {"activation": "prelu"}),
-    ("average", {}, {"activation": "relu"}),
-    ("average", {}, {"activation": "sigmoid"}),
-    ("average", {}, {"dice_statistics": "batch"}),
-    ("average", {}, {"norm": "fixed"}),
-    ("average", {}, {"norm": "moving"}),
-    ("average", {}, {"norm": "batch"}),
-    ("average", {}, {"outputs": 2}),
-    ("average", {}, {"mlp": (5,)}),
-    ("average", {}, {"click_weight": 0.5}),
-    ("average", {}, {"click_reduction": "sum"}),
-    ("average", {}, {"click_eps": 0.1}),
+    ("average", {}, {"head.activation": "prelu"}),
+    ("average", {}, {"head.activation": "relu"}),
+    ("average", {}, {"head.activation": "sigmoid"}),
+    ("average", {}, {"head.dice_statistics": "batch"}),
+    ("average", {}, {"head.norm": "fixed"}),
+    ("average", {}, {"head.norm": "moving"}),
+    ("average", {}, {"head.norm": "batch"}),
+    ("average", {}, {"head.outputs": 2}),
+    ("average", {}, {"head.units": (5,)}),
+    ("average", {}, {"click.weight": 0.5}),
+    ("average", {}, {"click.reduction": "sum"}),
+    ("average", {}, {"click.eps": 0.1}),
     ("dien", {}, {"pooling": "mean", "product": True}),
-    ("din", {}, {"attention": "bilinear"}),
-    ("din", {}, {"query": "prelu"}),
-    ("din", {}, {"attention_normalize": None}),
-    ("gru", {}, {"hidden_size": 6}),
+    ("din", {}, {"attention.kind": "bilinear"}),
+    ("din", {}, {"attention.query": "prelu"}),
+    ("din", {}, {"attention.normalize": None}),
+    ("gru", {}, {"extractor.hidden_size": 6}),
     ("gru", {}, {"pooling": None}),
-    ("gru", {}, {"extractor_reset": "before"}),
-    ("gru_attention", {}, {"gru_readout": "last"}),
-    ("gru_attention", {}, {"auxiliary": "inner"}),
+    ("gru", {}, {"extractor.reset": "before"}),
+    ("gru_attention", {}, {"evolution.readout": "last"}),
+    ("gru_attention", {}, {"auxiliary.kind": "inner"}),
 ]
 # The same function of the same weights: one bias is two of which one is 0, or the same; the two kinds of Dice
 # differ in evaluation, the clamp for logits above 100 (tests below); a width is read off the weights.
-SAME = ("extractor_bias", "evolution_bias", "auxiliary_eps", "dice_statistics", "hidden_size")
+SAME = ("extractor.bias", "evolution.bias", "auxiliary.eps", "head.dice_statistics", "extractor.hidden_size")
 
 
 @pytest.mark.parametrize("name, base, changed", OPTIONS, ids=lambda v: v if isinstance(v, str) else str(v or ""))
 def test_options(name: str, base: dict[str, Any], changed: dict[str, Any]) -> None:
     """Each option is the function that is documented for it, and another one than without it."""
     mine = check_against_transcription(name, {**base, **changed}, RAGGED)
-    if set(changed) & set(SAME) and changed != {"auxiliary_eps": 0.1}:
+    if set(changed) & set(SAME) and changed != {"auxiliary.eps": 0.1}:
         return
     weights = model_of(name, {**base, **changed}).state_dict()
     try:
@@ -180,7 +180,7 @@ def test_options(name: str, base: dict[str, Any], changed: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "moving"}, {"norm": "batch"}, {"dice_statistics": "batch"}, {"norm": "fixed"}],
+    [{}, {"head.norm": "moving"}, {"head.norm": "batch"}, {"head.dice_statistics": "batch"}, {"head.norm": "fixed"}],
     ids=str,
 )
 def test_evaluation_mode(options: dict[str, Any]) -> None:
@@ -203,7 +203,7 @@ def test_clamp_holds_the_loss_of_a_hopeless_pair() -> None:
     batch = random_batch([4, 3])
     values = {}
     for eps in (0.0, "clamp"):
-        model = model_of("dien", {"auxiliary_eps": eps})
+        model = model_of("dien", {"auxiliary.eps": eps})
         with torch.no_grad():
             for table in model.embeddings.items.values():
                 table.weight.mul_(1000)

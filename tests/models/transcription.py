@@ -56,10 +56,10 @@ def gru(
     weight, recurrent = p[f"{name}.weight_ih"], p[f"{name}.weight_hh"]
     size = recurrent.shape[1]
     zero = torch.zeros(3 * size, dtype=weight.dtype)
-    bias = o[f"{which}_bias"]
+    bias = o[f"{which}.bias"]
     b = zero if bias is False else p[f"{name}.bias_ih"]
     c = {True: p.get(f"{name}.bias_hh", zero), "tied": b, "single": zero, False: zero}[bias]
-    side = o[f"{which}_update"] or ("candidate" if kind == "augru" and o["form"] == "paper" else "keep")
+    side = o[f"{which}.update"] or ("candidate" if kind == "augru" and o["evolution.form"] == "paper" else "keep")
     h, states = torch.zeros(size, dtype=weight.dtype), []
     for t, x in enumerate(xs):
         at = a[t] if a is not None else None
@@ -68,7 +68,7 @@ def gru(
         wx, uh = weight @ x + b, recurrent @ h + c
         r = 1 / (1 + torch.exp(-(wx[:size] + uh[:size])))
         z = 1 / (1 + torch.exp(-(wx[size : 2 * size] + uh[size : 2 * size])))
-        if o[f"{which}_reset"] == "after":
+        if o[f"{which}.reset"] == "after":
             n = torch.tanh(wx[2 * size :] + r * uh[2 * size :])
         else:
             n = torch.tanh(wx[2 * size :] + recurrent[2 * size :] @ (r * h) + c[2 * size :])
@@ -79,7 +79,7 @@ def gru(
             g = at
         else:
             forms = {"paper": at * u, "authors": at + (1 - at) * u, "prediction_flow": (1 - at) + at * u}
-            g = forms[o["form"]]
+            g = forms[o["evolution.form"]]
         h = (1 - g) * h + g * n
         states.append(h)
     return states
@@ -87,26 +87,26 @@ def gru(
 
 def attention(p: Weights, keys: list[Tensor], target: Tensor, o: Options) -> list[Tensor]:
     query = target
-    if o["query"] == "prelu":
+    if o["attention.query"] == "prelu":
         query = p["attention.query.0.weight"] @ target + p["attention.query.0.bias"]
         query = act("prelu", query, p["attention.query.1.weight"])
     scores = []
     for k in keys:
-        if o["attention"] == "bilinear":
+        if o["attention.kind"] == "bilinear":
             e = k @ p["attention.scores.weight"] @ query
         else:
             z = torch.cat([query, k, query - k, query * k])
-            count = len(o["attention_units"])
+            count = len(o["attention.units"])
             for i in range(count + 1):
                 z = p[f"attention.scores.linears.{i}.weight"] @ z + p[f"attention.scores.linears.{i}.bias"]
                 if i < count:
                     slope = p.get(f"attention.scores.activations.{i}.weight")
-                    z = act(o["attention_activation"], z, slope)
+                    z = act(o["attention.activation"], z, slope)
             e = z[0]
-        scores.append(e * (1 if o["attention_scale"] is None else o["attention_scale"]))
-    if o["attention_normalize"] == "sigmoid":
+        scores.append(e * (1 if o["attention.scale"] is None else o["attention.scale"]))
+    if o["attention.normalize"] == "sigmoid":
         return [1 / (1 + torch.exp(-e)) for e in scores]
-    if o["attention_normalize"] is None or not scores:
+    if o["attention.normalize"] is None or not scores:
         return scores
     total = sum(torch.exp(e) for e in scores)
     return [torch.exp(e) / total for e in scores]
@@ -120,22 +120,22 @@ def minus_log(x: Tensor, eps: float | str) -> Tensor:
 
 
 def pair_logit(p: Weights, h: Tensor, e: Tensor, o: Options) -> Tensor:
-    if o["auxiliary"] == "inner":
+    if o["auxiliary.kind"] == "inner":
         return h @ e
     z = torch.cat([h, e])
-    if o["auxiliary_norm"] == "fixed":
+    if o["auxiliary.norm"] == "fixed":
         z = p["auxiliary.norm.weight"] * z / math.sqrt(1 + 1e-3) + p["auxiliary.norm.bias"]
-    count = len(o["auxiliary_units"])
+    count = len(o["auxiliary.units"])
     for i in range(count + 1):
         z = p[f"auxiliary.linears.{i}.weight"] @ z + p[f"auxiliary.linears.{i}.bias"]
         if i < count:
-            z = act(o["auxiliary_activation"], z, p.get(f"auxiliary.slopes.{i}.weight"))
-    return z[0] if o["auxiliary_outputs"] == 1 else z[0] - z[1]
+            z = act(o["auxiliary.activation"], z, p.get(f"auxiliary.slopes.{i}.weight"))
+    return z[0] if o["auxiliary.outputs"] == 1 else z[0] - z[1]
 
 
 def auxiliary(p: Weights, states: list[list[Tensor]], plain: Plain, o: Options) -> Tensor:
     zero = sum(w.sum() for w in p.values()) * 0
-    positive, negative, rows, eps = [], [], [], o["auxiliary_eps"]
+    positive, negative, rows, eps = [], [], [], o["auxiliary.eps"]
     for hs, history, drawn in zip(states, plain.histories, plain.negatives, strict=True):
         mine = []
         for t in range(len(history) - 1):
@@ -155,12 +155,12 @@ def auxiliary(p: Weights, states: list[list[Tensor]], plain: Plain, o: Options) 
         "row": sum(rows) / len(rows),
         "padded": total / (len(rows) * (longest - 1)),
         "history": total / len(rows),
-    }[o["auxiliary_normalizer"]]
+    }[o["auxiliary.normalizer"]]
 
 
 def dice(x: Tensor, alpha: Tensor, name: str, p: Weights, o: Options, training: bool) -> Tensor:
     mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
-    if o["dice_statistics"] == "batch":
+    if o["head.dice_statistics"] == "batch":
         away = (x - mean) / (torch.sqrt(var + 1e-9) + 1e-9)
     else:
         if not training or x.shape[0] < 2:
@@ -172,22 +172,22 @@ def dice(x: Tensor, alpha: Tensor, name: str, p: Weights, o: Options, training: 
 
 def head(p: Weights, x: Tensor, o: Options, training: bool) -> Tensor:
     """[B, inputs] to [B]."""
-    if o["norm"] == "fixed":
+    if o["head.norm"] == "fixed":
         x = p["mlp.norm.weight"] * x / math.sqrt(1 + 1e-3) + p["mlp.norm.bias"]
-    elif o["norm"] is not None:
+    elif o["head.norm"] is not None:
         mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
-        if x.shape[0] < 2 or (o["norm"] == "moving" and not training):
+        if x.shape[0] < 2 or (o["head.norm"] == "moving" and not training):
             mean, var = p["mlp.norm.running_mean"], p["mlp.norm.running_var"]
         x = p["mlp.norm.weight"] * (x - mean) / torch.sqrt(var + 1e-5) + p["mlp.norm.bias"]
-    for i in range(len(o["mlp"])):
+    for i in range(len(o["head.units"])):
         x = x @ p[f"mlp.linears.{i}.weight"].T + p[f"mlp.linears.{i}.bias"]
         name = f"mlp.activations.{i}"
-        if o["activation"] == "dice":
+        if o["head.activation"] == "dice":
             x = dice(x, p[f"{name}.alpha"], name, p, o, training)
         else:
-            x = act(o["activation"], x, p.get(f"{name}.weight"))
+            x = act(o["head.activation"], x, p.get(f"{name}.weight"))
     out = x @ p["mlp.last.weight"].T + p["mlp.last.bias"]
-    return out[:, 0] if o["outputs"] == 1 else out[:, 0] - out[:, 1]
+    return out[:, 0] if o["head.outputs"] == 1 else out[:, 0] - out[:, 1]
 
 
 def interest(
@@ -203,12 +203,12 @@ def interest(
     hidden = torch.zeros(p["extractor.weight_hh"].shape[1], dtype=target.dtype)
     if model == "gru":
         return [states[-1] if states else hidden]
-    if o["evolution"] != "gru":
+    if o["evolution.kind"] != "gru":
         scores = attention(p, states, target, o)
-        evolved = gru(p, "evolution", states, scores, o["evolution"], o, "evolution")
+        evolved = gru(p, "evolution", states, scores, o["evolution.kind"], o, "evolution")
         return [evolved[-1] if evolved else hidden]
     evolved = gru(p, "evolution", states, None, "gru", o, "evolution")
-    if o["gru_readout"] == "last":
+    if o["evolution.readout"] == "last":
         return [evolved[-1] if evolved else hidden]
     scores = attention(p, evolved, target, o)
     return [sum((a * h for a, h in zip(scores, evolved, strict=True)), hidden)]
@@ -237,10 +237,10 @@ def transcribe(model: str, weights: Weights, o: Options, plain: Plain, training:
         rows.append(torch.cat(x + interest(model, p, history, states[plain.u[b]], e, o)))
     logits = head(p, torch.stack(rows), o, training)
     y = torch.tensor(plain.labels, dtype=dtype)
-    terms = y * minus_log(logits, o["click_eps"]) + (1 - y) * minus_log(-logits, o["click_eps"])
-    click = terms.mean() if o["click_reduction"] == "mean" else terms.sum()
-    total, aux = o["click_weight"] * click, None
-    if o.get("auxiliary") is not None:
+    terms = y * minus_log(logits, o["click.eps"]) + (1 - y) * minus_log(-logits, o["click.eps"])
+    click = terms.mean() if o["click.reduction"] == "mean" else terms.sum()
+    total, aux = o["click.weight"] * click, None
+    if o.get("auxiliary.kind") is not None:
         aux = auxiliary(p, states, plain, o)
-        total = total + o["auxiliary_weight"] * aux
+        total = total + o["auxiliary.weight"] * aux
     return Answer(logits, total, click, aux)

@@ -26,7 +26,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def model(prepared: Prepared) -> RankingModel:
     torch.manual_seed(0)
-    return build("dien", prepared.schema, {"embedding_size": 4, "mlp": [8]}).eval()
+    return build("dien", prepared.schema, {"embedding": {"size": 4}, "head": {"units": [8]}}).eval()
 
 
 def requests(prepared: Prepared) -> pa.Table:

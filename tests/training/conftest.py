@@ -25,11 +25,11 @@ def tiny_config(prepared: Prepared, folder: Path, *overrides: str) -> Config:
     """A quiet run of two short epochs, with checkpoints and validations inside them."""
     base = {
         "data": {"path": str(prepared.path), "batch_size": 128},
-        "model": {"options": {"embedding_size": 4, "mlp": [8]}},
+        "model": {"options": {"embedding": {"size": 4}, "head": {"units": [8]}}},
+        "optimizer": {"lr": 0.01},
         "training": {
             "threads": 1,
             "log_every": 1,
-            "lr": 0.01,
             "epochs": 2,
             "validate_every": 7,
             "checkpoint_every": 3,

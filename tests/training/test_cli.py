@@ -19,8 +19,8 @@ from dien_kernels.data import Prepared
 from dien_kernels.training import load, open_run
 
 TINY = [
-    "model.options.embedding_size=4",
-    "model.options.mlp=[8]",
+    "model.options.embedding.size=4",
+    "model.options.head.units=[8]",
     "training.epochs=1",
     "data.batch_size=256",
     "output.tensorboard=false",
@@ -49,7 +49,7 @@ def test_train_takes_raw_logs_options_and_words(run: Path) -> None:
         "targets": "every",
         "columns": {"user": "who", "item": "what", "item_fields": ["kind"]},
     }
-    assert config.model.options == {"embedding_size": 4, "mlp": [8]}
+    assert config.model.options == {"embedding": {"size": 4}, "head": {"units": [8]}}
     assert list(Prepared.open(run / "prepared").schema.items) == ["item", "kind"]
 
 
@@ -111,12 +111,12 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "training.epoch=3"], "unknown key training.epoch: did you mean epochs"),
         (["train", "no.yaml"], "no.yaml"),
         (["train", "{logs}"], "is neither a config (.yaml, .yml) nor section.key=value; logs are named with --data"),
-        (["train", "training.lr"], "training.lr is neither a config"),
+        (["train", "optimizer.lr"], "optimizer.lr is neither a config"),
         (["train", "lr=1e-3/none.yaml"], "No such file or directory: 'lr=1e-3/none.yaml'"),
         (["train", "data.path=none.yaml"], "there is no file or folder none.yaml (data.path)"),
         (["train", "date.path=none.yaml"], "unknown section date: did you mean data"),
-        (["train", "training.lr=[1"], "the value in 'training.lr=[1' is not YAML"),
-        (["train", "--data", "{prepared}", "model.options.mlp=5"], "mlp must be a sequence of ints, got int"),
+        (["train", "optimizer.lr=[1"], "the value in 'optimizer.lr=[1' is not YAML"),
+        (["train", "--data", "{prepared}", "model.options.head.units=5"], "head.units must be a list of integers"),
         (["prepare", "{logs}", "--out", "{prepared}", "--user", "who", "--item", "what"], "--overwrite"),
         (
             ["prepare", "{logs}", "--out", "x", "--user", "who", "--item", "what", "--fractions", "1", "1", "1"],
@@ -131,9 +131,11 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "--data", "{logs}", "--user", "who", "--item", "wat"], "has no column 'wat'"),
         (["train", "--data", "{logs}", "data.prepare.target=every"], "unknown key data.prepare.target"),
         (["train", "--data", "{prepared}", "model.name=diem"], "dien"),
-        (["train", "--data", "{prepared}", "model.options.auxilary=mlp"], "auxiliary"),
+        (["train", "--data", "{prepared}", "model.options.auxilary.kind=mlp"], "did you mean auxiliary"),
+        (["train", "--data", "{prepared}", "model.options.attention=din"], "is now attention.kind='din'"),
+        (["train", "--data", "{prepared}", "model.options.mlp=[8]"], "the option mlp is now head.units"),
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
-        (["train", "--resume", "{run}", "training.lr=7"], "training.lr was 0.001, is 7.0"),
+        (["train", "--resume", "{run}", "optimizer.lr=7"], "optimizer.lr was 0.001, is 7.0"),
         (["train", "--data", "{prepared}", "--out", "{run}"], "holds a run already"),
         (["prepare", "none.csv", "--out", "x"], "none.csv"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
@@ -170,7 +172,7 @@ def test_a_config_may_lie_in_a_folder_with_an_equals_sign(
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(parents=True)
     Path(name).write_text("training: {epoch: 3}")
-    assert cli.main(["train", name, "training.lr=1e-2"]) == 2
+    assert cli.main(["train", name, "optimizer.lr=1e-2"]) == 2
     assert f"{name}: unknown key training.epoch" in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ MODULE = sys.modules["dien_kernels.training.compare"]  # the package shows the f
 
 
 def test_rows_and_seeds(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of("table", "training.epochs=1", "model.options.attention=din")
+    config = config_of("table", "training.epochs=1", "model.options.attention.kind=din")
     trained: list[str] = []
     real = MODULE.train
 
@@ -68,16 +68,20 @@ def test_rows_and_seeds(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
     again = compare(config, ["average", "dien", "gru"], [0, 1], samples=100)
     assert trained == ["gru-seed0", "gru-seed1"]
     assert again["differences"]["average"] == content["differences"]["average"]
-    with pytest.raises(ValueError, match=r"another config: training\.lr was 0\.01, is 0\.02.*another output\.folder"):
-        compare(config.override(["training.lr=0.02"]), ["average", "dien"], [0, 1])
+    with pytest.raises(ValueError, match=r"another config: optimizer\.lr was 0\.01, is 0\.02.*another output\.folder"):
+        compare(config.override(["optimizer.lr=0.02"]), ["average", "dien"], [0, 1])
 
 
 def test_what_a_row_changes(config_of: MakeConfig) -> None:
-    config = config_of("table", "model.options.auxiliary=mlp", "model.preset=paper")
+    config = config_of(
+        "table", "model.options.auxiliary.kind=mlp", "model.options.evolution.kind=agru", "model.preset=paper"
+    )
     made = {name: row_config(config, name, 3) for name in ROWS}
     assert all(c.training.seed == 3 for c in made.values())
     assert "auxiliary" not in made["average"].model.options  # it has no such option
-    assert made["dien"].model.options["auxiliary"] == "mlp"
+    assert made["dien"].model.options["auxiliary"] == {"kind": "mlp"}
+    assert made["dien"].model.options["evolution"] == {"kind": "agru"}
+    assert made["gru_attention"].model.options["evolution"] == {}  # that model decides it
     assert made["dien_no_auxiliary"].model.options["auxiliary"] is None
     assert made["gru_attention"].model.options["auxiliary"] is None
     assert not made["target_only"].data.history

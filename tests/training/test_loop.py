@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -109,7 +110,7 @@ def test_what_a_run_leaves_behind(config_of: MakeConfig, prepared: Prepared) -> 
 
 
 def test_a_model_learns(config_of: MakeConfig) -> None:
-    config = config_of("run", "training.epochs=6", "training.lr=0.03", "training.validate_every=0")
+    config = config_of("run", "training.epochs=6", "optimizer.lr=0.03", "training.validate_every=0")
     train(config)
     click = [row[2] for row in losses(config.output.folder)]
     assert np.mean(click[-10:]) < np.mean(click[:10]) - 0.02
@@ -221,8 +222,8 @@ def test_another_config_or_other_data_are_refused(
     train(config)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(config)
-    with pytest.raises(ValueError, match=r"another config: training\.lr was 0\.01, is 0\.5"):
-        train(config_of("run", "training.lr=0.5"), resume=True)
+    with pytest.raises(ValueError, match=r"another config: optimizer\.lr was 0\.01, is 0\.5"):
+        train(config_of("run", "optimizer.lr=0.5"), resume=True)
     logs_file = prepared.path.parent / "logs.parquet"
     other = prepare(logs_file, tmp_path / "other", targets="every", seed=1, progress=False)
     with pytest.raises(ValueError, match="fingerprint was"):
@@ -250,6 +251,77 @@ def test_early_stopping(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
     assert result["best_step"] == result["steps"] // 2
     # A stopped run stays stopped.
     assert train(config, resume=True)["steps"] == result["steps"]
+
+
+def test_early_stopping_on_a_metric_that_is_better_when_lower(
+    config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("training.epochs=50", "training.patience=2", "training.validate_every=0", "training.metric=log_loss")
+    config = config_of("run", *words)
+    values = iter([0.7, 0.6, 0.61, 0.6, 0.1])
+    real = evaluation.Predictions.measure
+
+    def scripted(self: evaluation.Predictions) -> Any:
+        return real(self)._replace(log_loss=next(values))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Predictions, "measure", scripted)
+        result = train(config)
+    assert (result["stopped_early"], result["epochs"]) == (True, 4)
+    assert result["valid"]["log_loss"] == 0.6
+    assert result["best_step"] == result["steps"] // 2
+
+
+SCHEDULES = {
+    "epoch": ["schedule.name=ExponentialLR", "schedule.options.gamma=0.5"],
+    "step": ["schedule.name=OneCycleLR", "schedule.every=step", "schedule.options={max_lr: 0.1, total_steps: 99}"],
+    "validation": ["schedule.name=ReduceLROnPlateau", "schedule.options.patience=0", "training.metric=log_loss"],
+    "optimizer": ["optimizer.name=SGD", "optimizer.options={momentum: 0.9, nesterov: true}", "optimizer.table_lr=0.1"],
+    "accumulate": ["training.accumulate=2", "training.validate_every=2", "model.options.head.dropout=0.2"],
+}
+
+
+@pytest.mark.parametrize("words", SCHEDULES.values(), ids=SCHEDULES)
+def test_optimizer_schedule_and_accumulation_are_resumed_bit_for_bit(config_of: MakeConfig, words: list[str]) -> None:
+    whole = config_of("whole", *words)
+    train(whole)
+    stopped = config_of("stopped", *words)
+    real, calls = loop._Trainer._step, []
+
+    def step(self: Any, batches: Any) -> None:
+        calls.append(self.state.total)
+        real(self, batches)
+        if len(calls) == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, "_step", step)
+        with pytest.raises(loop.Interrupted):
+            train(stopped)
+    train(stopped, resume=True)
+    assert losses(stopped.output.folder) == losses(whole.output.folder)
+    assert validations(stopped.output.folder) == validations(whole.output.folder)
+    assert same_weights(stopped.output.folder, whole.output.folder)
+    first, second = (ck.load(ck.steps(Path(c.output.folder) / "checkpoints")[0]) for c in (stopped, whole))
+    assert first["schedule"] == second["schedule"]
+    if "ExponentialLR" in words[0]:
+        assert [g["lr"] for g in first["optimizer"]["dense"]["param_groups"]] == [0.01 * 0.25]
+
+
+def test_accumulated_batches_are_a_step(config_of: MakeConfig, whole: str) -> None:
+    """Two batches of a step: half of the steps, all of the rows; an odd one is a step of its own."""
+    config = config_of("run", "training.accumulate=2")
+    result = train(config)
+    batches = len(losses(whole)) // 2
+    assert result["steps"] == 2 * -(-batches // 2)
+    rows = [json.loads((Path(f) / "result.json").read_text()) for f in (config.output.folder, whole)]
+    assert rows[0]["epochs"] == rows[1]["epochs"]
+
+
+def test_an_optimizer_that_cannot_take_sparse_gradients_says_what_to_do(config_of: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"model\.options\.embedding\.sparse=false"):
+        train(config_of("run", "optimizer.name=AdamW"))
+    train(config_of("dense", "optimizer.name=AdamW", "model.options.embedding.sparse=false", "training.epochs=1"))
 
 
 def test_interrupted_in_the_validation_that_stops_early(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,11 +418,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
     config = config_of("run")
     real = loop._Trainer._step
 
-    def poisoned(self: Any, batch: Any) -> None:
+    def poisoned(self: Any, batches: Any) -> None:
         if self.state.total == 4:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(torch.nan)
-        real(self, batch)
+        real(self, batches)
 
     monkeypatch.setattr(loop._Trainer, "_step", poisoned)
     with pytest.raises(FloatingPointError, match="the loss is nan near step 5"):
@@ -362,9 +434,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_of: MakeConfig, monkeypa
 @pytest.mark.parametrize("every", [1, 0])
 def test_weights_that_are_not_finite_are_never_kept(config_of: MakeConfig, every: int) -> None:
     """A step's loss is finite before its weights are not; both kinds of checkpoint come before the next loss."""
-    words = ("training.lr=1e30", "training.clip_norm=null", f"training.checkpoint_every={every}")
+    words = ("optimizer.lr=1e30", "training.clip_norm=null", f"training.checkpoint_every={every}")
     config = config_of("run", *words, "training.validate_every=1")
-    with pytest.raises(FloatingPointError, match=r"near step \d .*lower training.lr"):
+    with pytest.raises(FloatingPointError, match=r"near step \d .*lower optimizer.lr"):
         train(config)
     for path in (Path(config.output.folder) / "checkpoints").glob("*.pt"):
         assert all(torch.isfinite(t).all() for t in ck.load(path)["model"].values())
@@ -399,7 +471,8 @@ def test_lost_prepared_data_are_made_again(config_of: MakeConfig, prepared: Prep
         ("training.device=tpu", "training.device must be auto, cpu, cuda"),
         ("training.amp=float16", "AMP is for CUDA"),
         ("model.name=dein", "dien"),
-        ("model.options.embeding_size=3", "embedding_size"),
+        ("model.options.embeding.size=3", "did you mean embedding"),
+        ("model.options.embedding.siz=3", "unknown option embedding.siz: did you mean size"),
         ("data.eval_batch_size=1", "data.eval_batch_size counts rows and must be at least 2"),
         ("data.negatives=200", "data.batch_size counts rows and must be at least 201"),
         ("data.path=/no/such/file.parquet", "/no/such/file"),

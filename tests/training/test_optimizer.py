@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from dien_kernels.training.optimizer import LazyAdam, clip_grad_norm, make_optimizer, split_parameters
+from dien_kernels.training.optimizer import OPTIMIZERS, LazyAdam, clip_grad_norm, make_optimizer, split_parameters
 
 
 class Toy(nn.Module):
@@ -46,7 +46,7 @@ def train(model: Toy, optimizer: torch.optim.Optimizer, steps: range, clip: floa
 def test_sgd_on_sparse_gradients_is_dense_sgd(clip: float | None, dtype: torch.dtype, rtol: float) -> None:
     sparse, dense = Toy(True, dtype), Toy(False, dtype)
     first = {name: value.clone() for name, value in sparse.state_dict().items()}
-    norms = train(sparse, make_optimizer(sparse, "sgd", lr=0.3), range(20), clip)
+    norms = train(sparse, make_optimizer(sparse, "SGD", lr=0.3), range(20), clip)
     optimizer = torch.optim.SGD(dense.parameters(), 0.3)
     for step in range(20):
         optimizer.zero_grad()
@@ -82,14 +82,19 @@ def test_rows_that_were_not_read_keep_values_and_moments() -> None:
     assert isinstance(optimizer, LazyAdam)
     train(model, optimizer, range(5))
     before = model.table.weight.detach().clone()
-    memory = {key: optimizer.moments(model.table.weight)[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+
+    def moments() -> dict[str, Tensor]:
+        state = optimizer.state_dict()["tables"]["state"][0]
+        return {key: state[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+
+    memory = moments()
     optimizer.zero_grad()
     model.loss(torch.tensor([3, 4, 4])).backward()
     optimizer.step()
     moved = (model.table.weight.detach() != before).any(1).nonzero().squeeze(1).tolist()
     assert moved == [3, 4]
     for key, old in memory.items():
-        new = optimizer.moments(model.table.weight)[key]
+        new = moments()[key]
         assert (new != old).any(1).nonzero().squeeze(1).tolist() == [3, 4], key
     assert memory["exp_avg"][5].abs().sum() > 0  # a row with a past that a dense Adam would have moved
 
@@ -135,7 +140,7 @@ def test_resumed_training_is_bit_equal(sparse: bool) -> None:
 
 def test_schedulers_and_groups_reach_both_halves() -> None:
     model = Toy(True)
-    optimizer = make_optimizer(model, lr=0.1, embedding_lr=0.4)
+    optimizer = make_optimizer(model, lr=0.1, table_lr=0.4)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.4]
     scheduler = StepLR(optimizer, 1, gamma=0.5)
     train(model, optimizer, range(1))
@@ -164,8 +169,14 @@ def test_split_leaves_out_what_is_frozen() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="at least one parameter"):
         LazyAdam([], [])
-    with pytest.raises(ValueError, match="kind must be 'adam' or 'sgd', got 'adagrad'"):
-        make_optimizer(Toy(True), "adagrad")
+    with pytest.raises(ValueError, match="unknown optimizer Adagard: did you mean Adagrad"):
+        make_optimizer(Toy(True), "Adagard")
+    with pytest.raises(ValueError, match=r"unknown option optimizer.options.momentun: did you mean momentum"):
+        make_optimizer(Toy(True), "SGD", momentun=0.9)
+    with pytest.raises(ValueError, match="the optimizer Adam refuses its options or the model: Invalid beta"):
+        make_optimizer(Toy(False), "Adam", betas=[2.0, 0.9])
+    with pytest.raises(ValueError, match="model must have trainable parameters"):
+        make_optimizer(nn.ReLU())
     optimizer = make_optimizer(Toy(True))
     with pytest.raises(ValueError, match="must have the keys"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
@@ -174,6 +185,38 @@ def test_bad_input() -> None:
         optimizer.load_state_dict(other)
     with pytest.raises(ValueError, match="cannot be added"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+
+TAKE_SPARSE = {"LazyAdam", "SGD", "Adagrad"}
+NEVER = {"SparseAdam": "dense gradients", "LBFGS": "(closure|parameter groups)", "Muon": "2D"}
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_torch_trains_or_says_why_not(name: str, sparse: bool) -> None:
+    model = Toy(sparse)
+    if name in NEVER:
+        with pytest.raises(ValueError, match=rf"the optimizer {name} .*{NEVER[name]}"):
+            make_optimizer(model, name)
+        return
+    if sparse and name not in TAKE_SPARSE:
+        with pytest.raises(ValueError, match=r"cannot take the sparse gradients .*make the model with sparse=False"):
+            make_optimizer(model, name)
+        return
+    before = copy.deepcopy(model.state_dict())
+    optimizer = make_optimizer(model, name, lr=0.01, table_lr=0.02)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.01, 0.02]
+    train(model, optimizer, range(3), clip=5.0)
+    for key, value in model.state_dict().items():
+        assert not torch.equal(value, before[key]), key
+
+
+def test_options_reach_the_optimizer_and_weight_decay_spares_sparse_tables() -> None:
+    model = Toy(True)
+    optimizer = make_optimizer(model, "SGD", lr=0.1, momentum=0.9, weight_decay=0.5)
+    assert [(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.9, 0.5), (0.9, 0.0)]
+    dense = make_optimizer(Toy(False), "AdamW", weight_decay=0.5, betas=[0.5, 0.6])
+    assert [(g["betas"], g["weight_decay"]) for g in dense.param_groups] == [((0.5, 0.6), 0.5)]
 
 
 def test_closure_is_called_with_gradients() -> None:

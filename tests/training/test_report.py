@@ -37,7 +37,7 @@ def test_report_is_one_file_with_everything(config_of: MakeConfig, prepared: Pre
     assert len(rows) > 1
     assert sum(float(score) for _, score in rows) == pytest.approx(1, abs=1e-3)
     assert (prepared.encode_items([int(item) for item, _ in rows]) > 0).all()
-    assert html.escape("embedding_size: 4") in text
+    assert html.escape("size: 4") in text
 
 
 def test_models_without_attention_say_so(config_of: MakeConfig) -> None:
