@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
                 f"with states of {hidden_size}, got 'raw'"
             )
         self.sigmoid = options.normalize == "sigmoid"
-        rule = "softmax" if options.normalize == "softmax" else None
+        rule: Literal["softmax"] | None = "softmax" if options.normalize == "softmax" else None
         self.scores: BilinearAttention | DINAttention
         if options.kind == "bilinear":
             size = item_size if options.query == "raw" else hidden_size
