@@ -49,7 +49,7 @@ test: $(BUILT)
 	$(TEST_TRITON) || failed=1; \
 	exit $$failed
 
-# Without what compiles with torch.compile, kills processes or searches, and without Triton's interpreter.
+# Without what compiles, kills processes or takes more than about two seconds, and without Triton's interpreter.
 test-fast: $(BUILT)
 	$(TEST_ENV) $(PY) -m pytest tests -m 'not slow' $(PARALLEL)
 

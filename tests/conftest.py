@@ -167,6 +167,7 @@ def absent(ran: set[tuple[str, str, str]]) -> list[str]:
         isas = ISAS if backend == "cpu" and any(cell[:2] == (op, "cpu") for cell in ran) else ("-",)
         for isa in isas:
             if not any(cell[:2] == (op, backend) and isa in (cell[2], "-") for cell in ran):
-                why = missing(backend if isa == "-" else f"{backend}-{isa}") or reason or "this run has no test of it"
+                here = missing(backend if isa == "-" else f"{backend}-{isa}")
+                why = (here if backend in _dispatch._refusals[op] else None) or reason or "this run has no test of it"
                 lines.append(f"{op}  {backend}  {isa}: not run here, because {why}")
     return lines

@@ -42,6 +42,7 @@ def row_of(monkeypatch: pytest.MonkeyPatch, change: Any, mark: str = "", absent:
     return measurement.measure(CASE, 1, 0.0, with_memory=False)[1]
 
 
+@pytest.mark.slow
 def test_a_right_peer_has_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     row = row_of(monkeypatch, lambda y: y)
     assert row["note"] == "a peer"
@@ -55,6 +56,7 @@ def test_a_wrong_result_has_none(monkeypatch: pytest.MonkeyPatch, mark: str) -> 
     assert "p50_us" not in row
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_has_numbers_only_where_it_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     row = row_of(monkeypatch, Doubled.apply)
     assert row["note"].startswith("wrong: x is off by")

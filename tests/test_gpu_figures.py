@@ -82,6 +82,7 @@ AGAIN: list[tuple[int, str, str, str, Callable[..., None]]] = [
 ]
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize(
     "arch, kind, reset, dtype, run", AGAIN, ids=lambda value: "" if callable(value) else str(value)

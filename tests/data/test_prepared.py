@@ -87,6 +87,7 @@ def test_meta_of_another_version_or_edited(folder: Path) -> None:
         Prepared.open(folder)
 
 
+@pytest.mark.slow
 def test_killed_prepare_is_recognised_and_can_be_run_again(tmp_path: Path) -> None:
     """A reader that never ends stands for a long log: the process is killed while it reads."""
     out = tmp_path / "p"

@@ -145,11 +145,13 @@ def compiled_and_eager(name: str, layout: str, **options: Any) -> int:
     return counting.graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, layout", [("gru", "lengths"), ("gru", "mask"), ("augru-tied", "full")])
 def test_compile_has_no_break(name: str, layout: str) -> None:
     assert compiled_and_eager(name, layout) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, layout",
     [
@@ -182,6 +184,7 @@ def test_compile_of_jagged_layers() -> None:
     assert_equal_bits(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_dice_checks_offsets(compiler: str) -> None:
     torch.compiler.reset()
@@ -194,6 +197,7 @@ def test_compiled_dice_checks_offsets(compiler: str) -> None:
                 compiled(x[:2], x, offsets=torch.tensor(offsets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "dice"])
 def test_export(name: str) -> None:
     layer = make(name).eval()

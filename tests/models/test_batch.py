@@ -112,6 +112,7 @@ def test_rows_total_is_counted_where_it_is_not_given() -> None:
     assert reading(FOUR[:0]).rows_total == 0
 
 
+@pytest.mark.slow
 def test_check_is_one_graph_for_all_sizes() -> None:
     graphs = []
 

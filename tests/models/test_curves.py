@@ -33,6 +33,7 @@ def curve(backend: str, preset: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.stack(losses).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("preset", ["paper", "authors"])
 def test_fused_ops_and_plain_torch_give_one_loss_curve(

@@ -115,6 +115,7 @@ def test_score_checks_ids() -> None:
     assert model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, preset", [("dien", "paper"), ("gru_attention", "authors")])
 def test_compiled_forward(name: str, preset: str) -> None:
     model = model_of(name, {}, preset).eval()
@@ -124,6 +125,7 @@ def test_compiled_forward(name: str, preset: str) -> None:
         torch.testing.assert_close(compiled(batch).logits, model(batch).logits, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [True, False])
 def test_compiled_training(sparse: bool) -> None:
     """By inductor: sparse tables are read outside of the graph, dense ones in it."""
@@ -229,6 +231,7 @@ def test_a_batch_without_rows_has_no_logits(name: str, preset: str | None) -> No
         assert output.auxiliary is None or float(output.auxiliary) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["one history", "offsets", "history_of"])
 def test_compiled_score_checks_values(given: str) -> None:
     """What is wrong is said by the graph: one, but where the steps of the histories named must be counted."""
@@ -254,6 +257,7 @@ def test_compiled_score_checks_values(given: str) -> None:
             compiled(**bad)
 
 
+@pytest.mark.slow
 def test_compiled_score_is_one_graph_for_all_sizes() -> None:
     model = model_of("dien", {}, None).eval()
     graphs = []
@@ -269,6 +273,7 @@ def test_compiled_score_is_one_graph_for_all_sizes() -> None:
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_compiled_score_survives_bad_ids() -> None:
     """Large enough for more than one thread: an exception must not leave a parallel region of inductor's code."""
     torch.set_num_threads(2)  # until one_thread, which every test of this file uses, puts back what was before it

@@ -89,6 +89,7 @@ def test_autocast_casts_the_big_operands_only() -> None:
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(got.sin().sum(), leaves(case)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", target_params(("reference", "torch", "cpu", "triton")))
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 def test_opcheck(kind: str, backend: str) -> None:
@@ -114,6 +115,7 @@ def test_opcheck(kind: str, backend: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_compile_without_a_break() -> None:
     for kind in ("bilinear", "din"):
         case = make(kind)
@@ -122,6 +124,7 @@ def test_compile_without_a_break() -> None:
             assert_compiles(lambda values: attention_scores(**values).sin().sum(), values, leaves(values))
 
 
+@pytest.mark.slow
 def test_compile_takes_one_tensor_in_two_places() -> None:
     case = make("din", hidden=2, sizes=(8, 8))
     square, bias = (torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((8, 8), (8,)))

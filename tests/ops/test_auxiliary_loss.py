@@ -496,6 +496,7 @@ def _layouts(case: dict) -> list[dict]:
     return [{}, {"lengths": valid.sum(1)}, {"mask": valid.flip(1)}, {**flat, "offsets": offsets}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "torch", pytest.param("cpu", marks=pytest.mark.native)])
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 def test_opcheck(kind: str, backend: str) -> None:
@@ -515,6 +516,7 @@ def test_opcheck(kind: str, backend: str) -> None:
         torch.library.opcheck(both, (*args, *options), test_utils=tests)
 
 
+@pytest.mark.slow
 def test_compile_without_a_break() -> None:
     for kind in ("inner", "mlp"):
         case = make(kind, affine=kind == "mlp", outputs=2)
@@ -523,6 +525,7 @@ def test_compile_without_a_break() -> None:
             assert_compiles(lambda values: auxiliary_loss(**values), values, leaves(values))
 
 
+@pytest.mark.slow
 def test_compile_takes_one_tensor_in_two_places() -> None:
     states, negative = (torch.randn(3, 4, 2, requires_grad=True) for _ in range(2))
     values = {"states": states, "positive": states, "negative": negative}

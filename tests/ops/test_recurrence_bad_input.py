@@ -298,6 +298,7 @@ def test_values_where_a_gradient_is_wanted(name: str, target: str) -> None:
         augru(**options, backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["length above T", "history negative", "offsets not ascending"])
 def test_values_in_a_graph_made_by_inductor(name: str) -> None:
     """The check stands inside the op, so code generation cannot lose it."""
@@ -315,6 +316,7 @@ def test_shapes_dtypes_devices_and_options(name: str) -> None:
         augru(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_dtypes_devices_and_options_compiled(name: str) -> None:
     """Dynamo hands on the error it meets while tracing: its own class, our words."""

@@ -58,6 +58,7 @@ def raw_arguments(case: Case, keep: bool) -> tuple[tuple, tuple]:
     return (*detached, inputs.lengths, inputs.offsets, inputs.history), tuple(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", BACKENDS)
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def case_of(layout: str, batch: int, steps: int) -> Case:
     return Case("aigru", torch.float32, batch, steps, 13, 19, ragged, history=bool(history), seed=batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", BACKENDS)
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged", "lengths+history", "jagged+history"])
 @pytest.mark.parametrize("grad", [False, True])
@@ -126,6 +128,7 @@ def test_compile_has_no_break_and_no_storm(layout: str, grad: bool, target: str)
     assert counting.graphs <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", BACKENDS)
 @pytest.mark.parametrize("layout", ["lengths", "jagged+history", "mask"])
 def test_compiled_training_step_has_the_same_gradients(layout: str, target: str) -> None:
@@ -222,6 +225,7 @@ def test_compile_takes_one_tensor_in_two_places(target: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", BACKENDS)
 def test_export_with_dynamic_sizes(target: str) -> None:
     class Model(torch.nn.Module):
@@ -419,6 +423,7 @@ def test_float16_is_refused_by_name_and_moved_on_by_auto() -> None:
         assert y.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_environment_chooses_the_backend() -> None:
     code = "from dien_kernels.ops import _dispatch, _gates; print(_dispatch._forced.word(), _gates.kept_units())"
 
@@ -436,6 +441,7 @@ def test_environment_chooses_the_backend() -> None:
     assert "environment variable DIEN_KERNELS_GATES must be one of" in run(DIEN_KERNELS_GATES="all").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_environment_chooses_the_instruction_set() -> None:
     code = """

@@ -71,6 +71,7 @@ def test_forward_is_as_short_as_promised(arch: int, dtype: str) -> None:
             assert row[f"{loop}_instructions"] <= VARIANTS * target, (kernel, loop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "padded", "arch"), [("forward_bf16", 64, 90), ("backward_bf16", 40, 90)])
 def test_compiled_code_is_what_is_stored(file: str, padded: int, arch: int) -> None:
     reason = missing()

@@ -340,6 +340,7 @@ def test_refuses_devices_that_are_too_old_or_too_small(monkeypatch: pytest.Monke
     )
 
 
+@pytest.mark.slow
 def test_devices_are_looked_at_in_a_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
     monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})

@@ -136,6 +136,7 @@ ck.save_step(Path(sys.argv[1]), 1, {"w": torch.zeros(10)})
 """
 
 
+@pytest.mark.slow
 def test_kill_before_the_rename(tmp_path: Path) -> None:
     ck.save_step(tmp_path, 1, content(1))
     run = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)

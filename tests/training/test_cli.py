@@ -42,6 +42,7 @@ def run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_train_takes_raw_logs_options_and_words(run: Path) -> None:
     config = load(run / "config.yaml")
     assert (config.training.seed, config.training.threads) == (3, 1)

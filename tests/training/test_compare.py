@@ -22,6 +22,7 @@ MakeConfig = Callable[..., Config]
 MODULE = sys.modules["dien_kernels.training.compare"]  # the package shows the function under this name
 
 
+@pytest.mark.slow
 def test_rows_and_seeds(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("table", "training.epochs=1", "model.options.attention.kind=din")
     trained: list[str] = []

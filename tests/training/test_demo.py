@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dien_kernels.data import Prepared
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
@@ -15,6 +17,7 @@ def demo(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(DEMO), *words], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_demo(prepared: Prepared, tmp_path: Path) -> None:
     words = ["--data", str(prepared.path), "--out", str(tmp_path), "--epochs", "1"]
     earlier = tmp_path / "average"

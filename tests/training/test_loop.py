@@ -126,6 +126,7 @@ def test_losses_are_a_function_of_the_seed(config_of: MakeConfig, whole: str) ->
     assert same_weights(same.output.folder, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_in_mid_epoch_goes_on_with_equal_bits(
     config_of: MakeConfig, whole: str, tmp_path: Path, workers: int
@@ -149,6 +150,7 @@ def test_killed_in_mid_epoch_goes_on_with_equal_bits(
     assert result["test"] == evaluate(whole).to_dict()
 
 
+@pytest.mark.slow
 def test_sigint_saves_and_says_how_to_go_on(config_of: MakeConfig, whole: str, tmp_path: Path) -> None:
     stopped = config_of("it's stopped")
     run = run_and("signal.raise_signal(signal.SIGINT)", 4, stopped, tmp_path)
@@ -174,6 +176,7 @@ def test_a_finished_run_that_goes_on_has_no_result_of_before(config_of: MakeConf
     assert not (Path(config.output.folder) / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_second_sigint_exits_at_once(config_of: MakeConfig, tmp_path: Path) -> None:
     config = config_of("stopped")
     what = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)"

@@ -20,6 +20,7 @@ from dien_kernels.training import Config, profile, train, write_report
 MakeConfig = Callable[..., Config]
 
 
+@pytest.mark.slow
 def test_report_is_one_file_with_everything(config_of: MakeConfig, prepared: Prepared) -> None:
     config = config_of("a <run>", "training.epochs=1", "output.report=true")
     result = train(config)
