@@ -8,15 +8,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dien_kernels"
-# Files whose statements are still to go; an entry leaves with the last of them.
-REMAINING = {
-    "models/dien.py",
-    "models/init.py",
-    "models/parts.py",
-    "ops/attention/reference.py",
-    "ops/recurrence/op.py",
-    "ops/recurrence/reference.py",
-}
 
 
 def asserts_of(source: str) -> list[int]:
@@ -26,8 +17,7 @@ def asserts_of(source: str) -> list[int]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_assert_speaks_to_a_user(path: Path) -> None:
-    if path.relative_to(PACKAGE).as_posix() not in REMAINING:
-        assert not asserts_of(path.read_text()), "raise an error that names the argument, or use cast for mypy"
+    assert not asserts_of(path.read_text()), "raise an error that names the argument, or use cast for mypy"
 
 
 def test_the_reader_of_asserts_sees_every_one() -> None:

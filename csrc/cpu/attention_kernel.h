@@ -121,6 +121,7 @@ struct Attention {
   Attention(const AttentionCall& c, Arena& packed) : call(c), tail{c.mlp}, s(c), w(c, s, packed) {}
 
   static int64_t vectors(int64_t padded) { return padded / L::N; }
+
   void forward() const {
     run_tasks(call, (call.batch + kTargets - 1) / kTargets, [&](char* memory, int64_t task) {
       Arena scratch{memory};
@@ -131,12 +132,11 @@ struct Attention {
   }
 
   void backward() const {
-    const Workspace& memory = call.workspace;
-    const int64_t each = (call.histories + memory.groups - 1) / memory.groups;
-    run_tasks(call, memory.groups, [&](char* memory_of_thread, int64_t g) {
-      Arena scratch{memory_of_thread}, group_sums{sums_of(call.workspace, g)};
+    const int64_t groups = call.workspace.groups, each = (call.histories + groups - 1) / groups;
+    run_tasks(call, groups, [&](char* memory, int64_t g) {
+      Arena scratch{memory}, group_sums{sums_of(call.workspace, g)};
       const Scratch c(call, s, scratch);
-      __builtin_memset(sums_of(call.workspace, g), 0, memory.sizes.sums);
+      __builtin_memset(sums_of(call.workspace, g), 0, call.workspace.sizes.sums);
       const Sums sums(call, s, group_sums);
       for (int64_t u = g * each; u < (g + 1) * each && u < call.histories; ++u) run_history(u, c, sums);
     });

@@ -41,12 +41,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"offsets": torch.tensor([0, 3, 2, 5])},
         ValueError,
-        r"offsets must ascend from 0 to the 5 behaviours, got \[0, 3",
+        r"offsets must be ascending, got 3 before 2",
     ),
     ({"history_of": FOUR.int()}, ValueError, rf"history_of {INDEX} \[B\], got torch.int32 \(4,\)"),
     ({"history_of": FOUR[None]}, ValueError, rf"history_of {INDEX} \[B\], got torch.int64 \(1, 4\)"),
-    ({"history_of": FOUR}, ValueError, "history_of must lie between 0 and 2, got values from 0 to 3"),
-    ({"rows_total": 7}, ValueError, "rows_total must be 8, the steps of every row's history, got 7"),
+    ({"history_of": FOUR}, ValueError, "history_of must lie between 0 and U - 1 = 2, got values from 0 to 3"),
+    ({"rows_total": 7}, ValueError, "rows_total must be 8, the steps of the histories named, got 7"),
     ({"label": FOUR[:3].float()}, ValueError, r"label must be torch.float32 of shape \(4,\), got torch.float32 \(3,\)"),
     ({"label": FOUR}, ValueError, r"label must be torch.float32 of shape \(4,\), got torch.int64 \(4,\)"),
     ({"label": [1.0] * 4}, TypeError, "label must be a torch.Tensor, got list"),
@@ -82,11 +82,15 @@ def test_check_takes_what_fits() -> None:
 BAD_MADE: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Batch({}, OFFSETS, TARGET), ValueError, "history must have at least one field, got none"),
     (lambda: Batch({"item": [1]}, OFFSETS, TARGET), TypeError, r"history\['item'\] must be a torch.Tensor, got list"),  # type: ignore[dict-item]
-    (lambda: reading(torch.tensor([0, 5])), ValueError, "history_of must lie between 0 and 2, got values from 0 to 5"),
+    (
+        lambda: reading(torch.tensor([0, 5])),
+        ValueError,
+        "history_of must lie between 0 and U - 1 = 2, got values from 0 to 5",
+    ),
     (
         lambda: reading(torch.tensor([-1, 0])),
         ValueError,
-        "history_of must lie between 0 and 2, got values from -1 to 0",
+        "history_of must lie between 0 and U - 1 = 2, got values from -1 to 0",
     ),
     (lambda: reading(FOUR.float()), ValueError, rf"history_of {INDEX} \[B\], got torch.float32 \(4,\)"),
     (lambda: reading([0, 1]), TypeError, "history_of must be a torch.Tensor, got list"),
