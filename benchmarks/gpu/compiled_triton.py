@@ -7,7 +7,7 @@
 Rows of the same Triton version and key are replaced. Instructions and barriers are those of a time step in the main
 loop, for each warp (of attention: of a block of ``rows`` steps); loops over chunks of a weight inside it count once.
 ``remainder``: a step in the loop after an unrolled one. ``limit``: the registers that ptxas may take, where it is told.
-``variant``: "fused", W_ih x is made in the loop; "made", the gates' products come in; else neither.
+``variant``: "fused", W_ih x is made in the loop; "precomputed", the gates' products come in; else neither.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def launches_of(run: Run, arch: int, **key: object) -> Iterator[tuple[Launched, 
     seen = set()
     for launched in launches:
         constants, options = launched.constants, launched.options
-        variant = "fused" if "W_IH" in launched.signature else "made" if "MADE_RU" in launched.signature else ""
+        variant = "fused" if "W_IH" in launched.signature else "precomputed" if "PRODUCTS_RU" in launched.signature else ""
         if launched.kernel.__name__ in SMALL or (launched.kernel, variant) in seen:
             continue
         seen.add((launched.kernel, variant))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dien_kernels.ops._compiled import refuses_cpu
+from dien_kernels.ops._cpu import refuses_cpu
 from torch import Tensor
 
 from dien_kernels import auxiliary_loss, use_backend
