@@ -18,10 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dien_kernels.histories import Histories
 from dien_kernels.ops import _triton
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
 from dien_kernels.ops.recurrence.forms import form_of
+from dien_kernels.ops.recurrence.order import longest_first
 from tests.cases import KINDS, Case, actual, assert_matches, call, exact, make, plain, result_of, running_on
 from tests.tolerances import assert_close_to
 from tests.triton_launches import (
@@ -153,13 +155,10 @@ def cases(draw: st.DrawFn) -> Case:
 @in_the_interpreter
 @pytest.mark.parametrize("target", ["triton"])
 def test_order_is_that_of_a_stable_sort(target: str) -> None:
-    for batch in (1, 31, 32, 300):
+    for batch in (0, 1, 31, 32, 300):
         lengths = torch.randint(0, 6, (batch,), generator=torch.Generator().manual_seed(batch))
-        inputs = make(Case("gru", B=batch, T=5))
-        tensors = [inputs.leaf("x"), None, inputs.leaf("w_ih"), inputs.leaf("w_hh"), None, None, None, lengths]
-        tensors = [None if t is None else t.detach() for t in (*tensors, None, None)]
-        order = op._FWD[target](*tensors, *form_of("gru")[:5], True, False, False, False, True)[2]
-        assert torch.equal(order, lengths.argsort(descending=True, stable=True))
+        assert torch.equal(longest_first(lengths), lengths.argsort(descending=True, stable=True))
+        torch.library.opcheck(longest_first, (lengths,), test_utils=("test_schema", "test_faketensor"))
 
 
 @in_the_interpreter
@@ -198,12 +197,14 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
     inputs = make(Case(kind, torch.bfloat16, B=3, T=2, ragged=ragged, history=kind != "gru", bias="ih", h0=False))
     weights = (inputs.leaf("w_ih"), inputs.leaf("w_hh"), inputs.leaf("b_ih"), None, None)
     tensors = [inputs.leaf("x"), inputs.leaf("attention"), *weights, inputs.lengths, inputs.offsets, inputs.history]
-    tensors = [None if t is None else t.detach() for t in tensors]
-    options = (*form_of(kind)[:5], True, False, False, False, True)
+    tensors = [None if t is None else t.detach() for t in tensors] + [None]
+    if ragged != "full":  # as the core hands it on: the rows in the order in which the loop takes them
+        tensors[-1] = Histories(*tensors[7:10]).order()
+    options = (*form_of(kind)[:5], True, False, False, False, 0)
     torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=utils)
-    y, h_n, order = op._FWD[target](*tensors, *options)
+    y, h_n, kept = op._FWD[target](*tensors, *options)
     for dy, dh_n, need_dx in ((inputs.dy, None, True), (None, inputs.dh_n, False)):
-        arguments = (dy, dh_n, *tensors, y, order, need_dx, *options)
+        arguments = (dy, dh_n, *tensors, y, kept, need_dx, *options)
         torch.library.opcheck(op._BWD[target], arguments, test_utils=utils)
 
 
@@ -211,11 +212,21 @@ def test_raw_ops_pass_opcheck(kind: str, ragged: str, target: str) -> None:
 @pytest.mark.parametrize("target", ["triton"])
 @pytest.mark.parametrize("rows, ragged", [((3, 0), "lengths"), ((0, 2), "lengths"), ((0,), "offsets")], ids=str)
 def test_raw_forward_without_a_step_passes_opcheck(rows: tuple[int, ...], ragged: str, target: str) -> None:
-    """A compiled graph relies on the shapes that the fake promises, that of the rows' order too."""
+    """A compiled graph relies on the shapes that the fake promises."""
     lengths = torch.zeros(rows[0], dtype=torch.int64) if ragged == "lengths" else None
     offsets = torch.zeros(4, dtype=torch.int64) if ragged == "offsets" else None
-    tensors = (torch.zeros(*rows, 2), None, torch.zeros(9, 2), torch.zeros(9, 3), *[None] * 3, lengths, offsets, None)
-    options = (*form_of("gru")[:5], True, False, False, False, True)
+    tensors = (
+        torch.zeros(*rows, 2),
+        None,
+        torch.zeros(9, 2),
+        torch.zeros(9, 3),
+        *[None] * 3,
+        lengths,
+        offsets,
+        None,
+        None,
+    )
+    options = (*form_of("gru")[:5], True, False, False, False, 0)
     torch.library.opcheck(op._FWD[target], (*tensors, *options), test_utils=("test_schema", "test_faketensor"))
 
 
