@@ -151,7 +151,7 @@ def empty_backward(problem: Problem, dh_n: Tensor | None, need_dx: bool) -> Grad
         dh0.copy_(dh_n)
     return Gradients(
         x=problem.x.new_zeros(problem.x_shape if need_dx else (0,)),
-        attention=small if problem.attention is None else small.new_zeros(problem.attention.shape),
+        attention=problem.x.new_empty(0) if problem.attention is None else small.new_zeros(problem.attention.shape),
         w_ih=problem.w_ih.new_zeros(problem.w_ih.shape),
         w_hh=problem.w_hh.new_zeros(problem.w_hh.shape),
         b_ih=small.new_zeros(3 * problem.hidden),

@@ -204,6 +204,7 @@ def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore
     x, w_ih, w_hh = inputs.x, inputs.w_ih, inputs.w_hh
     return found._replace(
         x=found.x.to(x.dtype) if need_dx else x.new_empty(0),
+        attention=x.new_empty(0) if inputs.attention is None else found.attention,
         w_ih=found.w_ih.to(w_ih.dtype),
         w_hh=found.w_hh.to(w_hh.dtype),
     )
