@@ -199,10 +199,9 @@ def gradients(
     dgx = buffers.gates[:, columns.dgx : columns.dgx + 3 * size]
     if problem.shared:
         dgx = sum_rows(dgx)
-    nothing = problem.x.new_empty(0)  # a raw op returns tensors only
     return Gradients(
-        x=(dgx @ padded(problem.w_ih, hidden, size)).view(problem.x_shape) if need_dx else nothing,
-        attention=nothing if buffers.d_attention is None else buffers.d_attention,
+        x=(dgx @ padded(problem.w_ih, hidden, size)).view(problem.x_shape) if need_dx else problem.x.new_empty(0),
+        attention=problem.x.new_empty(0) if buffers.d_attention is None else buffers.d_attention,
         w_ih=unpadded(dgx.t() @ problem.real_x(), hidden, size),
         w_hh=unpadded(_dw_hh(problem, buffers)[:, :hidden], hidden, size),
         b_ih=torch.cat((db_r, db_u, db_n)),
