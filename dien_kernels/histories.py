@@ -1,7 +1,7 @@
 """``Histories``: how the steps of a batch of histories lie in memory, as one value.
 
 Room card. Lives here: the type that every op, layer, model, loader and backend reads the layout of a batch from, its
-checks, and the tensors that follow from it. May import: torch, ``checks``. Must not be here: the data that is laid
+checks, and the tensors that follow from it. May import: torch, ``checks``, ``index_checks``. Must not be here: the data that is laid
 out, and mathematics.
 """
 
@@ -15,6 +15,13 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from dien_kernels.checks import check_index, check_tensor
+from dien_kernels.index_checks import (
+    check_history_of,
+    check_layout,
+    check_lengths,
+    check_offsets,
+    check_rows_total_type,
+)
 
 _T = TypeVar("_T")
 
@@ -110,7 +117,7 @@ class Histories:
         (8, tensor([3, 2, 3]))
         """
         histories = cls(
-            *_checked(lengths, offsets, mask),
+            *check_layout(lengths, offsets, mask),
             None if history_of is None else check_index(name, history_of, "[B]"),
             mask,
         )
@@ -141,7 +148,7 @@ class Histories:
         """
         if histories is None:
             histories = cls(
-                *_checked(lengths, offsets, mask),
+                *check_layout(lengths, offsets, mask),
                 None if history is None else check_index("history", history, "[B]"),
                 mask,
             )
@@ -413,21 +420,12 @@ class Histories:
         self._keep(("checked", histories, steps, total), lambda: self._check_values(histories, steps, total, name))
 
     def _check_values(self, histories: int | None, steps: int | None, total: int | None, name: str) -> None:
-        lengths, offsets, history_of = self.lengths, self.offsets, self.history_of
-        if lengths is not None and lengths.numel():
-            low, high = (int(bound) for bound in lengths.aminmax())
-            if low < 0 or (steps is not None and high > steps):
-                allowed = "be at least 0" if steps is None else f"lie between 0 and T = {steps}"
-                raise ValueError(f"lengths must {allowed}, got values from {low} to {high}")
-        if offsets is not None:
-            _check_ascending(offsets, total)
-        if history_of is not None and history_of.numel():
-            if not self.full:
-                histories = self.count()
-            low, high = (int(bound) for bound in history_of.aminmax())
-            if low < 0 or (histories is not None and high >= histories):
-                allowed = "be at least 0" if histories is None else f"lie between 0 and U - 1 = {histories - 1}"
-                raise ValueError(f"{name} must {allowed}, got values from {low} to {high}")
+        if self.lengths is not None:
+            check_lengths(self.lengths, steps)
+        if self.offsets is not None:
+            check_offsets(self.offsets, total)
+        if self.history_of is not None:
+            check_history_of(self.history_of, histories if self.full else self.count(), name)
 
     def _assert_values(self, total: int | None, name: str) -> None:
         """``check_values`` in a graph; the words must not name sizes, or there would be a graph for each of them."""
@@ -473,7 +471,7 @@ class Histories:
             if self._knows_total():
                 return self.rows_total
             raise ValueError("rows_total must be given with offsets and history: the steps of all rows, got None")
-        _check_total(rows_total)
+        check_rows_total_type(rows_total)
         return rows_total
 
     def _knows_total(self) -> bool:
@@ -497,7 +495,7 @@ class Histories:
         self.check_values(name="history_of")
         if rows_total is None:
             return self.count_rows_total("history_of")
-        _check_total(rows_total)
+        check_rows_total_type(rows_total)
         self.check_steps_of_rows(rows_total)
         return rows_total
 
@@ -545,50 +543,9 @@ class Histories:
         return f"Histories({', '.join(words) or 'full'})"
 
 
-def _check_ascending(offsets: Tensor, total: int | None) -> None:
-    values = offsets.tolist() if offsets.shape[0] <= 64 else None  # of few a list is read faster than by operations
-    first, last = (values[0], values[-1]) if values else (int(offsets[0]), int(offsets[-1]))
-    if first != 0:
-        raise ValueError(f"offsets must start with 0, got {first}")
-    if sorted(values) != values if values else bool((offsets.diff() < 0).any()):
-        u = int((offsets.diff() < 0).nonzero()[0])
-        raise ValueError(f"offsets must be ascending, got {int(offsets[u])} before {int(offsets[u + 1])}")
-    if total is not None and last != total:
-        raise ValueError(f"offsets must end with N = {total}, the rows of the jagged input, got {last}")
-
-
 def longest_first(lengths: Tensor) -> Tensor:
     """The order of a stable descending sort."""
     return lengths.argsort(descending=True, stable=True)
-
-
-def _check_total(rows_total: Any) -> None:
-    if isinstance(rows_total, bool) or not isinstance(rows_total, (int, torch.SymInt)):
-        raise TypeError(f"rows_total must be an int, got {type(rows_total).__name__}")
-    if rows_total < 0:
-        raise ValueError(f"rows_total must be at least 0, got {rows_total}")
-
-
-def _checked(
-    lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """lengths and offsets as int64, after types, dtypes and ranks of all three were checked."""
-    if (lengths is not None) + (offsets is not None) + (mask is not None) > 1:
-        given = [n for n, v in (("lengths", lengths), ("offsets", offsets), ("mask", mask)) if v is not None]
-        raise ValueError(f"at most one of lengths, offsets and mask may be given, got {' and '.join(given)}")
-    if lengths is not None:
-        lengths = check_index("lengths", lengths, "[U]")
-    if offsets is not None:
-        offsets = check_index("offsets", offsets, "[U + 1]")
-        if offsets.shape[0] < 1:
-            raise ValueError("offsets must have shape [U + 1] with at least one entry, got (0,)")
-    if mask is not None:
-        check_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must have dtype bool, got {mask.dtype}")
-        if mask.dim() != 2:
-            raise ValueError(f"mask must have shape [B, T], got {tuple(mask.shape)}")
-    return lengths, offsets
 
 
 _FIELDS = ("lengths", "offsets", "history_of", "mask", "rows_total")

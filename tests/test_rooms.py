@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dien_kernels"
 # Higher rooms import lower ones; rooms on one floor are strangers.
 FLOORS = (
     {"_native", "_options", "checks"},
+    {"index_checks"},
     {"histories"},
     {"ops"},
     {"layers", "batch"},
