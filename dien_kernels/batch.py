@@ -9,14 +9,14 @@ request, read the same history through ``history_of``: models run everything tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dien_kernels.checks import check_tensor
+from dien_kernels.checks import bounds, check_tensor
 from dien_kernels.histories import Histories
 
 
@@ -130,18 +130,17 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on a device: the batch itself where it is there already."""
-        wanted = torch.device(device)
-        if self.offsets.device == wanted and all(t.device == wanted for t in self._tensors()):
+        if self._is_on(torch.device(device)):
             return self
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def _tensors(self) -> Iterator[Tensor]:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                yield value
-            elif isinstance(value, dict):
-                yield from value.values()
+    def _is_on(self, device: torch.device) -> bool:
+        for ids in (self.history, self.target, self.users, self.negatives or {}):
+            for tensor in ids.values():
+                if tensor.device != device:
+                    return False
+        others = (self.offsets, self.history_of, self.label, self.dense, self.group, self.weight)
+        return all([tensor is None or tensor.device == device for tensor in others])
 
     def pin_memory(self) -> Batch:
         return self.map(Tensor.pin_memory)
@@ -258,6 +257,6 @@ def check_range(name: str, ids: Tensor, size: int) -> None:
         # Inductor puts the words between quotation marks.
         torch._assert_async((ids.min() >= 0) & (ids.max() < size), words.replace('"', ""))
         return
-    low, high = (int(bound) for bound in ids.aminmax())
+    low, high = bounds(ids)
     if low < 0 or high >= size:
         raise ValueError(f"{name} must lie between 0 and {size - 1}, got values from {low} to {high}")

@@ -107,6 +107,18 @@ def check_index(name: str, value: Any, meaning: str) -> Tensor:
     return checked
 
 
+_FEW = 64  # so many numbers are read faster as a list than by an operation
+
+
+def bounds(values: Tensor) -> tuple[int, int]:
+    """The least and the greatest of a tensor of integers that has some."""
+    if values.dim() == 1 and values.shape[0] <= _FEW:
+        numbers = values.tolist()
+        return min(numbers), max(numbers)
+    low, high = values.aminmax()
+    return int(low), int(high)
+
+
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not isinstance(value, (str, int, type(None))) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -1,8 +1,8 @@
 """``Histories``: how the steps of a batch of histories lie in memory, as one value.
 
 Room card. Lives here: the type that every op, layer, model, loader and backend reads the layout of a batch from, its
-checks, and the tensors that follow from it. May import: torch, ``checks``, ``index_checks``. Must not be here: the data that is laid
-out, and mathematics.
+checks, and the tensors that follow from it. May import: torch, ``checks``, ``index_checks``. Must not be here: the data
+that is laid out, and mathematics.
 """
 
 from __future__ import annotations

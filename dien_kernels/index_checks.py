@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_kernels.checks import check_index, check_tensor
+from dien_kernels.checks import bounds, check_index, check_tensor
 
 _FEW = 64  # numbers that are read faster as a list than by operations
 
@@ -51,7 +51,7 @@ def check_lengths(lengths: Tensor, steps: int | None) -> None:
     """Lengths lie between 0 and the padded number of steps, where that is known."""
     if not lengths.numel():
         return
-    low, high = (int(bound) for bound in lengths.aminmax())
+    low, high = bounds(lengths)
     if low < 0 or (steps is not None and high > steps):
         allowed = "be at least 0" if steps is None else f"lie between 0 and T = {steps}"
         raise ValueError(f"lengths must {allowed}, got values from {low} to {high}")
@@ -74,7 +74,7 @@ def check_history_of(history_of: Tensor, histories: int | None, name: str) -> No
     """Rows read histories that there are; ``histories`` is their number, where it is known."""
     if not history_of.numel():
         return
-    low, high = (int(bound) for bound in history_of.aminmax())
+    low, high = bounds(history_of)
     if low < 0 or (histories is not None and high >= histories):
         allowed = "be at least 0" if histories is None else f"lie between 0 and U - 1 = {histories - 1}"
         raise ValueError(f"{name} must {allowed}, got values from {low} to {high}")

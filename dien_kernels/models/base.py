@@ -247,14 +247,17 @@ class RankingModel(nn.Module):
         ):
             if given is not None and given.keys() != wanted.keys():
                 raise ValueError(f"batch.{name} must have the fields {sorted(wanted)}, got {sorted(given)}")
-        rows = (
-            batch.histories.rows(),
-            *(ids.shape[0] for ids in batch.users.values()),
-            *(() if batch.dense is None else (batch.dense.shape[0],)),
+        targets, rows = (
+            batch.rows,
+            (
+                batch.histories.rows(),
+                *(ids.shape[0] for ids in batch.users.values()),
+                *(() if batch.dense is None else (batch.dense.shape[0],)),
+            ),
         )
-        if any(count != batch.rows for count in rows):
+        if any([count != targets for count in rows]):
             raise ValueError(
-                f"batch.target must have as many rows as histories, users and dense: {rows}, got {batch.rows}"
+                f"batch.target must have as many rows as histories, users and dense: {rows}, got {targets}"
             )
         width = 0 if batch.dense is None else batch.dense.shape[1]
         if width != len(schema.dense):
@@ -364,7 +367,7 @@ class RankingModel(nn.Module):
         if was:
             self.eval()
         try:
-            return self(batch.to(next(self.parameters()).device)).logits.sigmoid()  # type: ignore[no-any-return]
+            return self(batch.to(self.mlp.last.weight.device)).logits.sigmoid()  # type: ignore[no-any-return]
         finally:
             if was:
                 self.train()

@@ -91,7 +91,7 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch, negatives: bool = True) -> Embedded:
         """``negatives=False`` leaves those of the batch unread."""
         given = batch.negatives if negatives else None
-        n, b = next(iter(batch.history.values())).shape[0], batch.rows
+        n, b = next(iter(batch.history.values())).shape[0], batch.histories.rows()
         columns = []
         for name in self.fields:
             table = self.items[module_name(name)]
@@ -130,7 +130,8 @@ def _read(module: nn.Module, ids: Tensor) -> Tensor:
             "torch.compile has no sparse gradients: make the model with sparse=False to train it in one graph, got "
             "sparse=True"
         )
-    if table.sparse or ids.device.type != "cpu":
+    # Without a gradient there is nothing sparse, and reading the rows at once spares a request the module's call.
+    if ids.device.type != "cpu" or (table.sparse and torch.is_grad_enabled()):
         rows: Tensor = table(ids)
         return rows
     return table.weight.index_select(0, ids)
