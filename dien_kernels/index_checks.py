@@ -20,7 +20,10 @@ _FEW = 64  # numbers that are read faster as a list than by operations
 def check_layout(
     lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """lengths and offsets as int64, after types, dtypes and ranks of all three were checked; at most one may be given."""
+    """lengths and offsets as int64, after types, dtypes and ranks of all three were checked.
+
+    At most one of the three may be given.
+    """
     if (lengths is not None) + (offsets is not None) + (mask is not None) > 1:
         given = [n for n, v in (("lengths", lengths), ("offsets", offsets), ("mask", mask)) if v is not None]
         raise ValueError(f"at most one of lengths, offsets and mask may be given, got {' and '.join(given)}")

@@ -120,23 +120,26 @@ class BilinearAttention(nn.Module):
         rows_total: int | None = None,
         histories: Histories | None = None,
     ) -> Tensor:
-        check_features("target", target, self.target_size, "target_size", self.weight)
-        check_features("states", states, self.hidden_size, "hidden_size", self.weight)
-        return attention_scores(
-            target,
-            states,
-            self.weight,
-            lengths=lengths,
-            offsets=offsets,
-            mask=mask,
-            history=history,
-            rows_total=rows_total,
-            histories=histories,
-            kind="bilinear",
-            scale=self.scale,
-            normalize=self.normalize,
-            backend=self.backend,
-        )
+        try:
+            return attention_scores(
+                target,
+                states,
+                self.weight,
+                lengths=lengths,
+                offsets=offsets,
+                mask=mask,
+                history=history,
+                rows_total=rows_total,
+                histories=histories,
+                kind="bilinear",
+                scale=self.scale,
+                normalize=self.normalize,
+                backend=self.backend,
+            )
+        except (TypeError, ValueError):  # the layer's own words, where it has some
+            check_features("target", target, self.target_size, "target_size", self.weight)
+            check_features("states", states, self.hidden_size, "hidden_size", self.weight)
+            raise
 
 
 class DINAttention(nn.Module):
@@ -224,34 +227,41 @@ class DINAttention(nn.Module):
         rows_total: int | None = None,
         histories: Histories | None = None,
     ) -> Tensor:
-        weight = cast(Tensor, self.linears[0].weight)
-        check_tensor("linears[0].weight", weight)  # a converted layer, such as a quantised one, may have a method there
-        check_features("target", target, self.hidden_size, "hidden_size", weight)
-        check_features("states", states, self.hidden_size, "hidden_size", weight)
         if self.activation == "dice":
+            self._check_inputs(target, states)
             layout = Histories.given(
                 states, "states", lengths=lengths, offsets=offsets, mask=mask, history=history, histories=histories
             )
             return self._dice(target, states, layout, layout.check_rows_total(rows_total))
-        biases = [linear.bias for linear in self.linears]
-        return attention_scores(
-            target,
-            states,
-            [linear.weight for linear in self.linears],  # type: ignore[misc]
-            biases if biases[0] is not None else (),  # type: ignore[arg-type]
-            slopes=[prelu.weight for prelu in self.activations],  # type: ignore[misc]
-            lengths=lengths,
-            offsets=offsets,
-            mask=mask,
-            history=history,
-            rows_total=rows_total,
-            histories=histories,
-            kind="din",
-            activation=self.activation,
-            scale=self.scale,
-            normalize=self.normalize,
-            backend=self.backend,
-        )
+        biases = [getattr(linear, "bias", None) for linear in self.linears]  # a converted layer may have none
+        try:
+            return attention_scores(
+                target,
+                states,
+                [linear.weight for linear in self.linears],  # type: ignore[misc]
+                biases if biases[0] is not None else (),  # type: ignore[arg-type]
+                slopes=[prelu.weight for prelu in self.activations],  # type: ignore[misc]
+                lengths=lengths,
+                offsets=offsets,
+                mask=mask,
+                history=history,
+                rows_total=rows_total,
+                histories=histories,
+                kind="din",
+                activation=self.activation,
+                scale=self.scale,
+                normalize=self.normalize,
+                backend=self.backend,
+            )
+        except (TypeError, ValueError):  # the layer's own words, where it has some
+            self._check_inputs(target, states)
+            raise
+
+    def _check_inputs(self, target: Tensor, states: Tensor) -> None:
+        weight = cast(Tensor, self.linears[0].weight)
+        check_tensor("linears[0].weight", weight)  # a converted layer, such as a quantised one, may have a method there
+        check_features("target", target, self.hidden_size, "hidden_size", weight)
+        check_features("states", states, self.hidden_size, "hidden_size", weight)
 
     def _dice(self, target: Tensor, states: Tensor, histories: Histories, rows_total: int) -> Tensor:
         batch = histories.rows(states)

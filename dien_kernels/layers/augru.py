@@ -212,7 +212,6 @@ class _AttentionGRU(nn.Module):
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         w_ih, w_hh, b_ih = self.weight_ih, self.weight_hh, self.bias_ih
         b_hh = b_ih if self.bias == "tied" else self.bias_hh  # a parametrization may stand on the former alone
-        check_features("x", x, self.input_size, "input_size", w_ih)
         try:
             return type(self)._op(
                 x,
@@ -227,7 +226,8 @@ class _AttentionGRU(nn.Module):
                 backend=self.backend,
                 **options,
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError):  # the layer's own words, where it has some
+            check_features("x", x, self.input_size, "input_size", w_ih)
             self._check_parameters()
             raise
 

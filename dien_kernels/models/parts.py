@@ -26,10 +26,13 @@ class Embedded(NamedTuple):
     squares: Tensor | None = None  # the sum of the squares of all numbers read, where ``l2`` asks for it
 
 
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
 def module_name(field: str) -> str:
     """``field`` as ``nn.ModuleDict`` takes it, which wants no dots and no names of its own ("type", "items", ...)."""
     name = field.replace("%", "%25").replace(".", "%2E")
-    return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
+    return f"%{name}" if not name or name in _TAKEN else name
 
 
 class Table(nn.Embedding):

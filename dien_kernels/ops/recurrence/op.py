@@ -216,8 +216,6 @@ def run(
     check_option("padded", padded, ("zero", "carry"))
     x, attention, w_ih, w_hh, b_ih, b_hh, h0 = inputs
     check_storage("x", x)
-    check_tensor("w_ih", w_ih)
-    check_tensor("w_hh", w_hh)
     if autocast_dtype(x) is not None:  # the big operands take it; attention, biases, h0, state and sums stay float32
         w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
     histories = Histories.given(x, "x", **layout)
