@@ -239,7 +239,7 @@ class DINAttention(nn.Module):
                 target,
                 states,
                 [linear.weight for linear in self.linears],  # type: ignore[misc]
-                biases if biases[0] is not None else (),  # type: ignore[arg-type]
+                biases if biases[0] is not None else (),
                 slopes=[prelu.weight for prelu in self.activations],  # type: ignore[misc]
                 lengths=lengths,
                 offsets=offsets,
