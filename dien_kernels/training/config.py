@@ -236,6 +236,8 @@ RENAMED = {
 class Config:
     """All of a run. Built by ``load`` or in Python; either way wrong types and values raise ``ValueError``.
 
+    Its sections are data, model, optimizer, schedule, training and output, each of the class of its name.
+
     >>> Config(training=TrainingConfig(epochs=3)).override(["optimizer.lr=1e-4"]).optimizer
     OptimizerConfig(name='LazyAdam', lr=0.0001, ...)
     """
@@ -259,7 +261,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Config:
-        """The inverse of ``to_dict``; sections and keys may be left out.
+        """The inverse of ``to_dict``; sections and keys may be left out of ``given``.
 
         Raises ``ValueError`` naming an unknown section or key with the nearest known ones, or a value of the
         wrong type with the allowed one.
@@ -300,7 +302,7 @@ class Config:
         return Config.from_dict(changed)
 
     def with_(self, section: str, **changes: Any) -> Config:
-        """The config with keys of one section replaced."""
+        """The config with keys of one ``section`` replaced by ``changes``; raises ``ValueError`` as the class does."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
 
@@ -310,7 +312,7 @@ SECTIONS: dict[str, type[_Section]] = {
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The config in a YAML file (None: the defaults), with ``section.key=value`` overrides.
+    """The config in the YAML file ``path`` (None: the defaults), with ``overrides`` of the form ``section.key=value``.
 
     Raises ``FileNotFoundError`` without the file and ``ValueError`` for what is wrong in it, naming the file.
     """
