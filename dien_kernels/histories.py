@@ -400,8 +400,8 @@ class Histories:
 
         ``histories`` is U where no tensor says it, ``steps`` the padded length and ``total`` N of jagged data; what is
         None is not compared. Errors call ``history_of`` by ``name``. Under ``torch.compile`` the graph asks when it
-        runs: a wrong value is a ``RuntimeError`` there, and on a CUDA device an assertion of the device. Native code repeats these checks (csrc/cpu/layout.cpp),
-        in the same words.
+        runs: a wrong value is a ``RuntimeError`` there, and on a CUDA device an assertion of the device. Native code
+        repeats these checks (csrc/cpu/layout.cpp), in the same words.
         """
         if torch.compiler.is_compiling():
             self._assert_values(total, name)

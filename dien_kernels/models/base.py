@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,7 +249,7 @@ class RankingModel(nn.Module):
                 histories = batch.histories
                 pooled = pool(embedded.history, histories)
                 if self.pooling == "mean":
-                    pooled = pooled / batch.offsets.diff().clamp(min=1).unsqueeze(1)
+                    pooled = pooled / cast(Tensor, histories.history_lengths()).clamp(min=1).unsqueeze(1)
                 pooled = of_rows(pooled, histories)
                 inputs.append(pooled)
                 if self.product:
