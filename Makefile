@@ -164,12 +164,14 @@ $(BUILT): $(SOURCES) setup.py | $(READY)
 $(ASAN_BUILT): $(SOURCES) setup.py | $(READY)
 	DIEN_KERNELS_SANITIZE=address,undefined DIEN_KERNELS_BUILD=cpu $(PY) setup.py -q build_ext --build-lib $(ASAN_DIR)
 
-$(READY): pyproject.toml
+# Type checkers find an editable package only in the mode compat; in the usual one an import hook of setuptools finds it,
+# which they do not run. pip before 22.1 does not pass the mode on.
+$(READY): pyproject.toml Makefile
 	@python3 -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo "python3 has no ensurepip: install the package python3-venv (Debian, Ubuntu) or its like" >&2; exit 1; }
 	test -x $(PY) || python3 -m venv $(VENV)
-	$(PY) -m pip install -q '$(TORCH)' 'setuptools>=77' wheel
+	$(PY) -m pip install -q 'pip>=22.1' '$(TORCH)' 'setuptools>=77' wheel
 	$(HAS_TRITON) || $(PY) -m pip install -q '$(TRITON)' || echo "$(TRITON) is not to be had: its tests will be skipped" >&2
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,train]'
+	$(PY) -m pip install -q --no-build-isolation --config-settings editable_mode=compat -e '.[dev,train]'
 	touch $@

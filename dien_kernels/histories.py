@@ -140,11 +140,11 @@ class Histories:
         histories: Histories | None = None,
         time_major: bool = False,
     ) -> Histories:
-        """What the ops' keywords say of ``data``: ``histories`` itself, or a value made of the others, which are its
-        sugar.
+        """What the keywords of the ops say of ``data``: ``histories`` itself, or a value made of the others.
 
-        Only types, dtypes, shapes and devices are checked, as the ops read the values. Errors call ``history_of``
-        "history", as the ops do.
+        lengths, offsets, mask and history are those of the ops, ``data_name`` is what errors call the data, and
+        ``time_major`` as in ``count``. Only types, dtypes, shapes and devices are checked, as the ops read the values.
+        Errors call ``history_of`` "history", as the ops do.
         """
         if histories is None:
             histories = cls(
@@ -167,8 +167,7 @@ class Histories:
 
         Args:
             jagged: an object with methods ``values()`` and ``offsets()``: a ``JaggedTensor`` of TorchRec, or a nested
-                tensor of
-                torch with ``layout=torch.jagged``.
+                tensor of torch with ``layout=torch.jagged``.
 
         Offsets of int32 are widened to int64. The way back needs no method: ``JaggedTensor(values,
         offsets=h.offsets)`` or ``torch.nested.nested_tensor_from_jagged(values, h.offsets)``. Raises ``TypeError``
@@ -200,8 +199,8 @@ class Histories:
         return self.lengths is None and self.offsets is None and self.mask is None
 
     def count(self, data: Tensor | None = None, time_major: bool = False) -> int:
-        """U, the number of histories; only where all of them are full is ``data``, [U, T, ...] or [T, U, ...],
-        asked."""
+        """U, the number of histories; only where all of them are full is ``data`` asked, [U, T, ...], or
+        [T, U, ...] with ``time_major``."""
         if self.offsets is not None:
             return self.offsets.shape[0] - 1
         known = self.lengths if self.lengths is not None else self.mask
@@ -214,12 +213,12 @@ class Histories:
         return data.shape[1 if time_major else 0]
 
     def rows(self, data: Tensor | None = None, time_major: bool = False) -> int:
-        """B, the number of rows; ``data`` as in ``count``."""
+        """B, the number of rows; ``data`` and ``time_major`` as in ``count``."""
         return self.count(data, time_major) if self.history_of is None else self.history_of.shape[0]
 
     def steps(self, data: Tensor, time_major: bool = False) -> int:
-        """T, the padded number of steps; 0 for jagged data, whose longest history only reading the offsets would
-        tell."""
+        """T, the padded number of steps of ``data`` (``time_major`` as in ``count``); 0 for jagged data, whose longest
+        history only reading the offsets would tell."""
         return 0 if self.offsets is not None else data.shape[0 if time_major else 1]
 
     def device(self) -> torch.device | None:
@@ -232,7 +231,7 @@ class Histories:
         return Histories(lengths, offsets, history_of, mask, self.rows_total)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Histories:
-        """The value on another device."""
+        """The value on another device; ``non_blocking`` as in ``torch.Tensor.to``."""
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def each_once(self) -> Histories:
@@ -270,7 +269,7 @@ class Histories:
         return length[self.index(length.shape[0])]
 
     def index(self, histories: int) -> Tensor:
-        """int64 [B], the history of each row, within 0 to U - 1 also where nobody has read the values."""
+        """int64 [B], the history of each row, from 0 to U - 1 even if nobody has read the values; U = ``histories``."""
         return self._history_of().clamp(0, max(histories - 1, 0))
 
     def _history_of(self) -> Tensor:
@@ -370,7 +369,7 @@ class Histories:
 
     def check_data(self, data: Tensor, name: str, time_major: bool = False) -> None:
         """Raise ``ValueError`` where ``data``, [U, T, ...] ([T, U, ...] with ``time_major``) or [N, ...], has another
-        layout.
+        layout; ``name`` is what the error calls it.
 
         Shapes and devices alone are compared; sizes are put into words only after a check has failed, as before they
         would become constants of compiled graphs.
@@ -407,9 +406,9 @@ class Histories:
         wait.
 
         ``histories`` is U where no tensor says it, ``steps`` the padded length and ``total`` N of jagged data; what is
-        None is not compared. Under ``torch.compile`` the graph asks when it runs: a wrong value is a ``RuntimeError``
-        there, and on a CUDA device an assertion of the device. Native code repeats these checks (csrc/cpu/layout.cpp),
-        in the same words.
+        None is not compared. Errors call ``history_of`` by ``name``. Under ``torch.compile`` the graph asks when it
+        runs: a wrong value is a ``RuntimeError`` there, and on a CUDA device an assertion of the device. Native code
+        repeats these checks (csrc/cpu/layout.cpp), in the same words.
         """
         if torch.compiler.is_compiling():
             self._assert_values(total, name)
@@ -439,7 +438,8 @@ class Histories:
             torch._assert_async(inside, f"{name} has a value below 0 or above the last there is")
 
     def check_attention_rows(self, attention_rows: int) -> None:
-        """Raise ``ValueError`` where jagged attention with shared histories has another number of values than steps."""
+        """Raise ``ValueError`` where jagged attention has ``attention_rows`` values and the rows other than so many
+        steps; with shared histories."""
         total = self._counted_rows_total()
         if total is not None and total != attention_rows:
             raise ValueError(
@@ -478,7 +478,8 @@ class Histories:
         return not isinstance(self.rows_total, int) or self.rows_total >= 0
 
     def count_rows_total(self, name: str = "history") -> int:
-        """The steps of all rows by their values, which are checked first; on a device, this waits for it."""
+        """The steps of all rows by their values, which are checked first (``name`` as in ``check_values``); this waits
+        for a device."""
         self.check_values(name=name)
         counted = self._counted_rows_total()
         if counted is None:

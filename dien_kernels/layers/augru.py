@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,50 +18,8 @@ from dien_kernels.ops.recurrence.forms import FORMS, AUGRUForm, Padded, Reset, U
 from dien_kernels.ops.recurrence.functional import agru, aigru, augru
 
 _Layer = TypeVar("_Layer", bound="_AttentionGRU")
+Bias = bool | Literal["single", "tied"]
 _BIASES = (True, False, "single", "tied")
-
-_SHARED = """
-    Args:
-        input_size: features of the input, I.
-        hidden_size: features of the state, H.
-        bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
-            alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
-            vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
-        reset: ``"after"`` or ``"before"`` the product with W_hn.
-        update: ``"keep"`` or ``"candidate"``, the side the stored update gate multiplies; None as in the op.
-        padded: what ``y`` holds past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
-            state.
-        backend: as in the op.
-        device, dtype: of the parameters.
-        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as ``torch.nn.GRU`` (the paper gives no
-            rule); or ``"glorot"``, the rule of TensorFlow 1 (``dien_kernels.layers.starts``).
-        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
-
-    Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
-    ``reset_parameters`` draws them anew.
-
-    Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None)``:
-        x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
-            float16). U = B unless ``history`` is given.
-        attention: [B, T], or one value a step with ``offsets``; any values, they are not clamped. In the
-            dtype of x or the compute dtype (float64 for float64, else float32).
-        lengths: [U] int64 or int32, between 0 and T.
-        offsets: [U + 1] int64 or int32, ascending from 0 to N.
-        mask: [U, T] bool, True at valid steps; left padding and holes are welcome. At most one of the three.
-        history: [B] int64 or int32, which of the U histories each row reads; the projection runs once a
-            history.
-        h0: [B, H], zeros if None; dtypes as ``attention``.
-
-    Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
-    with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
-    each row's last valid step, ``h0`` where there is none.
-
-    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
-    attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
-
-    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
-    value or option.
-"""
 
 
 class _AttentionGRU(nn.Module):
@@ -74,7 +32,7 @@ class _AttentionGRU(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        bias: bool | str = True,
+        bias: Bias = True,
         *,
         reset: Reset = "after",
         update: Update | None = None,
@@ -171,6 +129,7 @@ class _AttentionGRU(nn.Module):
             self.bias_hh = self.bias_ih
 
     def extra_repr(self) -> str:
+        """The sizes, and the options that differ from their defaults, for ``repr``."""
         words = [f"{self.input_size}, {self.hidden_size}"]
         for name, default in (
             ("bias", True),
@@ -198,6 +157,7 @@ class _AttentionGRU(nn.Module):
         h0: Tensor | None = None,
         histories: Histories | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """``(y, h_n)`` of a batch; the class says what the arguments are."""
         return self._run(
             x,
             attention,
@@ -242,8 +202,7 @@ class _AttentionGRU(nn.Module):
 
 
 class AUGRU(_AttentionGRU):
-    __doc__ = (
-        """The GRU whose update gate attention scales: ``dien_kernels.augru`` with its weights.
+    """The GRU whose update gate attention scales: ``dien_kernels.augru`` with its weights.
 
     With r and n as in ``dien_kernels.layers.GRU``, a the attention of the row and step, and u the update gate
     seen from the candidate's side (1 - the stored gate where ``update="keep"``)::
@@ -255,22 +214,68 @@ class AUGRU(_AttentionGRU):
 
     ``update=None`` is ``"candidate"`` for the paper's form and ``"keep"`` for the others, as their users
     store it.
-"""
-        + _SHARED
-        + """
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
+            alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
+            vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
+        form: ``"paper"``, ``"authors"`` or ``"prediction_flow"``, as above.
+        reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
+        update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n; None: the side that is named
+            above.
+        padded: what ``y`` holds past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
+            state that the row is in.
+        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is named
+            runs or raises.
+        device, dtype: of the parameters; None for the defaults of torch.
+        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as ``torch.nn.GRU`` (the
+            paper gives no rule); or ``"glorot"``, the rule of TensorFlow 1 (``dien_kernels.layers.starts``).
+        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
+
+    Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
+    ``reset_parameters`` draws them anew.
+
+    Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None, histories=None)``,
+    with U histories in x, B rows that are run, T padded steps and N steps of a jagged batch:
+        x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
+            float16). U = B unless ``history`` is given.
+        attention: [B, T], or in jagged form one value for each step of each row (rows one after another); any values,
+            they are not clamped. In the dtype of x or the compute dtype (float64 for float64, else float32).
+        lengths: [U] int64 or int32, in steps, between 0 and T; None: all T steps.
+        offsets: [U + 1] int64 or int32, ascending from 0 to N.
+        mask: [U, T] bool, True at valid steps; left padding and holes are welcome. At most one of
+            lengths, offsets and mask may be given.
+        history: [B] int64 or int32, which of the U histories each row reads; the input is projected once for each
+            history, however many rows read it. None: each history is one row.
+        h0: the state before the first step, [B, H], zeros if None; dtypes as ``attention``.
+        histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask and history say and is checked
+            once for all ops and layers that read a batch; the four must then be None.
+
+    Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
+    with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
+    each row's last valid step, ``h0`` where there is none.
+
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
+    value or option, and ``RuntimeError`` with the reason where a backend that was named refuses the call.
+
     >>> layer = AUGRU(3, 4)
     >>> y, h_n = layer(torch.randn(2, 5, 3), torch.rand(2, 5), lengths=torch.tensor([5, 0]))
     >>> y.shape, h_n.shape
     (torch.Size([2, 5, 4]), torch.Size([2, 4]))
     """
-    )
+
     _op = staticmethod(augru)
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
-        bias: bool | str = True,
+        bias: Bias = True,
         *,
         form: AUGRUForm = "paper",
         reset: Reset = "after",
@@ -313,8 +318,7 @@ class AUGRU(_AttentionGRU):
 
 
 class AGRU(_AttentionGRU):
-    __doc__ = (
-        """The GRU whose update gate attention replaces: ``dien_kernels.agru`` with its weights.
+    """The GRU whose update gate attention replaces: ``dien_kernels.agru`` with its weights.
 
     With r and n as in ``dien_kernels.layers.GRU`` and a the attention of the row and step (arXiv 1809.03672,
     equation 10)::
@@ -322,21 +326,110 @@ class AGRU(_AttentionGRU):
         h = (1 - a) * h + a * n
 
     The update rows of the weights are kept, as every implementation keeps them; their gradient is zero.
-"""
-        + _SHARED
-    )
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
+            alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
+            vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
+        reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
+        update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n; None: the side that is named
+            above.
+        padded: what ``y`` holds past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
+            state that the row is in.
+        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is named
+            runs or raises.
+        device, dtype: of the parameters; None for the defaults of torch.
+        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as ``torch.nn.GRU`` (the
+            paper gives no rule); or ``"glorot"``, the rule of TensorFlow 1 (``dien_kernels.layers.starts``).
+        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
+
+    Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
+    ``reset_parameters`` draws them anew.
+
+    Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None, histories=None)``,
+    with U histories in x, B rows that are run, T padded steps and N steps of a jagged batch:
+        x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
+            float16). U = B unless ``history`` is given.
+        attention: [B, T], or in jagged form one value for each step of each row (rows one after another); any values,
+            they are not clamped. In the dtype of x or the compute dtype (float64 for float64, else float32).
+        lengths: [U] int64 or int32, in steps, between 0 and T; None: all T steps.
+        offsets: [U + 1] int64 or int32, ascending from 0 to N.
+        mask: [U, T] bool, True at valid steps; left padding and holes are welcome. At most one of
+            lengths, offsets and mask may be given.
+        history: [B] int64 or int32, which of the U histories each row reads; the input is projected once for each
+            history, however many rows read it. None: each history is one row.
+        h0: the state before the first step, [B, H], zeros if None; dtypes as ``attention``.
+        histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask and history say and is checked
+            once for all ops and layers that read a batch; the four must then be None.
+
+    Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
+    with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
+    each row's last valid step, ``h0`` where there is none.
+
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
+    value or option, and ``RuntimeError`` with the reason where a backend that was named refuses the call.
+    """
+
     _op = staticmethod(agru)
     _kind = "agru"
 
 
 class AIGRU(_AttentionGRU):
-    __doc__ = (
-        """The GRU whose input attention scales: ``dien_kernels.aigru`` with its weights.
+    """The GRU whose input attention scales: ``dien_kernels.aigru`` with its weights.
 
     The GRU of ``dien_kernels.layers.GRU`` on a * x, with a the attention of the row and step (arXiv
     1809.03672, equation 9). ``update=None`` is ``"keep"``.
-"""
-        + _SHARED
-    )
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
+            alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
+            vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
+        reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
+        update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n; None: the side that is named
+            above.
+        padded: what ``y`` holds past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
+            state that the row is in.
+        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is named
+            runs or raises.
+        device, dtype: of the parameters; None for the defaults of torch.
+        weight_init: ``"torch"``, U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as ``torch.nn.GRU`` (the
+            paper gives no rule); or ``"glorot"``, the rule of TensorFlow 1 (``dien_kernels.layers.starts``).
+        gate_bias: None, or the bias of both gates at the start, seen from the side of the state that is kept.
+
+    Parameters: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H], rows [r|u|n].
+    ``reset_parameters`` draws them anew.
+
+    Inputs ``(x, attention, *, lengths=None, offsets=None, mask=None, history=None, h0=None, histories=None)``,
+    with U histories in x, B rows that are run, T padded steps and N steps of a jagged batch:
+        x: [U, T, I], or [N, I] with ``offsets``, in the dtype of the parameters (float32, float64, bfloat16,
+            float16). U = B unless ``history`` is given.
+        attention: [B, T], or in jagged form one value for each step of each row (rows one after another); any values,
+            they are not clamped. In the dtype of x or the compute dtype (float64 for float64, else float32).
+        lengths: [U] int64 or int32, in steps, between 0 and T; None: all T steps.
+        offsets: [U + 1] int64 or int32, ascending from 0 to N.
+        mask: [U, T] bool, True at valid steps; left padding and holes are welcome. At most one of
+            lengths, offsets and mask may be given.
+        history: [B] int64 or int32, which of the U histories each row reads; the input is projected once for each
+            history, however many rows read it. None: each history is one row.
+        h0: the state before the first step, [B, H], zeros if None; dtypes as ``attention``.
+        histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask and history say and is checked
+            once for all ops and layers that read a batch; the four must then be None.
+
+    Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
+    with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
+    each row's last valid step, ``h0`` where there is none.
+
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
+    value or option, and ``RuntimeError`` with the reason where a backend that was named refuses the call.
+    """
+
     _op = staticmethod(aigru)
     _kind = "aigru"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels.checks import check_option, check_storage
-from dien_kernels.ops.recurrence.forms import FORMS
+from dien_kernels.ops.recurrence.forms import FORMS, AUGRUForm, Reset, Update
 
 _SIDES = ("keep", "candidate")
 
@@ -35,17 +35,24 @@ _SIDES = ("keep", "candidate")
 class Weights(NamedTuple):
     """Weights in rows [r|u|n], and what they mean.
 
-    ``b_hh`` is None where the source has a single bias outside the reset gate, and the very tensor ``b_ih``
-    where the source ties both.
+    Attributes:
+        w_ih: [3H, I], of the input.
+        w_hh: [3H, H], of the state.
+        b_ih: [3H], or None where the source has no bias.
+        b_hh: [3H]; None where the source has a single bias outside the reset gate, and the very tensor ``b_ih`` where
+            the source ties both.
+        reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
+        update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n.
+        form: of an AUGRU: ``"paper"``, ``"authors"`` or ``"prediction_flow"``; None where the source is a GRU.
     """
 
     w_ih: Tensor  # [3H, I]
     w_hh: Tensor  # [3H, H]
     b_ih: Tensor | None  # [3H]
     b_hh: Tensor | None  # [3H]
-    reset: str  # "after" | "before"
-    update: str  # "keep" | "candidate"
-    form: str | None  # of an AUGRU: "paper" | "authors" | "prediction_flow"; None where the source is a GRU
+    reset: Reset
+    update: Update
+    form: AUGRUForm | None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -57,10 +64,11 @@ class Weights(NamedTuple):
         """One bias vector in both places."""
         return self.b_ih is not None and self.b_hh is self.b_ih
 
-    def as_update(self, side: str) -> Weights:
+    def as_update(self, side: Update) -> Weights:
         """The same function with the update gate stored on the other side: sigmoid(-z) = 1 - sigmoid(z).
 
-        Negates the update rows of both matrices and both biases; returns itself if ``side`` is its own.
+        Negates the update rows of both matrices and both biases; returns itself if ``side`` is its own. Raises
+        ``ValueError`` for a ``side`` other than ``"keep"`` and ``"candidate"``.
         """
         check_option("side", side, _SIDES)
         if side == self.update:
@@ -79,7 +87,8 @@ class Weights(NamedTuple):
     def settle(self, options: dict[str, Any]) -> tuple[Weights, dict[str, Any]]:
         """Weights and a layer's options brought into agreement.
 
-        ``update`` converts, ``reset`` must agree, ``bias`` must have room for every bias there is.
+        Of the ``options``, ``update`` converts, ``reset`` must agree, and ``bias`` must have room for every bias there
+        is. Raises ``ValueError`` naming the option that does not fit.
         """
         reset, update = options.get("reset", self.reset), options.get("update") or self.update
         if reset != self.reset:
@@ -149,9 +158,9 @@ def from_rows(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
     *,
-    update: str = "keep",
-    form: str | None = None,
-    reset: str = "after",
+    update: Update = "keep",
+    form: AUGRUForm | None = None,
+    reset: Reset = "after",
 ) -> Weights:
     """Rows [r|u|n] with two biases: ``torch.nn.GRU`` and all that copied it; nothing is moved.
 
@@ -165,7 +174,8 @@ def from_rows(
     ============================  ==============  =====================
 
     Args: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H] or None, b_hn inside
-    r. Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, shape or option.
+    r; ``reset``: "after" or "before" the product with W_hn.
+    Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, shape or option.
     """
     check_option("update", update, _SIDES)
     check_option("form", form, (None, *FORMS))
@@ -205,7 +215,7 @@ def from_fuxictr(
     """FuxiCTR's and ReChorus' AUGRU and AGRU cells: rows [u|r|n], the paper's form, two biases, b_hn inside
     r.
 
-    Args: ``x2h_weight`` [3H, I], ``h2h_weight`` [3H, H], biases [3H] or None.
+    Args: ``x2h_weight`` [3H, I], ``h2h_weight`` [3H, H], ``x2h_bias`` and ``h2h_bias`` [3H] or None.
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type or shape.
     """
     _check_matrix("h2h_weight", h2h_weight, "[3H, H]")
@@ -263,7 +273,7 @@ def from_tf(
     return Weights(rows[:, :size], rows[:, size:], bias, None, "before", "keep", "authors")
 
 
-def from_graphcore(kernel: Tensor, bias: Tensor | None = None, *, reset: str = "before") -> Weights:
+def from_graphcore(kernel: Tensor, bias: Tensor | None = None, *, reset: Reset = "before") -> Weights:
     """Graphcore's PopnnAUGRU and its GRUs: columns [u|r|n] on the concatenation [x, h], form "authors".
 
     ``reset`` is its ``reset_after`` (False: "before"). With "before" there is one bias a gate. With "after"
@@ -298,7 +308,7 @@ def from_graphcore(kernel: Tensor, bias: Tensor | None = None, *, reset: str = "
 
 
 def from_keras(
-    kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None = None, *, reset: str = "after"
+    kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None = None, *, reset: Reset = "after"
 ) -> Weights:
     """``keras.layers.GRU``: columns [z|r|h], keep side; ``reset_after=True`` (its default) has two biases.
 
@@ -339,7 +349,8 @@ def from_rechub(
     ``u = sigmoid(x Wu + h Uu + bu)``, r alike, ``n = tanh(x Wh + r * (h Uh) + bh)``: one bias a gate, b_h
     outside r.
 
-    Args: ``W*`` [I, H] and ``U*`` [H, H], stored [in, out]; ``b*`` [1, H] or [H]. The names are its own.
+    Args: ``Wu``, ``Wr`` and ``Wh`` [I, H], ``Uu``, ``Ur`` and ``Uh`` [H, H], stored [in, out]; ``bu``, ``br`` and
+    ``bh`` [1, H] or [H]. The names are those of torch-rechub.
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type or shape.
     """
     _check_matrix("Wr", Wr, "[I, H]")
@@ -396,7 +407,7 @@ def from_onednn(
     _check("weights_layer", layer, (layer.shape[0], 3 * hidden), "[I, 3 H]")
     b_ih, b_hh = _four_biases(bias, hidden, lbr, "urn")
     _check_alike({"weights_layer": layer, "weights_iter": iteration}, {"bias": bias})
-    reset = "after" if lbr else "before"
+    reset: Reset = "after" if lbr else "before"
     return Weights(_reorder(layer.t(), "urn"), _reorder(iteration.t(), "urn"), b_ih, b_hh, reset, "keep", "authors")
 
 
@@ -418,7 +429,7 @@ def from_openvino(w: Tensor, r: Tensor, b: Tensor | None = None, *, linear_befor
     _check("w", w, (3 * hidden, w.shape[1]), "[3H, I]")
     b_ih, b_hh = _four_biases(b, hidden, linear_before_reset, "urn", "b")
     _check_alike({"w": w, "r": r}, {"b": b})
-    reset = "after" if linear_before_reset else "before"
+    reset: Reset = "after" if linear_before_reset else "before"
     return Weights(_reorder(w, "urn"), _reorder(r, "urn"), b_ih, b_hh, reset, "keep", "authors")
 
 

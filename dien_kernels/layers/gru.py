@@ -261,6 +261,7 @@ class GRU(nn.Module):
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, as ``torch.nn.GRU`` gives them."""
         return [[getattr(self, name) for name in names] for names in self._names]
 
     def extra_repr(self) -> str:

@@ -39,7 +39,7 @@ MODELS: dict[str, type[RankingModel]] = {
 def build(
     name: str, schema: Schema, options: Mapping[str, Any] | None = None, preset: str | None = None
 ) -> RankingModel:
-    """The model ``name`` (a key of ``MODELS``) with a preset's options, overridden by ``options``.
+    """The model ``name`` (a key of ``MODELS``) for ``schema`` with a ``preset``'s options, overridden by ``options``.
 
     Options of a group are overridden one by one where the group is given as a mapping. Every model has the presets
     "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,25 +34,45 @@ from dien_kernels.models.request import candidates
 
 
 class Output(NamedTuple):
-    """What a model says about a batch."""
+    """What a model says about a batch.
 
-    logits: Tensor  # [B], of a click; float64 for float64 models, else float32
-    auxiliary: Tensor | None  # scalar; None without negatives or auxiliary network
-    attention: Tensor | None  # [rows_total], the scores of row 0, then of row 1, ...; None without attention
-    squares: Tensor | None = None  # scalar, training only: of all numbers read from tables; None without embedding.l2
+    Attributes:
+        logits: [B], of a click; float64 for float64 models, else float32.
+        auxiliary: scalar, the auxiliary loss; None without negatives or auxiliary network.
+        attention: [rows_total], the scores of row 0, then of row 1, and so on; None without attention.
+        squares: scalar, in training only: the squares of all numbers read from tables, summed, divided by the rows;
+            None without ``embedding.l2``.
+    """
+
+    logits: Tensor
+    auxiliary: Tensor | None
+    attention: Tensor | None
+    squares: Tensor | None = None
 
 
 class Losses(NamedTuple):
-    """total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares."""
+    """The losses of a batch, each a scalar::
+
+        total = click.weight * click + auxiliary.weight * auxiliary + embedding.l2 * squares
+
+    Attributes:
+        total: what training minimises.
+        click: the loss of the clicks.
+        auxiliary, squares: as in ``Output``.
+    """
 
     total: Tensor
     click: Tensor
     auxiliary: Tensor | None
-    squares: Tensor | None = None  # the squares of all numbers read from tables, summed, divided by the rows
+    squares: Tensor | None = None
 
 
 class Share(NamedTuple):
-    """What the losses of one of several batches count in the losses of one batch with all of their rows."""
+    """What the losses of one of several batches count in the losses of one batch with all of their rows.
+
+    Each number is a factor: ``click`` of the loss of the clicks, ``auxiliary`` of the auxiliary loss, and ``rows``, the
+    batch's part of all rows, of what is divided by the number of rows.
+    """
 
     click: float
     auxiliary: float
@@ -211,7 +231,7 @@ class RankingModel(nn.Module):
         return False
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
-        """The model's own part of the forward pass."""
+        """The model's own part of the forward pass, from a ``batch`` and what its ids have ``embedded`` to."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Output:
@@ -229,7 +249,7 @@ class RankingModel(nn.Module):
                 histories = batch.histories
                 pooled = pool(embedded.history, histories)
                 if self.pooling == "mean":
-                    pooled = pooled / batch.offsets.diff().clamp(min=1).unsqueeze(1)
+                    pooled = pooled / cast(Tensor, histories.history_lengths()).clamp(min=1).unsqueeze(1)
                 pooled = of_rows(pooled, histories)
                 inputs.append(pooled)
                 if self.product:
@@ -356,8 +376,9 @@ class RankingModel(nn.Module):
     ) -> Tensor:
         """Probabilities of a click [B], in evaluation mode: the sigmoid of the forward's logits.
 
-        What depends on a history alone runs once for each history, however many targets read it. Arguments as
-        in ``dien_kernels.models.candidates``; ids are checked, and tensors moved to the model's device.
+        What depends on a history alone runs once for each history, however many targets read it. The arguments
+        history, targets, offsets, history_of, users and dense are those of ``dien_kernels.models.candidates``;
+        ids are checked, and tensors moved to the model's device.
 
         Raises ``TypeError`` or ``ValueError`` naming the argument that does not fit the schema or the others.
         """

@@ -168,7 +168,8 @@ class TwoLayerGRU(DIEN):
 
         interest = sum_t a_t h'_t,   h' = GRU(GRU(e)),   a_t = attention(h'_t, e_target)
 
-    Args: those of ``DIEN``; ``evolution.kind`` is always "gru", so ``evolution.form`` has no meaning.
+    Args: schema, extractor, evolution, attention, auxiliary, pooling and **common are those of ``DIEN``;
+    ``evolution.kind`` is always "gru", so ``evolution.form`` has no meaning.
     """
 
     FIXED = frozenset({"evolution.kind", "evolution.form"})

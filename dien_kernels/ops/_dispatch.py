@@ -47,10 +47,10 @@ _forced = Setting("backend", choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS),
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: BackendName) -> Iterator[None]:
     """Run every op inside the block on backend ``name`` unless the call names another one itself.
 
-    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``. As with the ``backend``
+    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``. As with the ``backend``
     argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The block holds for the
     thread or asyncio task that enters it, and for no other (``Setting`` has the rules). A function compiled by
     ``torch.compile`` follows it. Raises ``ValueError`` for an unknown name.

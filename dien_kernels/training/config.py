@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dien_kernels._options import check_fields, from_mapping, plain, unknown_name
-from dien_kernels.ops._dispatch import BACKENDS
+from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.training.metrics import HIGHER_IS_BETTER
 from dien_kernels.training.optimizer import check_optimizer
 from dien_kernels.training.schedule import check_schedule
@@ -189,7 +189,7 @@ class TrainingConfig(_Section):
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
-    backend: str = "auto"
+    backend: BackendName = "auto"
     amp: Literal["float16", "bfloat16"] | None = None
     validate_every: int = 0
     metric: str = "auc"
@@ -201,9 +201,6 @@ class TrainingConfig(_Section):
         self._above_zero("clip_norm")
         if self.seed >= 1 << 64:
             raise ValueError(f"training.seed must be below 2^64, got {self.seed}")
-        if self.backend not in ("auto", *BACKENDS):
-            allowed = ", ".join(repr(name) for name in ("auto", *BACKENDS))
-            raise ValueError(f"training.backend must be one of {allowed}, got {self.backend!r}")
         if self.metric not in HIGHER_IS_BETTER:
             raise unknown_name("metric", self.metric, HIGHER_IS_BETTER)
 
@@ -239,6 +236,8 @@ RENAMED = {
 class Config:
     """All of a run. Built by ``load`` or in Python; either way wrong types and values raise ``ValueError``.
 
+    Its sections are data, model, optimizer, schedule, training and output, each of the class of its name.
+
     >>> Config(training=TrainingConfig(epochs=3)).override(["optimizer.lr=1e-4"]).optimizer
     OptimizerConfig(name='LazyAdam', lr=0.0001, ...)
     """
@@ -262,7 +261,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Config:
-        """The inverse of ``to_dict``; sections and keys may be left out.
+        """The inverse of ``to_dict``; sections and keys may be left out of ``given``.
 
         Raises ``ValueError`` naming an unknown section or key with the nearest known ones, or a value of the
         wrong type with the allowed one.
@@ -303,7 +302,7 @@ class Config:
         return Config.from_dict(changed)
 
     def with_(self, section: str, **changes: Any) -> Config:
-        """The config with keys of one section replaced."""
+        """The config with keys of one ``section`` replaced by ``changes``; raises ``ValueError`` as the class does."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
 
@@ -313,7 +312,7 @@ SECTIONS: dict[str, type[_Section]] = {
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The config in a YAML file (None: the defaults), with ``section.key=value`` overrides.
+    """The config in the YAML file ``path`` (None: the defaults), with ``overrides`` of the form ``section.key=value``.
 
     Raises ``FileNotFoundError`` without the file and ``ValueError`` for what is wrong in it, naming the file.
     """

@@ -82,7 +82,10 @@ def predict(model: nn.Module, loader: Loader, config: Config, stop: Callable[[],
 def open_run(
     folder: str | Path, overrides: list[str] | None = None, *, prepared: Prepared | None = None
 ) -> tuple[Config, Prepared, nn.Module]:
-    """The config, data and best model of a run's folder.
+    """The config, data and best model of a run's ``folder``.
+
+    ``overrides`` of the form ``section.key=value`` change the config of the run; ``prepared`` is the data where it is
+    already open.
 
     Raises ``FileNotFoundError`` where there is no run, ``CheckpointError`` for a missing or damaged best
     checkpoint and ``ValueError`` where the data's fingerprint is not that of the training data.
@@ -111,7 +114,10 @@ def check_fingerprint(content: dict[str, Any], prepared: Prepared) -> None:
 
 
 def evaluate(folder: str | Path, split: str = "test", overrides: list[str] | None = None) -> Metrics:
-    """The metrics of a run's best model on a split of its data; raises as ``open_run`` does."""
+    """The metrics of the best model of the run in ``folder`` on a ``split`` of its data.
+
+    ``overrides`` and what is raised are those of ``open_run``.
+    """
     config, prepared, model = open_run(folder, overrides)
     with use_backend(config.training.backend):
         return predict(model, setup.open_loader(config, prepared, split), config).measure()

@@ -45,7 +45,7 @@ from dien_kernels.training.upgrade import upgrade_checkpoint
 
 
 class Interrupted(Exception):  # noqa: N818, a stop that the user asked for is no error
-    """SIGINT came; the state is saved, and ``command`` goes on from there."""
+    """SIGINT came; the state is saved in the run's ``folder``, and ``command`` goes on from there."""
 
     def __init__(self, folder: Path) -> None:
         self.command = f"dien-kernels train --resume {shlex.quote(str(folder))}"
@@ -118,6 +118,8 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     Each epoch ends with a validation, then a checkpoint; ``validate_every`` and ``checkpoint_every`` add more
     inside it. The folder holds config.yaml, log.jsonl, checkpoints/ (the last two and best.pt), result.json,
     predictions-test.parquet, report.html and tensorboard/.
+
+    ``prepared`` is the data where it is already open; None: what ``config.data`` names.
 
     With ``resume`` the newest readable checkpoint goes on, with the losses of a run never interrupted, bit
     for bit, on the same machine and number of threads. A disk that refuses a periodic checkpoint is reported

@@ -17,7 +17,13 @@ HIGHER_IS_BETTER = {"auc": True, "user_auc": True, "log_loss": False}
 class Metrics(NamedTuple):
     """What a set of predictions is worth.
 
-    ``reasons`` says for each metric that is nan why it is.
+    Attributes:
+        auc: the area under the ROC curve over all rows, 0 to 1; nan where a class has no row.
+        user_auc: the same within each user, averaged over users as the function ``user_auc`` says; or nan.
+        log_loss: the mean of -log of the probability of the label, in nats.
+        rows: the number of predictions.
+        users: the number of users that ``user_auc`` counts.
+        reasons: why a metric is nan, for each that is.
     """
 
     auc: float

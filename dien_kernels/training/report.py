@@ -34,8 +34,9 @@ def write_report(folder: str | Path, *, prepared: Prepared | None = None, steps:
     """Write ``<folder>/report.html`` for a finished run; returns its path.
 
     It shows the metrics, the curves of loss and AUC, the time of a training step by part (measured now over
-    ``steps`` steps), the attention over one test user's history with item names, and the config. Raises as
-    ``open_run`` does, and ``FileNotFoundError`` if the run is not finished.
+    ``steps`` steps), the attention over one test user's history with item names, and the config.
+    ``prepared`` is the data where it is already open. Raises as ``open_run`` does, and ``FileNotFoundError`` if the
+    run is not finished.
     """
     folder = Path(folder)
     if not (folder / RESULT).exists():
