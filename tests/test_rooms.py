@@ -17,7 +17,7 @@ FLOORS = (
     {"ops"},
     {"layers", "batch"},
     {"models", "data"},
-    {"training", "serving", "integrations"},
+    {"training", "serving"},
     {"cli", "_info", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -67,7 +67,7 @@ def launches_of(run: Run, arch: int, **key: object) -> Iterator[tuple[Launched, 
     seen = set()
     for launched in launches:
         constants, options = launched.constants, launched.options
-        variant = "fused" if "W_IH" in launched.signature else "made" if "MADE_RU" in launched.signature else ""
+        variant = "fused" if "W_IH" in launched.signature else "made" if "PRODUCTS_RU" in launched.signature else ""
         if launched.kernel.__name__ in SMALL or (launched.kernel, variant) in seen:
             continue
         seen.add((launched.kernel, variant))
