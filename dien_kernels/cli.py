@@ -139,7 +139,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
 def _log_options(parser: argparse.ArgumentParser) -> None:
     """Options for raw logs; what is not given keeps the default of ``prepare``."""
     group = parser.add_argument_group("raw logs")
-    group.add_argument("--format", help="parquet, csv, amazon, taobao or movielens (default: csv or parquet, by name)")
+    group.add_argument("--format", help="e.g. parquet, csv or amazon (default: as the name tells, else parquet)")
     for role in ("user", "item", "timestamp", "label"):
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)")
     for kind, text in (

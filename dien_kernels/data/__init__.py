@@ -10,7 +10,7 @@ from dien_kernels.data.log import Columns
 from dien_kernels.data.negatives import Negatives
 from dien_kernels.data.prepare import prepare
 from dien_kernels.data.prepared import Prepared, Split
-from dien_kernels.data.readers import FORMATS, open_log
+from dien_kernels.data.readers import FORMATS, guess, open_log
 from dien_kernels.data.synthetic import synthetic
 from dien_kernels.data.vocabulary import Vocabulary
 
@@ -22,6 +22,7 @@ __all__ = [
     "Prepared",
     "Split",
     "Vocabulary",
+    "guess",
     "open_log",
     "prepare",
     "synthetic",

@@ -1,10 +1,10 @@
-"""Readers of files with named columns (Parquet, CSV) and of tables; ``open_log`` finds the right reader."""
+"""Readers of files with named columns (Parquet, CSV) and of tables; ``FORMATS`` names every reader of files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import polars as pl
 import pyarrow as pa
@@ -23,19 +23,57 @@ from dien_kernels.data._files import (
 )
 from dien_kernels.data.log import BadLines, Columns, Log, Roles
 
-FORMATS = ("parquet", "csv", "amazon", "taobao", "movielens")
 Sources: TypeAlias = "str | Path | Sequence[str | Path] | pa.Table"
+
+
+class Reading(NamedTuple):
+    """What a reader is told beside its files."""
+
+    bad: BadLines
+    columns: Columns
+    labelled: bool = False
+    chunk_rows: int = 1 << 18
+    delimiter: str = ","
+    behaviours: Sequence[str] = ("pv",)
+
+
+class Format(NamedTuple):
+    """A kind of log.
+
+    Attributes:
+        endings: how the names of its files end; the files of a folder with these endings are read.
+        read: from the files and ``Reading`` to a log. Nothing but headers is read before the log's stream is.
+        named_columns: whether the files' columns have names that users choose: then ``columns`` and labels are allowed.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[list[Path], Reading], Log]
+    named_columns: bool = False
+
+
+def guess(source: str | Path) -> dict[str, str]:
+    """The format that the name of a file or folder tells, and the delimiter where it is a tab: arguments of
+    ``prepare``.
+
+    It is the first entry of ``FORMATS`` with the name's ending; nothing for Parquet, which is the default.
+    """
+    name = Path(source).name.lower()
+    format = next((format for format, entry in FORMATS.items() if name.endswith(entry.endings)), "parquet")
+    if format == "parquet":
+        return {}
+    tab = format == "csv" and name.endswith((".tsv", ".tsv.gz"))
+    return {"format": format, **({"delimiter": "\t"} if tab else {})}
 
 
 def open_log(
     sources: Sources,
-    format: str = "parquet",
+    format: str | None = None,
     columns: Columns | Mapping[str, object] | None = None,
     *,
     labelled: bool = False,
     max_bad_lines: int = 100,
     chunk_rows: int = 1 << 18,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     behaviours: Sequence[str] = ("pv",),
 ) -> Log:
     """A log over files, a folder, or a ``pyarrow.Table``; nothing but headers is read before the stream is.
@@ -43,39 +81,38 @@ def open_log(
     Args:
         sources: one path or several (read in the order given; a folder stands for its files of the format, by
             name), or a table in memory.
-        format: one of ``FORMATS``.
+        format: a key of ``FORMATS``; None: as the name of the first source tells, and "parquet" where it tells
+            nothing.
         columns: roles of the columns, for Parquet, CSV and tables.
         labelled: whether the rows' labels are wanted.
         max_bad_lines: how many lines may be unusable before the reading stops with an error.
         chunk_rows: rows of a Parquet file or table that are held at a time.
-        delimiter: of CSV files.
+        delimiter: of CSV files; None: a comma, or a tab where the format is guessed from a name that ends in ".tsv".
         behaviours: Taobao: which kinds of behaviour count, of ``pv`` (clicks), ``cart``, ``fav`` and ``buy``.
 
     Raises:
         FileNotFoundError: a source is absent, or a folder has no file of the format.
         ValueError: an unknown format, a missing column (the message lists what is there), an empty file.
     """
+    if format is None and not isinstance(sources, pa.Table):
+        guessed = guess(sources if isinstance(sources, (str, Path)) else next(iter(sources), ""))
+        format = guessed.get("format")
+        delimiter = guessed.get("delimiter") if delimiter is None else delimiter
+    format = "parquet" if format is None else format
+    delimiter = "," if delimiter is None else delimiter
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
+        raise ValueError(f"format must be one of {tuple(FORMATS)}, got {format!r}")
     bad, roles = BadLines(max_bad_lines), Columns.of(columns)
     if isinstance(sources, pa.Table):
         return _table(sources, roles, labelled, bad, chunk_rows)
     if format == "csv" and (not isinstance(delimiter, str) or len(delimiter) != 1):
         raise ValueError(f"delimiter must be one character, got {delimiter!r}")
-    if format in ("parquet", "csv"):
-        endings = (".parquet", ".pq") if format == "parquet" else (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-        paths = find(sources, endings)
-        if format == "parquet":
-            return _parquet(paths, roles, labelled, bad, chunk_rows)
-        return _csv(paths, roles, labelled, bad, delimiter)
-    if labelled or columns is not None:
+    entry = FORMATS[format]
+    if not entry.named_columns and (labelled or columns is not None):
         what = "labels='given' needs" if labelled else "columns are for"
-        raise ValueError(f"{what} format 'parquet' or 'csv', got format {format!r}")
-    if format == "amazon":
-        return formats.amazon(find(sources, (".json", ".json.gz")), bad)
-    if format == "taobao":
-        return formats.taobao(find(sources, (".csv", ".csv.gz")), behaviours, bad)
-    return formats.movielens(find(sources, (".csv", ".csv.gz", ".dat", ".dat.gz")), bad)
+        allowed = " or ".join(repr(name) for name, other in FORMATS.items() if other.named_columns)
+        raise ValueError(f"{what} format {allowed}, got format {format!r}")
+    return entry.read(find(sources, entry.endings), Reading(bad, roles, labelled, chunk_rows, delimiter, behaviours))
 
 
 def _roles(paths: list[Path], headers: list[list[str]], columns: Columns, labelled: bool) -> list[Roles]:
@@ -119,7 +156,7 @@ def _table(table: pa.Table, columns: Columns, labelled: bool, bad: BadLines, chu
     return log
 
 
-def _parquet(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines, chunk_rows: int) -> Log:
+def _parquet(paths: list[Path], how: Reading) -> Log:
     def opened(path: Path) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(path)
@@ -130,7 +167,7 @@ def _parquet(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines,
     for path in paths:
         with opened(path) as file:
             headers.append(file.schema_arrow.names)
-    every = _roles(paths, headers, columns, labelled)
+    every = _roles(paths, headers, how.columns, how.labelled)
 
     def read() -> Iterator[pa.RecordBatch]:
         for path, found in zip(paths, every, strict=True):
@@ -138,7 +175,7 @@ def _parquet(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines,
             kind: pl.DataType | None = None
             with opened(path) as file:
                 rows = file.metadata.num_rows
-                for batch in file.iter_batches(chunk_rows, columns=sorted(set(wanted.values()))):
+                for batch in file.iter_batches(how.chunk_rows, columns=sorted(set(wanted.values()))):
                     first = row + 1
                     given = {name: batch.column(column) for name, column in wanted.items()}
                     given["timestamp"], kind = _times(given["timestamp"], kind)
@@ -147,25 +184,35 @@ def _parquet(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines,
                     log.advance(size * row // rows - done)
                     done = size * row // rows
 
-    log = Log.of(every[0], read, size_of(paths), bad)
+    log = Log.of(every[0], read, size_of(paths), how.bad)
     return log
 
 
-def _csv(paths: list[Path], columns: Columns, labelled: bool, bad: BadLines, delimiter: str) -> Log:
-    headers = [csv_header(path, delimiter) for path in paths]
-    every = _roles(paths, [[name.strip() for name in names] for names in headers], columns, labelled)
+def _csv(paths: list[Path], how: Reading) -> Log:
+    headers = [csv_header(path, how.delimiter) for path in paths]
+    every = _roles(paths, [[name.strip() for name in names] for names in headers], how.columns, how.labelled)
 
     def read() -> Iterator[pa.RecordBatch]:
         for path, found, header in zip(paths, every, headers, strict=True):
             written = {name.strip(): name for name in header}
             wanted = {name: written[column] for name, column in found.standard().items()}
             kind: pl.DataType | None = None
-            for batch, line_of in csv_batches(log, path, sorted(set(wanted.values())), delimiter):
+            for batch, line_of in csv_batches(log, path, sorted(set(wanted.values())), how.delimiter):
                 given = {name: batch.column(column) for name, column in wanted.items()}
                 given["timestamp"], kind = _times(given["timestamp"], kind)
                 for name in ("label",) * log.labelled + log.dense:
                     given[name] = as_number(given[name], pl.Float64())
                 yield log.standardise(given, path, line_of)
 
-    log = Log.of(every[0], read, size_of(paths), bad)
+    log = Log.of(every[0], read, size_of(paths), how.bad)
     return log
+
+
+FORMATS: dict[str, Format] = {
+    "parquet": Format((".parquet", ".pq"), _parquet, named_columns=True),
+    "csv": Format((".csv", ".tsv", ".csv.gz", ".tsv.gz"), _csv, named_columns=True),
+    "amazon": Format((".json", ".json.gz"), lambda paths, how: formats.amazon(paths, how.bad)),
+    "taobao": Format((".csv", ".csv.gz"), lambda paths, how: formats.taobao(paths, how.behaviours, how.bad)),
+    "movielens": Format((".csv", ".csv.gz", ".dat", ".dat.gz"), lambda paths, how: formats.movielens(paths, how.bad)),
+}
+"""Every log format by its name: docs/add-a-log-format.md. Where two have an ending, the first is guessed from it."""

@@ -13,9 +13,8 @@ from math import inf
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dien_kernels._options import check_fields, from_mapping, unknown_name
+from dien_kernels.ops.recurrence.forms import AUGRUForm, Reset, Update
 
-Reset = Literal["after", "before"]
-Update = Literal["keep", "candidate"]
 Activation = Literal["dice", "prelu", "relu", "sigmoid"]
 Pooling = Literal["sum", "mean"]
 
@@ -109,7 +108,7 @@ class EvolutionOptions(_Group):
 
     Attributes:
         kind: "augru", "agru", "aigru", or "gru": a second GRU that attention does not enter.
-        form: of "augru": "paper", "authors" or "prediction_flow".
+        form: of "augru", as in ``dien_kernels.augru``.
         reset, gate_bias: as in ``GRUOptions``.
         update: as in ``GRUOptions``; None is "candidate" for the paper's AUGRU, else "keep".
         bias: as in ``GRUOptions``, or "tied": one vector under both names (not with kind="gru").
@@ -119,7 +118,7 @@ class EvolutionOptions(_Group):
 
     NAME: ClassVar[str] = "evolution"
     kind: Literal["augru", "agru", "aigru", "gru"] = "augru"
-    form: Literal["paper", "authors", "prediction_flow"] = "paper"
+    form: AUGRUForm = "paper"
     reset: Reset = "after"
     update: Update | None = None
     bias: bool | Literal["single", "tied"] = True

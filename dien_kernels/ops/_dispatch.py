@@ -50,7 +50,7 @@ _forced = Setting("backend", choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS),
 def use_backend(name: BackendName) -> Iterator[None]:
     """Run every op inside the block on backend ``name`` unless the call names another one itself.
 
-    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``. As with the ``backend``
+    ``name`` is ``"auto"`` or a backend's name (``python -m dien_kernels info`` lists them). As with the ``backend``
     argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The block holds for the
     thread or asyncio task that enters it, and for no other (``Setting`` has the rules). A function compiled by
     ``torch.compile`` follows it. Raises ``ValueError`` for an unknown name.
@@ -99,11 +99,12 @@ def table() -> list[tuple[str, str, str | None]]:
     rows = []
     for op in _refusals:
         for backend in BACKENDS:
-            call = Call(op, "cuda" if backend in ("cuda", "triton") else "cpu", torch.float32, 64, 64)
+            device = next((device for device, order in AUTO_ORDER.items() if backend in order), "cpu")
+            call = Call(op, device, torch.float32, 64, 64)
             reason = refusal(call, backend)
             # A call on a device that is not there cannot come; Triton's interpreter takes it on the CPU.
-            if reason is None and call.device == "cuda" and not torch.cuda.is_available():
+            if reason is None and not torch.get_device_module(device).is_available():
                 elsewhere = refusal(call._replace(device="cpu"), backend)
-                reason = elsewhere and "needs a CUDA device, and torch sees none"
+                reason = elsewhere and f"needs a {device.upper()} device, and torch sees none"
             rows.append((op, backend, reason))
     return rows

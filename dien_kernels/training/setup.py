@@ -16,7 +16,7 @@ from torch import nn
 
 from dien_kernels._options import unknown_name
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.data import Loader, Prepared, prepare
+from dien_kernels.data import Loader, Prepared, guess, prepare
 from dien_kernels.models import build
 from dien_kernels.training.checkpoint import atomic
 from dien_kernels.training.config import Config
@@ -73,11 +73,7 @@ def prepare_options(given: Mapping[str, Any], source: Path) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise unknown_name("key", name, known, "data.prepare")
-    guess: dict[str, Any] = {}
-    suffixes = {suffix.lower() for suffix in source.suffixes[-2:]}
-    if "format" not in given and suffixes & {".csv", ".tsv"}:
-        guess = {"format": "csv", **({"delimiter": "\t"} if ".tsv" in suffixes else {})}
-    return {**guess, **given}
+    return {**({} if "format" in given else guess(source)), **given}
 
 
 def _stamp(source: Path) -> list[list[Any]]:

@@ -85,6 +85,15 @@ def test_csv_times(tmp_path: Path) -> None:
         assert tuples(open_log(path, "csv", delimiter="\t")) == [("1", "2", expected)]
 
 
+@pytest.mark.parametrize("name, between", [("log.csv", ","), ("LOG.TSV", "\t"), ("log.csv.gz", ",")])
+def test_the_name_of_a_file_tells_its_format(tmp_path: Path, name: str, between: str) -> None:
+    path, text = tmp_path / name, f"user{between}item{between}time\n1{between}2{between}3\n".encode()
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert tuples(open_log(path)) == tuples(open_log([str(path)])) == [("1", "2", 3)]
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):  # a format that is named is not guessed
+        open_log(path, "parquet")
+
+
 META = [
     "{'asin': 'i1', 'title': \"It's\", 'categories': [['Books', 'Old'], ['Other']]}",  # a Python literal
     json.dumps({"asin": "i2", "categories": [["Books", "New"]]}),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import dien_kernels
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, from_deepctr_torch, from_rows
+from dien_kernels.ops.recurrence import forms
 from tests.layers.support import H, I, assert_equal_bits, randn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,7 +75,7 @@ def test_the_layer_is_its_op(kind: str, history: bool, layout: str) -> None:
     assert_equal_bits(gradients(mine, wanted), gradients(expected, wanted))
 
 
-FORMS = [("augru", {"form": form}) for form in ("paper", "authors", "prediction_flow")]
+FORMS = [("augru", {"form": form}) for form in forms.FORMS]
 
 
 @pytest.mark.parametrize("kind, form", [*FORMS, ("agru", {}), ("aigru", {})])
@@ -92,7 +93,7 @@ def test_every_option_reaches_the_op(kind: str, form: dict[str, str]) -> None:
     assert len(found) == (4 if kind == "agru" else 8)
 
 
-def test_the_forms_are_three_functions_and_paper_is_the_default() -> None:
+def test_the_forms_are_different_functions_and_paper_is_the_default() -> None:
     x, attention, rest = split(inputs("full", False))
     by_form = [make("augru", update="keep", **form)(x, attention, **rest)[0] for _, form in FORMS]
     for one, two in itertools.combinations(by_form, 2):

@@ -18,11 +18,10 @@ SCHEMA = Schema(items={"item": 13, "cat": 5}, users={"user": 7}, dense=("price",
 # Widths that differ from one another, so that no two of them can be mistaken for each other.
 SMALL: dict[str, Any] = {"embedding.size": {"item": 3, "cat": 2, "user": 4}, "head.units": (7, 6)}
 SMALL_OF = {
-    "dien": {**SMALL, "attention.units": (6, 4), "auxiliary.units": (6, 3)},
-    "gru_attention": {**SMALL, "attention.units": (6, 4)},
-    "din": {**SMALL, "attention.units": (6, 4)},
-    "average": SMALL,
-    "gru": SMALL,
+    name: SMALL
+    | ({"attention.units": (6, 4)} if "attention" in model.options() else {})
+    | ({"auxiliary.units": (6, 3)} if model.options().get("auxiliary") is not None else {})
+    for name, model in MODELS.items()
 }
 
 

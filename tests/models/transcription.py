@@ -220,7 +220,7 @@ def transcribe(model: str, weights: Weights, o: Options, plain: Plain, training:
     dtype = p["mlp.last.weight"].dtype
     es = [[embed(p, item) for item in history] for history in plain.histories]
     states: list[list[Tensor]] = [[] for _ in es]
-    if model in ("dien", "gru_attention", "gru"):
+    if "extractor.weight_hh" in p:
         states = [gru(p, "extractor", history, None, "gru", o, "extractor") for history in es]
     rows = []
     for b, target in enumerate(plain.targets):

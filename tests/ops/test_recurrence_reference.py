@@ -136,8 +136,14 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
         u = 1 - z if update == "keep" else z  # the step towards the candidate
         inner = r * (vn * h + cn) if reset == "after" else vn * (r * h) + cn
         n = math.tanh(wn * scaled + bn + inner)
-        g = {"gru": u, "aigru": u, "paper": a * u, "authors": a + (1 - a) * u, "agru": a}.get(kind)
-        g = (1 - a) + a * u if kind == "prediction_flow" else g
+        g = {
+            "gru": u,
+            "aigru": u,
+            "agru": a,
+            "paper": a * u,
+            "authors": a + (1 - a) * u,
+            "prediction_flow": (1 - a) + a * u,
+        }[kind]
         h = (1 - g) * h + g * n
         states.append(h)
     column = lambda *v: torch.tensor(v, dtype=torch.float64)  # noqa: E731

@@ -67,8 +67,8 @@ def gru(
         padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
             state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
             gradient.
-        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is
-            named runs or raises.
+        backend: ``"auto"`` or a backend's name (``python -m dien_kernels info`` lists them); one that is named
+            runs or raises.
 
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
@@ -152,15 +152,15 @@ def augru(
         histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask and history say and is
             checked once for all ops that read a batch; the four must then be None.
         h0: state before the first step, [B, H] or None (zero); compute or storage dtype.
-        form: ``"paper"``, ``"authors"`` or ``"prediction_flow"``, as above.
+        form: the name of g, as above.
         reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
         update: the side on which the weights store the update gate: ``"keep"`` (it multiplies h, as in
             ``torch.nn.GRU``) or ``"candidate"`` (it multiplies n); None: the side that is named above.
         padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
             state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
             gradient.
-        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is
-            named runs or raises.
+        backend: ``"auto"`` or a backend's name (``python -m dien_kernels info`` lists them); one that is named
+            runs or raises.
 
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
@@ -247,8 +247,8 @@ def agru(
         padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
             state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
             gradient.
-        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is
-            named runs or raises.
+        backend: ``"auto"`` or a backend's name (``python -m dien_kernels info`` lists them); one that is named
+            runs or raises.
 
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
@@ -332,8 +332,8 @@ def aigru(
         padded: what stands in y past a row's length and at masked steps: ``"zero"``, or ``"carry"`` for the
             state the row is in. Nothing in such a step of x or attention, NaN included, changes any output or
             gradient.
-        backend: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``; one that is
-            named runs or raises.
+        backend: ``"auto"`` or a backend's name (``python -m dien_kernels info`` lists them); one that is named
+            runs or raises.
 
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after

@@ -95,7 +95,7 @@ def store_gradients(
     at, dgh_u, dgh_n, da_u, da_n, a, mask, H: tl.constexpr, SCALE_INPUT: tl.constexpr, RESET_BEFORE: tl.constexpr,
     DGX: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
 ):  # fmt: skip
-    """Of u and n, into a step's columns (``triton_launch.Gates``)."""
+    """Of u and n, into a step's columns (``gpu_problem.Gates``)."""
     store_row(at + DGH_U, dgh_u, mask)
     store_row(at + DGH_N, dgh_n, mask)
     if SCALE_INPUT:
@@ -119,7 +119,7 @@ def recurrence_backward(
     """Equations (10) to (17), (21), (22) and the biases' sums, one partial sum [4, H] for each program.
 
     A step's row of GATES has GATE_WIDTH values: the columns of dgx, times gamma, start at DGX, those of dgh at the
-    other three (``triton_launch.Gates``). A row of STATES is what W_hh has read: h and, with the reset before, q.
+    other three (``gpu_problem.Gates``). A row of STATES is what W_hh has read: h and, with the reset before, q.
     """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     STATE_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else H
