@@ -70,8 +70,8 @@ class Scan:
     Attributes:
         spill: the rows: user, item, timestamp, label, user fields (codes, int32), dense columns.
         coders: for ``user``, ``item``, every item field and every user field.
-        user_rows: int64, the number of rows of each user; ``user_clicks`` counts only rows with the label 1 (all rows where
-            there are no labels).
+        user_rows: int64, the number of rows of each user; ``user_clicks`` counts only rows with the label 1, or all
+            rows where there are no labels.
         user_last: the latest timestamp of each user.
         item_counts: int64, rows of each item.
         user_field_counts: for each field, the number of rows of each value; rows without a value are counted in

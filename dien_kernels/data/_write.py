@@ -56,9 +56,7 @@ class Options:
         for name, number in self.min_count.items():
             check_integer(f"min_count of {name!r}", number, 1)
         shares = self.fractions
-        if not (
-            min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9
-        ):  # written so that NaN is refused, too
+        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
 
 
@@ -134,8 +132,10 @@ class Writer:
         write_columns(self.folder / "items.arrow", tables or {"none": np.zeros(self.size, np.int32)})
 
     def _rank_users(self) -> Array:
-        """The number of each user, int32 by code. Users are numbered in the order of their raw values, so that the numbers
-        do not depend on the partitions."""
+        """The number of each user, int32 by code.
+
+        Users are numbered in the order of their raw values, so that the numbers do not depend on the partitions.
+        """
         values = self.scanned.coders["user"].values()
         order = pc.array_sort_indices(values)
         pq.write_table(pa.table({"value": values.take(order)}), self.folder / "users.parquet")
@@ -200,7 +200,7 @@ class Writer:
         return {name: column[order] for name, column in rows.items()}
 
     def _sort(self) -> None:
-        """Sort one partition after another, and write its histories, the distinct items of its users, and its samples."""
+        """Sort one partition after another and write its histories, the items of its users, and its samples."""
         work, extra = self.work, {}
         if self.given:
             extra["label"] = "i1"

@@ -9,9 +9,7 @@ import numpy as np
 from dien_kernels.data._arrow import Array
 
 SAMPLING = ("popularity", "uniform")
-_ROUNDS = (
-    16  # of redrawing items that the user has; what is still wrong afterwards is drawn from the exact distribution
-)
+_ROUNDS = 16  # of redrawing items that the user has; afterwards ``_draw_exactly`` replaces those that remain
 
 
 def stream(seed: int, epoch: int, index: int, purpose: int) -> np.random.Generator:
