@@ -1,7 +1,6 @@
 """Builds ``dien_kernels/_C.so``: one shared library without Python symbols, on torch's stable ABI.
 
-docs/env.md describes the environment variables. Object files in ``build/native`` are reused until the compile command,
-the compiler, torch or a source that they depend on changes.
+Variables: docs/env.md. Object files in build/native are reused until command, compiler, torch or a source changes.
 """
 
 import hashlib
@@ -28,16 +27,14 @@ JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
 CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
 CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(arch.rstrip("af")))
-# One PTX, of the oldest architecture, is compiled for all devices, because the kernels use nothing newer. The library
-# also contains it, for devices that are newer than all architectures in the list.
+# The PTX of the oldest architecture serves all, as the kernels use nothing newer; it is kept for devices not listed.
 GENCODE = f"-gencode=arch=compute_{CUDA_PTX},code=[{','.join(f'sm_{arch}' for arch in CUDA_ARCHS)},compute_{CUDA_PTX}]"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
-# There is no -march=native, because the instruction set is chosen at run time, and no -ffast-math, because NaN must
-# stay NaN. -Wno-psabi: vector types wider than the baseline never cross the call of a function that is not inlined.
+# No -march=native: the instruction set is chosen at run time. No -ffast-math: NaN must stay NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
-CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
+CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]  # no wide vector is passed to a call
 CXXFLAGS += [] if X86 else ["-DDIEN_NO_X86"]
 CXXFLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else []
 ISA_FLAGS = {  # by the suffix of a file's name; any other file is compiled for the baseline
