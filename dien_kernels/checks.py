@@ -1,12 +1,13 @@
 """Argument checks shared by all rooms: every message names the argument, what was given and what is allowed.
 
 Room card. Lives here: checks of single values and tensors, and the dtype rules they need. May import: torch. Must not
-be
-here: checks that know an op, a layer or a file.
+be here: checks that know an op, a backend or a file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -122,3 +123,47 @@ def bounds(values: Tensor) -> tuple[int, int]:
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not isinstance(value, (str, int, type(None))) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """A finite number of at least 0."""
+    check_number(name, value)
+    if not 0 <= value < inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def check_size(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_sizes(name: str, value: Any) -> None:
+    """Widths of layers: a list or tuple of sizes, which may be empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of ints, got {type(value).__name__}")
+    for i, size in enumerate(value):
+        check_size(f"{name}[{i}]", size)
+
+
+def check_dtype(dtype: Any) -> None:
+    """The dtype of parameters: None is torch's default."""
+    if dtype is not None and dtype not in FLOATS:
+        raise TypeError(f"dtype must be float32, float64, bfloat16, float16 or None, got {dtype}")
+
+
+def check_features(name: str, value: Any, size: int, meaning: str, weight: Tensor) -> None:
+    """A floating tensor whose last dimension, dtype and device are those the weights ask for."""
+    check_storage(name, value)
+    if value.dim() == 0 or value.shape[-1] != size:
+        raise ValueError(f"{name} must have {meaning} = {size} features last, got shape {tuple(value.shape)}")
+    if value.dtype != weight.dtype and autocast_dtype(value) is None:
+        raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
+    if value.device != weight.device:
+        raise ValueError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")

@@ -1,4 +1,4 @@
-"""Flat arrays on disk: grown piece by piece, closed as one Arrow record batch, read back as memory maps."""
+"""Flat arrays on disk: written piece by piece, stored as one Arrow record batch, and read back as memory maps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyarrow as pa
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Growing:
+class GrowingArray:
     """A flat array of unknown length in a file of its own, appended to and then mapped.
 
-    Arrow's files hold record batches, and a column of several batches is no single array. So pieces are
-    collected as raw bytes first; the file is mapped when the single batch is written, and nothing has to fit
-    into memory.
+    An Arrow file holds record batches, and a column that is spread over several batches is not a single array. So
+    the pieces are first collected as raw bytes. This file is then mapped while the one batch is written, so that
+    the array never has to fit into memory.
     """
 
     def __init__(self, path: Path, dtype: str, width: int = 0) -> None:
@@ -29,7 +29,7 @@ class Growing:
         np.ascontiguousarray(values, dtype=self.dtype).tofile(self._file)
 
     def close(self) -> Array:
-        """The array, [n] or with a width [n, width], mapped."""
+        """Close the file and return the mapped array: [n], or [n, width] where a width was given."""
         self._file.close()
         if self.path.stat().st_size == 0:
             return np.empty((0, self.width) if self.width else 0, self.dtype)
@@ -41,9 +41,9 @@ def write_columns(path: Path, columns: Mapping[str, Array]) -> None:
     """Write arrays [n] or [n, width] as one record batch; they may be mapped files larger than memory."""
     arrays = []
     for values in columns.values():
-        kind = pa.from_numpy_dtype(values.dtype)
+        dtype = pa.from_numpy_dtype(values.dtype)
         flat = np.ascontiguousarray(values).reshape(-1)
-        array = pa.Array.from_buffers(kind, flat.size, [None, pa.py_buffer(flat)])
+        array = pa.Array.from_buffers(dtype, flat.size, [None, pa.py_buffer(flat)])
         if values.ndim == 2:
             array = pa.FixedSizeListArray.from_arrays(array, values.shape[1])
         arrays.append(array)
@@ -53,7 +53,7 @@ def write_columns(path: Path, columns: Mapping[str, Array]) -> None:
 
 
 def map_columns(path: Path) -> dict[str, Array]:
-    """The inverse of ``write_columns``: read-only arrays that are pages of the file."""
+    """The inverse of ``write_columns``: read-only arrays that are memory-mapped from the file."""
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -66,7 +66,7 @@ def map_columns(path: Path) -> dict[str, Array]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in bounded memory."""
+    """The SHA-256 of a file, which is read block by block."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Files and text: which files a source stands for, gz, CSV batches with line numbers, numbers in strings."""
+"""Files and text: finds the files of a source, opens gz, reads CSV with line numbers, parses numbers and times."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...]) -
         if source.is_dir():
             inside = sorted(path for path in source.iterdir() if path.name.endswith(endings))
             if not inside:
-                there = sorted(path.name for path in source.iterdir())[:10]
-                raise FileNotFoundError(f"{source} has no file ending in {' or '.join(endings)}; it has {there}")
+                names = sorted(path.name for path in source.iterdir())[:10]
+                raise FileNotFoundError(f"{source} has no file ending in {' or '.join(endings)}; it has {names}")
             paths += inside
         elif source.is_file():
             paths.append(source)
         else:
-            near = sorted(path.name for path in source.parent.iterdir())[:10] if source.parent.is_dir() else []
-            raise FileNotFoundError(f"{source} does not exist; {source.parent} has {near}")
+            names = sorted(path.name for path in source.parent.iterdir())[:10] if source.parent.is_dir() else []
+            raise FileNotFoundError(f"{source} does not exist; {source.parent} has {names}")
     for path in paths:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
@@ -51,7 +51,7 @@ def size_of(paths: Sequence[Path]) -> int:
 
 
 class Opened:
-    """A file opened for reading, gz or not, that knows how much of it was read since the last look."""
+    """A file opened for reading, gz or not. It counts how many bytes were read since ``progress`` was last asked."""
 
     def __init__(self, path: Path) -> None:
         self._raw = path.open("rb")
@@ -60,8 +60,8 @@ class Opened:
         self.stream: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=self._raw)) if zipped else self._raw
 
     def progress(self) -> int:
-        place = self._raw.tell()
-        step, self._seen = place - self._seen, place
+        position = self._raw.tell()
+        step, self._seen = position - self._seen, position
         return step
 
     def __enter__(self) -> Opened:
@@ -72,10 +72,11 @@ class Opened:
         self._raw.close()
 
 
-class LineOf:
-    """The line of the i-th row of a batch, counting lines that the parser left out (but not blank ones).
+class LineNumbers:
+    """Gives the line number in the file of a row of a batch.
 
-    ``rows``: the batch is what is left of the parsed one after taking these rows of it; None: all.
+    Lines that the parser skipped are counted, blank lines are not. ``rows`` are the indices of the parsed rows that
+    the batch was made of by taking some of them; None means that it has all of them.
     """
 
     def __init__(self, first: int, skipped: list[int], rows: Array | None = None) -> None:
@@ -88,9 +89,9 @@ class LineOf:
                 line += 1
         return line
 
-    def among(self, rows: Array) -> LineOf:
-        """The same for the rows of the batch that were taken."""
-        return LineOf(self.first, self.skipped, rows if self.rows is None else self.rows[rows])
+    def take(self, rows: Array) -> LineNumbers:
+        """The line numbers of a batch that holds only these ``rows`` of this one."""
+        return LineNumbers(self.first, self.skipped, rows if self.rows is None else self.rows[rows])
 
 
 def csv_header(path: Path, delimiter: str) -> list[str]:
@@ -109,11 +110,13 @@ def csv_header(path: Path, delimiter: str) -> list[str]:
 
 def csv_batches(
     log: Log, path: Path, wanted: list[str], delimiter: str = ",", names: list[str] | None = None
-) -> Iterator[tuple[pa.RecordBatch, LineOf]]:
-    """Batches of string columns of one file, with the lines of their rows; ``names``: there is no header.
+) -> Iterator[tuple[pa.RecordBatch, LineNumbers]]:
+    """Yield batches of string columns of one file, with the line numbers of their rows.
 
-    Everything is read as bytes and made text here: a type guessed from the first block, or one line that is not
-    UTF-8, would be a failure of the whole file instead of a bad line.
+    ``names`` are the names of the columns of a file that has no header line.
+
+    Everything is read as bytes and decoded here. If Arrow guessed types from the first block, or decoded the text
+    itself, one wrong line would make it refuse the whole file; here it is one bad line.
     """
     skipped: list[int] = []
 
@@ -128,7 +131,7 @@ def csv_batches(
 
     stopped: list[ValueError] = []
     options = {
-        # In one thread: only then are the rows' numbers known.
+        # Arrow knows the numbers of invalid rows only when it reads in one thread.
         "read_options": pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names),
         "parse_options": pa.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=on_bad_row),
         "convert_options": pa.csv.ConvertOptions(
@@ -142,18 +145,18 @@ def csv_batches(
         line = 1 if names else 2
         try:
             for batch in pa.csv.open_csv(file.stream, **options):
-                yield _as_text(log, path, batch, LineOf(line, skipped))
+                yield _as_text(log, path, batch, LineNumbers(line, skipped))
                 line += batch.num_rows
                 log.advance(file.progress())
         except (pa.ArrowException, *DAMAGED) as error:
             raise (stopped or [ValueError(f"{path} cannot be read as CSV: {error}")])[0] from error
 
 
-def _as_text(log: Log, path: Path, batch: pa.RecordBatch, line_of: LineOf) -> tuple[pa.RecordBatch, LineOf]:
-    """Columns of bytes as strings; rows that are not UTF-8 are bad lines and left out."""
+def _as_text(log: Log, path: Path, batch: pa.RecordBatch, line_of: LineNumbers) -> tuple[pa.RecordBatch, LineNumbers]:
+    """Decode columns of bytes as UTF-8. Rows that cannot be decoded are counted as bad lines and left out."""
 
-    def text(of: pa.RecordBatch) -> pa.RecordBatch:
-        return pa.record_batch([column.cast(pa.string()) for column in of.columns], names=of.schema.names)
+    def text(raw: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch([column.cast(pa.string()) for column in raw.columns], names=raw.schema.names)
 
     try:
         return text(batch), line_of
@@ -170,33 +173,33 @@ def _as_text(log: Log, path: Path, batch: pa.RecordBatch, line_of: LineOf) -> tu
         else:
             good.append(row)
     rows = np.array(good, np.int64)
-    return text(batch.take(pa.array(rows))), line_of.among(rows)
+    return text(batch.take(pa.array(rows))), line_of.take(rows)
 
 
-def as_number(column: pa.Array, kind: pl.DataType) -> pa.Array:
-    """Strings to numbers; null where a string is none."""
+def as_number(column: pa.Array, dtype: pl.DataType) -> pa.Array:
+    """Convert strings to numbers; a string that is no number becomes null."""
     series = pl.Series(column).cast(pl.String).str.strip_chars()
-    return _arrow(series.cast(kind, strict=False))
+    return _arrow(series.cast(dtype, strict=False))
 
 
-def time_kind(column: pa.Array) -> pl.DataType:
-    """What a column of time strings holds, by its first values: integers, floats or ISO 8601."""
+def time_dtype(column: pa.Array) -> pl.DataType:
+    """Guess from the first values of a column of strings whether its times are integers, floats or ISO 8601 text."""
     head = pl.Series(column.slice(0, 1000)).cast(pl.String).drop_nulls().str.strip_chars()
-    for kind in (pl.Int64(), pl.Float64()):
-        if len(head) == 0 or head.cast(kind, strict=False).is_not_null().mean() >= 0.5:
-            return kind
+    for dtype in (pl.Int64(), pl.Float64()):
+        if len(head) == 0 or head.cast(dtype, strict=False).is_not_null().mean() >= 0.5:
+            return dtype
     return pl.Datetime("us")
 
 
-def parse_times(column: pa.Array, kind: pl.DataType) -> pa.Array:
-    """Strings to int64 or float64, dates to microseconds; null where a string is none."""
-    if kind == pl.Datetime("us"):
+def parse_times(column: pa.Array, dtype: pl.DataType) -> pa.Array:
+    """Convert strings to int64 or float64, and dates to microseconds; what cannot be converted becomes null."""
+    if dtype == pl.Datetime("us"):
         series = pl.Series(column).cast(pl.String).str.strip_chars()
         try:
             return _arrow(series.str.to_datetime(time_unit="us", strict=False).dt.epoch("us"))
-        except pl.exceptions.ComputeError:  # not one of them looks like a date
+        except pl.exceptions.ComputeError:  # none of the strings looks like a date
             return pa.nulls(len(series), pa.int64())
-    return as_number(column, kind)
+    return as_number(column, dtype)
 
 
 def _arrow(series: pl.Series) -> pa.Array:

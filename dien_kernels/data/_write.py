@@ -1,4 +1,5 @@
-"""The passes of ``prepare`` after the first: vocabularies, sorted histories, samples, negatives, meta."""
+"""The passes of ``prepare`` after the first one: they write vocabularies, sorted histories, samples, negatives and
+the meta file."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dien_kernels.batch import Schema
-from dien_kernels.data._arrow import Array, Growing, digest, write_columns
+from dien_kernels.data._arrow import Array, GrowingArray, digest, write_columns
 from dien_kernels.data._samples import SPLITS, Rule, cut_times, given_samples, next_samples, split_users
 from dien_kernels.data._scan import Rows, Scan, Spill
 from dien_kernels.data.log import Log
@@ -24,13 +25,13 @@ from dien_kernels.data.negatives import SAMPLING, Negatives, stream
 from dien_kernels.data.prepared import FORMAT, META, VERSION, fingerprint_of
 from dien_kernels.data.vocabulary import Vocabulary
 
-_NEGATIVE_ROWS = 1 << 16  # samples whose fixed negatives share a stream of random numbers
-_PARTITIONS = 512  # files that are open at a time
+_NEGATIVE_ROWS = 1 << 16  # so many samples draw their fixed negatives from one stream of random numbers
+_PARTITIONS = 512  # the largest number of partition files that are open at the same time
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``prepare`` that change what is prepared, checked."""
+    """The options of ``prepare`` that change what is written. They are checked when the object is made."""
 
     labels: str
     targets: str
@@ -55,7 +56,7 @@ class Options:
         for name, number in self.min_count.items():
             check_integer(f"min_count of {name!r}", number, 1)
         shares = self.fractions
-        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # so written for NaN
+        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
 
 
@@ -65,30 +66,30 @@ def check_integer(name: str, number: object, least: int) -> None:
 
 
 class Writer:
-    """The passes after the first one, and what they share."""
+    """Runs the passes after the first one and holds the tables that they share."""
 
     def __init__(
         self,
         folder: Path,
         work: Path,
         log: Log,
-        found: Scan,
+        scanned: Scan,
         options: Options,
         progress: bool,
         partition_rows: int,
     ) -> None:
-        self.folder, self.work, self.log, self.found, self.options = folder, work, log, found, options
+        self.folder, self.work, self.log, self.scanned, self.options = folder, work, log, scanned, options
         self.progress = progress
-        self.partition_rows = max(partition_rows, found.rows // _PARTITIONS + 1)
+        self.partition_rows = max(partition_rows, scanned.rows // _PARTITIONS + 1)
         self.given = options.labels == "given"
-        self.report: Counter[str] = Counter(found.report)
+        self.report: Counter[str] = Counter(scanned.report)
         self.sizes: dict[str, int] = {}
 
     def write(self) -> None:
-        found = self.found
+        scanned = self.scanned
         self._vocabularies()
         self.rank = self._rank_users()
-        counts = (found.user_clicks if self.given else found.user_rows)[self.by_rank]
+        counts = (scanned.user_clicks if self.given else scanned.user_rows)[self.by_rank]
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         if self.offsets[-1] == 0:
             raise ValueError("no row has the label 1, so that there are no behaviours to learn from")
@@ -98,41 +99,44 @@ class Writer:
         self._meta()
 
     def _vocabularies(self) -> None:
-        """Ids by frequency, written; ``self.ids``: by field, the id of each code."""
-        found, minimum = self.found, self.options.min_count
+        """Give ids by frequency and write the vocabularies; ``self.ids`` maps each field to the id of each code."""
+        scanned, minimum = self.scanned, self.options.min_count
         self.ids: dict[str, Array] = {}
         self.vocabularies: dict[str, Vocabulary] = {}
-        for name, coder in found.coders.items():
+        for name, coder in scanned.coders.items():
             if name == "user":
                 continue
             unknown = 0
             if name == "item":
-                counts = found.item_counts
-            elif name in found.item_field_of:
-                of = found.item_field_of[name]
-                known = of >= 0
-                weights = found.item_counts[known].astype(np.float64)
-                counts = np.bincount(of[known], weights, minlength=len(coder)).astype(np.int64)
-                unknown = int(found.item_counts[~known].sum())
+                counts = scanned.item_counts
+            elif name in scanned.item_field_codes:
+                field_codes = scanned.item_field_codes[name]
+                known = field_codes >= 0
+                weights = scanned.item_counts[known].astype(np.float64)
+                counts = np.bincount(field_codes[known], weights, minlength=len(coder)).astype(np.int64)
+                unknown = int(scanned.item_counts[~known].sum())
             else:
-                counts = found.user_field_counts[name]
+                counts = scanned.user_field_counts[name]
                 unknown = self.report[f"missing:{name}"]
             self.vocabularies[name], self.ids[name] = coder.vocabulary(counts, minimum[name], unknown)
             self.vocabularies[name].write(self.folder / f"vocabulary-{name}.parquet")
         self.size = self.vocabularies["item"].size
-        self.rare = len(found.coders["item"]) - (self.size - 1)
+        self.rare = len(scanned.coders["item"]) - (self.size - 1)
         self.report["rare_items"] = self.rare
         tables = {}
-        for name, of in found.item_field_of.items():
+        for name, field_codes in scanned.item_field_codes.items():
             table = np.zeros(self.size, np.int32)
-            table[self.ids["item"][:-1]] = self.ids[name][of]
+            table[self.ids["item"][:-1]] = self.ids[name][field_codes]
             table[0] = 0
             tables[name] = table
         write_columns(self.folder / "items.arrow", tables or {"none": np.zeros(self.size, np.int32)})
 
     def _rank_users(self) -> Array:
-        """int32 by code: users are numbered by raw value, so that numbers do not depend on partitions."""
-        values = self.found.coders["user"].values()
+        """The number of each user, int32 by code.
+
+        Users are numbered in the order of their raw values, so that the numbers do not depend on the partitions.
+        """
+        values = self.scanned.coders["user"].values()
         order = pc.array_sort_indices(values)
         pq.write_table(pa.table({"value": values.take(order)}), self.folder / "users.parquet")
         self.by_rank = order.to_numpy()
@@ -141,51 +145,51 @@ class Writer:
         return rank
 
     def _rule(self) -> Rule:
-        options, found = self.options, self.found
-        able = found.user_rows[self.by_rank] >= (1 if self.given else 2)
+        options, scanned = self.options, self.scanned
+        eligible = scanned.user_rows[self.by_rank] >= (1 if self.given else 2)
         if not self.given:
-            self.report["one_event_users"] = int((~able).sum())
+            self.report["one_event_users"] = int((~eligible).sum())
         every = options.targets == "every"
         if options.split == "user":
-            split = split_users(able, options.fractions, options.seed)
+            split = split_users(eligible, options.fractions, options.seed)
             return Rule(options.labels, every, split, (0, 0))
         if self.given:
-            # All impressions count, and there may be many: their times are put in order in a mapped file.
-            times = Growing(self.work / "times.bin", found.user_last.dtype.str)
-            for chunk in found.spill.chunks():
+            # The quantiles are over all impressions, which may not fit into memory: their times go to a mapped file.
+            times = GrowingArray(self.work / "times.bin", scanned.user_last.dtype.str)
+            for chunk in scanned.spill.chunks():
                 times.append(chunk["timestamp"])
             cuts = cut_times(times.close(), options.fractions)
         else:
-            cuts = cut_times(found.user_last[self.by_rank][able], options.fractions)
+            cuts = cut_times(scanned.user_last[self.by_rank][eligible], options.fractions)
         return Rule(options.labels, every, None, cuts)
 
     def _partitions(self) -> Iterator[Rows]:
-        """The rows with users' ranks and ids, one range of users after another, in the log's order."""
-        total = np.cumsum(self.found.user_rows[self.by_rank])
-        part_of = (total - 1) // self.partition_rows
-        _, part_of = np.unique(part_of, return_inverse=True)
-        count = int(part_of[-1]) + 1
+        """Yield the rows of one range of users after another, with user numbers and ids, in the order of the log."""
+        total = np.cumsum(self.scanned.user_rows[self.by_rank])
+        partition_of = (total - 1) // self.partition_rows
+        _, partition_of = np.unique(partition_of, return_inverse=True)
+        count = int(partition_of[-1]) + 1
         spills = [Spill(self.work / f"part-{part}.arrow") for part in range(count)]
-        for chunk in self.found.spill.chunks():
+        for chunk in self.scanned.spill.chunks():
             chunk["user"] = self.rank[chunk["user"]]
             for name, ids in self.ids.items():
                 if name in chunk:
                     chunk[name] = ids[chunk[name]]
-            part = part_of[chunk["user"]]
+            part = partition_of[chunk["user"]]
             order = np.argsort(part, kind="stable")
             ends = np.searchsorted(part[order], np.arange(count + 1))
             for p in np.flatnonzero(np.diff(ends)).tolist():
                 rows = order[ends[p] : ends[p + 1]]
                 spills[p].append({name: column[rows] for name, column in chunk.items()})
-        self.found.spill.path.unlink()
+        self.scanned.spill.path.unlink()
         for spill in spills:
             spill.close()
         for spill in spills:
-            yield spill.whole()
+            yield spill.read_all()
             spill.path.unlink()
 
     def _in_order(self, rows: Rows) -> Rows:
-        """Rows by user and time; equal times stay in the log's order."""
+        """Sort rows by user and then by time; rows with equal times stay in the order of the log."""
         user, time = rows["user"], rows["timestamp"]
         order = np.argsort(user, kind="stable")
         sorted_user, sorted_time = user[order], time[order]
@@ -196,27 +200,27 @@ class Writer:
         return {name: column[order] for name, column in rows.items()}
 
     def _sort(self) -> None:
-        """One partition after another: histories, owned items, samples."""
+        """Sort one partition after another and write its histories, the items of its users, and its samples."""
         work, extra = self.work, {}
         if self.given:
             extra["label"] = "i1"
         extra |= dict.fromkeys(self.log.user_fields, "i4") | dict.fromkeys(self.log.dense, "f4")
-        kinds = {
+        dtypes = {
             "user": "i4",
             "end": "i8",
             "target": "i4",
-            "timestamp": self.found.user_last.dtype.str,
+            "timestamp": self.scanned.user_last.dtype.str,
             **extra,
         }
         growing = {
-            split: {name: Growing(work / f"{split}-{name}.bin", kind) for name, kind in kinds.items()}
+            split: {name: GrowingArray(work / f"{split}-{name}.bin", dtype) for name, dtype in dtypes.items()}
             for split in SPLITS
         }
-        behaviours, owned = Growing(work / "items.bin", "i4"), Growing(work / "owned.bin", "i8")
+        behaviours, user_items = GrowingArray(work / "items.bin", "i4"), GrowingArray(work / "owned.bin", "i8")
         base = 0
-        everything = self.size - 1 + (self.rare > 0)
+        all_items = self.size - 1 + (self.rare > 0)
         with tqdm(
-            total=self.found.rows,
+            total=self.scanned.rows,
             unit=" rows",
             unit_scale=True,
             desc="sort",
@@ -228,13 +232,13 @@ class Writer:
                 clicked = rows["label"] == 1 if self.given else np.ones(user.size, bool)
                 behaviours.append(rows["item"][clicked])
                 keys = np.unique(user[clicked] * self.size + rows["item"][clicked])
-                owned.append(keys)
+                user_items.append(keys)
                 if self.given:
                     samples = given_samples(rows, self.rule, base)
                     self.report["empty_histories"] += int((samples.end == self.offsets[user]).sum())
                 else:
-                    holders, held = np.unique(keys // self.size, return_counts=True)
-                    full = holders[held == everything]
+                    owners_seen, items_owned = np.unique(keys // self.size, return_counts=True)
+                    full = owners_seen[items_owned == all_items]
                     self.report["users_owning_every_item"] += full.size
                     samples = next_samples(rows, self.rule, base, np.isin(user, full))
                 base += int(clicked.sum())
@@ -244,7 +248,7 @@ class Writer:
                     for name, file in growing[split].items():
                         file.append(samples.end[samples.split == number] if name == "end" else columns[name][row])
                 bar.update(user.size)
-        flat, keys = behaviours.close(), owned.close()
+        flat, keys = behaviours.close(), user_items.close()
         write_columns(self.folder / "behaviours.arrow", {"item": flat})
         write_columns(self.folder / "owned.arrow", {"key": keys})
         sampler = Negatives(flat, keys, self.size, self.rare, self.options.negative_sampling)
@@ -260,10 +264,10 @@ class Writer:
         options = self.options
         if self.sizes[split] or not options.fractions[SPLITS.index(split)]:
             return
-        able = int((self.found.user_rows > (0 if self.given else 1)).sum())
+        eligible = int((self.scanned.user_rows > (0 if self.given else 1)).sum())
         owners = self.report["users_owning_every_item"]
         raise ValueError(
-            f"split {split!r} got no sample: {able} of {self.rank.size} users have "
+            f"split {split!r} got no sample: {eligible} of {self.rank.size} users have "
             + ("an impression" if self.given else "two behaviours or more")
             + (f" and {owners} users have had every item, so that there is no negative for them" if owners else "")
             + f"; fractions={options.fractions}, split={options.split!r}"
@@ -276,14 +280,14 @@ class Writer:
 
     def _fixed_negatives(self, sampler: Negatives, user: Array, number: int) -> Array:
         count, seed = self.options.negatives, self.options.seed
-        drawn = Growing(self.work / f"negatives-{number}.bin", "i4", count)
+        drawn = GrowingArray(self.work / f"negatives-{number}.bin", "i4", count)
         for start in range(0, user.size, _NEGATIVE_ROWS):
             rows = np.repeat(user[start : start + _NEGATIVE_ROWS].astype(np.int64), count)
             drawn.append(sampler.draw(rows, stream(seed, 0, start // _NEGATIVE_ROWS, number)))
         return drawn.close()
 
     def _meta(self) -> None:
-        """Written last, and at once: a folder with this file is whole."""
+        """Write the meta file, as the last one and in one step: a folder that has this file is complete."""
         log, sizes = self.log, {name: vocabulary.size for name, vocabulary in self.vocabularies.items()}
         schema = Schema(
             {"item": sizes["item"], **{name: sizes[name] for name in log.item_fields}},
@@ -291,7 +295,7 @@ class Writer:
             log.dense,
         )
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".arrow", ".parquet"))
-        report = {"rows": self.found.rows, "bad_lines": log.bad.count, "missing_dense": log.missing_dense}
+        report = {"rows": self.scanned.rows, "bad_lines": log.bad.count, "missing_dense": log.missing_dense}
         report.update(self.report)
         meta: dict[str, object] = {
             "format": FORMAT,
@@ -299,7 +303,7 @@ class Writer:
             "schema": schema.to_dict(),
             "options": asdict(self.options),
             "counts": {"users": self.rank.size, "behaviours": int(self.offsets[-1]), "samples": self.sizes},
-            "raw_items": len(self.found.coders["item"]),
+            "raw_items": len(self.scanned.coders["item"]),
             "report": {name: int(number) for name, number in sorted(report.items())},
             "first_bad_lines": log.bad.first,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files},

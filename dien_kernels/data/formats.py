@@ -23,10 +23,10 @@ _BEHAVIOURS = ("pv", "cart", "fav", "buy")
 _REVIEW = {"reviewerID": pa.string(), "asin": pa.string(), "unixReviewTime": pa.int64()}
 
 
-def _pick(paths: Sequence[Path], what: str, good: Sequence[Path]) -> Sequence[Path]:
-    if not good:
+def _pick(paths: Sequence[Path], what: str, matching: Sequence[Path]) -> Sequence[Path]:
+    if not matching:
         raise FileNotFoundError(f"there is no {what} among {sorted(path.name for path in paths)}")
-    return good
+    return matching
 
 
 def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
@@ -51,12 +51,12 @@ def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
         for path in reviews:
             for table, numbers in _reviews(log, path):
                 items = table["asin"].combine_chunks()
-                place = pc.index_in(items, value_set=keys, skip_nulls=True)
+                position = pc.index_in(items, value_set=keys, skip_nulls=True)
                 columns = {
                     "user": table["reviewerID"].combine_chunks(),
                     "item": items,
                     "timestamp": table["unixReviewTime"].combine_chunks(),
-                    "category": values.take(place),
+                    "category": values.take(position),
                 }
                 yield log.standardise(columns, path, numbers.__getitem__)
 
@@ -161,8 +161,8 @@ def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> L
                 # A row of no known kind is a bad line, found as one without a user.
                 columns["user"] = pc.if_else(known, columns["user"], pa.scalar(None, pa.int64()))
                 rows = np.flatnonzero(wanted)
-                taken = {name: column.take(pa.array(rows)) for name, column in columns.items()}
-                yield log.standardise(taken, path, line_of.among(rows))
+                selected = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+                yield log.standardise(selected, path, line_of.take(rows))
 
     log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad)
     return log

@@ -1,4 +1,4 @@
-"""``Loader``: a prepared folder's samples as jagged batches, each a pure function of its number."""
+"""``Loader``: the samples of a prepared folder as jagged batches. Each batch is a pure function of its number."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dien_kernels.data._arrow import Array
 from dien_kernels.data.negatives import stream
 from dien_kernels.data.prepared import Prepared
 
-_WINDOW = 64  # batches that are sorted by length together
-# What a stream of random numbers is for.
+_WINDOW = 64  # so many batches' worth of samples are sorted by length together
+# The purposes of streams of random numbers.
 _ORDER, _TARGETS, _AUXILIARY = range(3)
 
 
@@ -119,7 +119,7 @@ class Loader:
         """The batches of an epoch from number ``start`` on, in order."""
         if not 0 <= start <= len(self):
             raise ValueError(f"start must lie between 0 and {len(self)}, got {start}")
-        self._plan(epoch)  # before workers start: they inherit it where processes are forked
+        self._plan(epoch)  # before the workers start, so that forked ones inherit the plan
         batches = DataLoader(
             _Batches(self, epoch),
             batch_size=None,
@@ -136,37 +136,37 @@ class Loader:
         order, batches = self._plan(epoch)
         first = int(batches[index]) * self.batch_samples
         number = order[first : first + self.batch_samples]
-        samples, each = self._samples, 1 + self.negatives
+        samples, rows_per_sample = self._samples, 1 + self.negatives
         user, end, length = (
             samples.user[number].astype(np.int64),
             samples.end[number],
             self._lengths[number].astype(np.int64),
         )
 
-        # Histories, and the history of each sample.
-        of = np.arange(number.size)
+        # The histories of the batch, and which of them each sample reads.
+        history_index = np.arange(number.size)
         history_user = user
         if self.prepared.labels == "given" and self.share_histories:
-            # Impressions of a user between two clicks have one history.
+            # All impressions of a user between two clicks have the same history.
             key = user * (self.prepared.behaviours.size + 1) + end
-            _, first_row, of = np.unique(key, return_index=True, return_inverse=True)
+            _, first_row, history_index = np.unique(key, return_index=True, return_inverse=True)
             history_user, end, length = user[first_row], end[first_row], length[first_row]
         offsets = np.concatenate([[0], np.cumsum(length)])
         steps = np.arange(offsets[-1]) + np.repeat(end - length - offsets[:-1], length)
         history = self.prepared.behaviours[steps].astype(np.int64)
-        beside = self._beside(np.repeat(history_user, length), epoch, index)
+        auxiliary = self._draw_auxiliary(np.repeat(history_user, length), epoch, index)
 
-        # Rows.
+        # The rows: each sample is a positive and its negatives, which share a history.
         target, label = self._targets(number, user, epoch, index)
-        of = np.repeat(of, each)
-        rows_total = int(length[of].sum())
-        history_of: Array | None = of
+        history_index = np.repeat(history_index, rows_per_sample)
+        rows_total = int(length[history_index].sum())
+        history_of: Array | None = history_index
         if not self.share_histories:
-            length = length[of]
+            length = length[history_index]
             copied = np.concatenate([[0], np.cumsum(length)])
-            steps = np.arange(copied[-1]) + np.repeat(offsets[of] - copied[:-1], length)
-            history, beside, offsets, history_of = history[steps], beside[steps], copied, None
-        elif each == 1 and of.size == length.size and self.prepared.labels == "next":
+            steps = np.arange(copied[-1]) + np.repeat(offsets[history_index] - copied[:-1], length)
+            history, auxiliary, offsets, history_of = history[steps], auxiliary[steps], copied, None
+        elif rows_per_sample == 1 and history_index.size == length.size and self.prepared.labels == "next":
             history_of = None
         dense = [samples.dense[name][number] for name in self.prepared.schema.dense]
         return Batch(
@@ -176,17 +176,17 @@ class Loader:
             label=torch.from_numpy(label),
             history_of=None if history_of is None else torch.from_numpy(history_of),
             rows_total=rows_total,
-            negatives=self._fields(beside) if self.auxiliary_negatives else None,
+            negatives=self._fields(auxiliary) if self.auxiliary_negatives else None,
             users={
-                name: torch.from_numpy(np.repeat(ids[number].astype(np.int64), each))
+                name: torch.from_numpy(np.repeat(ids[number].astype(np.int64), rows_per_sample))
                 for name, ids in samples.users.items()
             },
-            dense=torch.from_numpy(np.repeat(np.stack(dense, axis=1), each, axis=0)) if dense else None,
-            group=torch.from_numpy(np.repeat(user, each)),
+            dense=torch.from_numpy(np.repeat(np.stack(dense, axis=1), rows_per_sample, axis=0)) if dense else None,
+            group=torch.from_numpy(np.repeat(user, rows_per_sample)),
         )
 
     def _plan(self, epoch: int) -> tuple[Array, Array]:
-        """The order of the samples, and of the batches that it is cut into; remembered for one epoch."""
+        """The order of the samples, and the order of the batches that it is cut into. The last epoch's plan is kept."""
         key = epoch if self.shuffle else 0
         if self._planned is None or self._planned[0] != key:
             self._planned = (key, *self._make_plan(key))
@@ -223,8 +223,8 @@ class Loader:
         label[:, 0] = 1
         return rows.reshape(-1), label.reshape(-1)
 
-    def _beside(self, user: Array, epoch: int, index: int) -> Array:
-        """Negatives beside the behaviours of users [N]: int64 [N, K]."""
+    def _draw_auxiliary(self, user: Array, epoch: int, index: int) -> Array:
+        """Negatives for the auxiliary loss: K for each behaviour of ``user`` [N], int64 [N, K]."""
         count = self.auxiliary_negatives
         if not count:
             return np.empty((user.size, 0), np.int64)
@@ -232,7 +232,7 @@ class Loader:
         return drawn.reshape(-1, count)
 
     def _fields(self, items: Array) -> dict[str, Tensor]:
-        """Items with their other fields."""
+        """Tensors of items and of all their other fields."""
         name = next(iter(self.prepared.schema.items))
         ids = {name: items} | {key: table[items] for key, table in self.prepared.item_fields.items()}
         return {key: torch.from_numpy(value) for key, value in ids.items()}

@@ -1,4 +1,4 @@
-"""What every reader gives: a log as a stream of record batches with standard columns, and its bad lines."""
+"""What every reader returns: a log as a stream of record batches with standard columns, and its bad lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 RESERVED = ("user", "item", "timestamp", "label")
-# Names under which the roles are looked for when the caller does not say.
+# The usual column names, which are tried in this order where the caller names no column.
 ALIASES = {
     "user": ("user", "user_id", "userId", "uid"),
     "item": ("item", "item_id", "itemId", "iid"),
@@ -104,7 +104,7 @@ def _named(given: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 
 @dataclass
 class Roles:
-    """The columns of a file, found: role or field name to column name."""
+    """Which column of a file plays which role: maps roles and field names to column names."""
 
     user: str = "user"
     item: str = "item"
@@ -115,7 +115,7 @@ class Roles:
     dense: dict[str, str] = field(default_factory=dict)
 
     def standard(self) -> dict[str, str]:
-        """Standard name to column name."""
+        """All roles and fields in one mapping of standard name to column name."""
         base = {"user": self.user, "item": self.item, "timestamp": self.timestamp}
         if self.label is not None:
             base["label"] = self.label
@@ -211,18 +211,18 @@ class Log:
 
 def _timestamps(column: pa.Array, path: Path | str) -> pa.Array:
     """Times as int64 (dates and times in microseconds) or float64; NaN becomes null."""
-    kind = column.type
-    if pa.types.is_integer(kind):
+    dtype = column.type
+    if pa.types.is_integer(dtype):
         try:
             return column.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path}: the timestamp column must hold numbers below 2^63: {error}") from error
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(dtype):
         column = column.cast(pa.float64())
         return pc.if_else(pc.is_finite(column), column, pa.scalar(None, pa.float64()))
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+    if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
         return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    raise ValueError(f"{path}: the timestamp column must hold numbers or times, got {kind}")
+    raise ValueError(f"{path}: the timestamp column must hold numbers or times, got {dtype}")
 
 
 def _labels(column: pa.Array, path: Path | str) -> tuple[pa.Array, pa.Array]:
@@ -231,5 +231,5 @@ def _labels(column: pa.Array, path: Path | str) -> tuple[pa.Array, pa.Array]:
         numbers = column.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path}: the label column must hold 0 and 1, got {column.type}: {error}") from error
-    good = pc.fill_null(pc.is_in(numbers, value_set=pa.array([0.0, 1.0])), False)
-    return pc.if_else(good, numbers, 0.0).cast(pa.int8()), pc.invert(good)
+    valid = pc.fill_null(pc.is_in(numbers, value_set=pa.array([0.0, 1.0])), False)
+    return pc.if_else(valid, numbers, 0.0).cast(pa.int8()), pc.invert(valid)

@@ -1,4 +1,4 @@
-"""Negatives: items that a user has never had, drawn afresh from keyed streams of random numbers."""
+"""Negatives: items that a user has never interacted with, drawn from streams of random numbers that have a key."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from dien_kernels.data._arrow import Array
 
 SAMPLING = ("popularity", "uniform")
-_ROUNDS = 16  # of redrawing; what is still the user's own afterwards is drawn exactly
+_ROUNDS = 16  # of redrawing items that the user has; afterwards ``_draw_exactly`` replaces those that remain
 
 
 def stream(seed: int, epoch: int, index: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one batch and purpose, from a counter-based generator: any starts at once.
+    """The random numbers of one batch and one purpose, from a counter-based generator, which can start at any batch.
 
-    Philox is keyed by the seed and its counter starts at (purpose, index, epoch) in the high words: streams
-    of different batches never meet (2^64 blocks lie between two).
+    The seed is the key of Philox, and the high words of its counter start at (purpose, index, epoch). Between the
+    starts of two streams lie 2^64 blocks, so that the streams of different batches never overlap.
     """
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, purpose, index, epoch]))
 
 
 class Negatives:
-    """Draws items for users, never one that the user's log contains.
+    """Draws items for users, and never an item that the user has in the log.
 
     With p the weight of an item (``"popularity"``: its number of behaviours; ``"uniform"``: 1 for each raw
     item, so that id 0 stands for all items too rare for an id) and O_u the items of user u::
@@ -37,7 +37,7 @@ class Negatives:
         rare: the number of raw items that share id 0.
         sampling: ``"popularity"`` or ``"uniform"``.
 
-    A user who owns every item gets id 0.
+    A user who has every item gets id 0.
     """
 
     def __init__(self, behaviours: Array, owned: Array, size: int, rare: int, sampling: str) -> None:
@@ -48,32 +48,32 @@ class Negatives:
         self._weight: Array | None = None
 
     def draw(self, users: Array, generator: np.random.Generator) -> Array:
-        """One item for each of ``users``, int64 [n] both. Fastest where equal users are neighbours."""
+        """Draw one item for each of ``users``; both are int64 [n]. It is fastest where equal users are neighbours."""
         if not users.size:
             return np.empty(0, np.int64)
         base = users * self.size
         owns = self._test_for(users)
         items = self._propose(users.size, generator)
-        left = np.flatnonzero(owns(base + items))
+        redraw = np.flatnonzero(owns(base + items))
         for _ in range(_ROUNDS):
-            if not left.size:
+            if not redraw.size:
                 return items
-            items[left] = self._propose(left.size, generator)
-            left = left[owns(base[left] + items[left])]
-        if left.size:
-            self._draw_exactly(users, items, left, generator)
+            items[redraw] = self._propose(redraw.size, generator)
+            redraw = redraw[owns(base[redraw] + items[redraw])]
+        if redraw.size:
+            self._draw_exactly(users, items, redraw, generator)
         return items
 
     def owns(self, key: Array) -> Array:
         """bool [n]: whether user * size + item is a pair of the log."""
-        place = np.searchsorted(self.owned, key)
-        return np.asarray(self.owned.take(place, mode="clip") == key)
+        position = np.searchsorted(self.owned, key)
+        return np.asarray(self.owned.take(position, mode="clip") == key)
 
     def _test_for(self, users: Array) -> Callable[[Array], Array]:
-        """``owns``, but faster for the keys of these users, if there are many for what the users own.
+        """A faster ``owns`` for the keys of these users, where many keys are asked for and the users have few items.
 
-        A binary search in the whole log misses the cache at every step. So the users' keys are marked in a
-        small table by a hash first, and only the few keys that meet a mark are searched for.
+        A binary search in the keys of the whole log misses the cache at every step. So the keys of these users are
+        first marked in a small hash table, and only the few keys that hit a mark are searched for.
         """
         starts = np.concatenate([[0], np.flatnonzero(users[1:] != users[:-1]) + 1])
         first = users[starts] * self.size
@@ -103,14 +103,14 @@ class Negatives:
 
     def _propose(self, count: int, generator: np.random.Generator) -> Array:
         if self.sampling == "popularity":
-            place = generator.integers(0, self.behaviours.size, count, dtype=np.int64)
-            return self.behaviours.take(place).astype(np.int64)
-        # Ids go by frequency, so the rare items are those past the last id.
+            position = generator.integers(0, self.behaviours.size, count, dtype=np.int64)
+            return self.behaviours.take(position).astype(np.int64)
+        # The rare items have no id of their own: they are the numbers from ``size`` on, and become id 0.
         items = generator.integers(1, self.size + self.rare, count, dtype=np.int64)
         return np.where(items < self.size, items, 0)
 
-    def _draw_exactly(self, users: Array, items: Array, left: Array, generator: np.random.Generator) -> None:
-        """For the few users who own nearly everything: from the list of what they do not own."""
+    def _draw_exactly(self, users: Array, items: Array, redraw: Array, generator: np.random.Generator) -> None:
+        """Draw for the few users who have nearly every item: from the list of the items that they do not have."""
         if self._weight is None:
             if self.sampling == "popularity":
                 weight = np.bincount(self.behaviours, minlength=self.size).astype(np.float64)
@@ -118,16 +118,16 @@ class Negatives:
                 weight = np.ones(self.size)
                 weight[0] = self.rare
             self._weight = weight
-        for user in np.unique(users[left]):
-            rows = left[users[left] == user]
+        for user in np.unique(users[redraw]):
+            rows = redraw[users[redraw] == user]
             weight = self._weight.copy()
             weight[self.items_of(int(user))] = 0
             total = np.cumsum(weight)
             if total[-1] == 0:
                 items[rows] = 0
                 continue
-            place = generator.random(rows.size) * total[-1]
-            items[rows] = np.searchsorted(total, place, side="right")
+            position = generator.random(rows.size) * total[-1]
+            items[rows] = np.searchsorted(total, position, side="right")
 
 
 def _hash(keys: Array, shift: np.uint64) -> Array:

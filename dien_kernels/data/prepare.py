@@ -1,4 +1,4 @@
-"""``prepare``: logs to the prepared folder, in bounded memory."""
+"""``prepare`` turns behaviour logs into a prepared folder, in bounded memory."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def prepare(
     with _folder(Path(out), overwrite) as (folder, work):
         with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True) as bar:
             log.advance = bar.update
-            found = scan(log, work, chunk_rows)
-        if not found.rows:
+            scanned = scan(log, work, chunk_rows)
+        if not scanned.rows:
             raise ValueError(f"there is no usable row in {'the table' if isinstance(sources, pa.Table) else sources}")
-        Writer(folder, work, log, found, options, progress, partition_rows).write()
+        Writer(folder, work, log, scanned, options, progress, partition_rows).write()
     prepared = Prepared.open(out)
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
@@ -124,22 +124,24 @@ def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str,
 
 @contextmanager
 def _folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """The folder to fill and one for temporary files. A failure leaves nothing behind, a kill the mark.
+    """The folder to fill, and one for temporary files.
 
-    What is prepared there already is replaced at the end: until then it is whole, and stays so after a failure.
+    After a failure nothing is left behind; after a kill the file ``unfinished`` is left.
+
+    An older prepared folder is replaced only at the end: until then, and after a failure, it stays complete.
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; the prepared data need a folder")
     created = not out.exists()
-    there = sorted(path.name for path in out.iterdir()) if not created else []
-    if META in there:
-        Prepared.check_ours(out)
+    names = sorted(path.name for path in out.iterdir()) if not created else []
+    if META in names:
+        Prepared.read_meta(out)
         if not overwrite:
             raise FileExistsError(f"{out} is prepared already; overwrite=True (--overwrite) would replace it")
-    elif there and UNFINISHED not in there:
-        raise FileExistsError(f"{out} holds other files ({', '.join(there[:5])}); choose an empty folder")
+    elif names and UNFINISHED not in names:
+        raise FileExistsError(f"{out} holds other files ({', '.join(names[:5])}); choose an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    fill = out / _NEW if META in there else out
+    fill = out / _NEW if META in names else out
     shutil.rmtree(out / _NEW, ignore_errors=True)
     fill.mkdir(exist_ok=True)
     (fill / UNFINISHED).write_text("prepare has not finished here\n")
@@ -165,7 +167,7 @@ def _folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
 
 
 def _clear(out: Path) -> None:
-    """Remove what a prepare writes, the meta file first: without it the rest is not taken for whole."""
+    """Remove the files of a prepare. The meta file goes first: without it, the others are not taken for complete."""
     (out / META).unlink(missing_ok=True)
     shutil.rmtree(out / _WORK, ignore_errors=True)
     for path in [*out.glob("*.arrow"), *out.glob("*.parquet"), *out.glob(META + ".*")]:

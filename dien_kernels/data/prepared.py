@@ -22,20 +22,20 @@ from dien_kernels.data.negatives import Negatives
 from dien_kernels.data.vocabulary import Vocabulary
 
 META = "meta.json"
-UNFINISHED = "unfinished"  # a file that is there while prepare runs
+UNFINISHED = "unfinished"  # a file that exists while prepare runs
 FORMAT = "dien_kernels prepared logs"
 VERSION = 1
 
 
 def fingerprint_of(meta: Mapping[str, object]) -> str:
-    """A name for what the folder says: equal data and options have equal ones, wherever they came from."""
+    """A hash of the contents: folders with equal data and options have the same one, wherever they were made."""
     parts = {name: meta[name] for name in ("version", "schema", "options", "counts", "files")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass
 class Split:
-    """The S samples of a split; arrays are pages of files, not to be written to.
+    """The S samples of a split. The arrays are memory-mapped files, which must not be written to.
 
     Attributes:
         user: int32 [S], the user's number.
@@ -63,9 +63,9 @@ class Prepared:
 
     Attributes:
         path: the folder.
-        meta: what ``prepare`` wrote about it, plain data; ``meta["report"]`` has the counts of what was odd.
+        meta: the contents of ``meta.json``, plain data; ``meta["report"]`` counts the irregularities of the log.
         schema: the features.
-        fingerprint: a name for contents and options, to be kept with a model.
+        fingerprint: a hash of contents and options, which is stored with a model.
         labels: ``"next"`` or ``"given"``.
         behaviours: int32 [E], item ids of all histories, oldest first, one user after another.
         offsets: int64 [U + 1]: user u's behaviours are offsets[u] to offsets[u + 1] - 1.
@@ -79,7 +79,7 @@ class Prepared:
         self.labels: str = meta["options"]["labels"]
         self.offsets = map_columns(path / "users.arrow")["offset"]
         self.behaviours = map_columns(path / "behaviours.arrow")["item"]
-        self._owned = map_columns(path / "owned.arrow")["key"]
+        self._user_items = map_columns(path / "owned.arrow")["key"]
         tables = map_columns(path / "items.arrow")
         self.item_fields = {name: tables[name].astype(np.int64) for name in list(self.schema.items)[1:]}
         self._splits: dict[str, Split] = {}
@@ -95,14 +95,14 @@ class Prepared:
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"there is no prepared folder {path}")
-        meta = cls.check_ours(path)
-        for name, facts in meta["files"].items():
+        meta = cls.read_meta(path)
+        for name, recorded in meta["files"].items():
             file = path / name
             if not file.is_file():
                 raise ValueError(f"{path} is damaged: {name} is missing; prepare it again")
-            if file.stat().st_size != facts["bytes"]:
+            if file.stat().st_size != recorded["bytes"]:
                 raise ValueError(
-                    f"{path} is damaged: {name} has {file.stat().st_size} bytes instead of {facts['bytes']}; "
+                    f"{path} is damaged: {name} has {file.stat().st_size} bytes instead of {recorded['bytes']}; "
                     "prepare it again"
                 )
         if fingerprint_of(meta) != meta["fingerprint"]:
@@ -111,7 +111,7 @@ class Prepared:
             prepared = cls(path, meta)
             counts = meta["counts"]
             real = {split: prepared.split(split).user.size for split in SPLITS}
-            wanted = [*counts["samples"].values(), counts["users"], counts["behaviours"]]
+            expected = [*counts["samples"].values(), counts["users"], counts["behaviours"]]
             got = [
                 *(real[split] for split in counts["samples"]),
                 prepared.offsets.size - 1,
@@ -119,19 +119,19 @@ class Prepared:
             ]
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}; prepare it again") from error
-        if wanted != got:
-            raise ValueError(f"{path} is damaged: {META} counts {wanted}, the files {got}; prepare it again")
+        if expected != got:
+            raise ValueError(f"{path} is damaged: {META} counts {expected}, the files {got}; prepare it again")
         return prepared
 
     @staticmethod
-    def check_ours(path: Path) -> dict[str, Any]:
-        """The meta data of a folder, if it is a prepared one of this version."""
+    def read_meta(path: Path) -> dict[str, Any]:
+        """Read ``meta.json``. Raises ``ValueError`` for a folder that was not prepared, or by another version."""
         file = path / META
         if not file.is_file():
             if (path / UNFINISHED).exists():
                 raise ValueError(f"the prepare of {path} was interrupted; run it again")
-            there = sorted(inside.name for inside in path.iterdir())[:10]
-            raise ValueError(f"{path} is no prepared folder: it has no {META}, only {there}")
+            names = sorted(inside.name for inside in path.iterdir())[:10]
+            raise ValueError(f"{path} is no prepared folder: it has no {META}, only {names}")
         try:
             meta: dict[str, Any] = json.loads(file.read_text())
         except ValueError as error:
@@ -146,7 +146,7 @@ class Prepared:
         return meta
 
     def __reduce__(self) -> tuple[Callable[[str], Prepared], tuple[str]]:
-        """Pickled as its path: a worker maps the same files."""
+        """Pickle the path only: a worker process maps the same files."""
         return Prepared.open, (str(self.path),)
 
     def split(self, name: str) -> Split:
@@ -178,11 +178,11 @@ class Prepared:
         return self.behaviours[self.offsets[user] : self.offsets[user + 1]]
 
     def negatives(self, sampling: str | None = None) -> Negatives:
-        """A sampler of items that users never had; None: the sampling that prepare used."""
+        """A sampler of items that users never had; ``sampling`` None is the one that ``prepare`` used."""
         rare = self.meta["raw_items"] - (self.schema.items["item"] - 1)
         size = self.schema.items["item"]
         return Negatives(
-            self.behaviours, self._owned, size, rare, sampling or self.meta["options"]["negative_sampling"]
+            self.behaviours, self._user_items, size, rare, sampling or self.meta["options"]["negative_sampling"]
         )
 
     def vocabulary(self, field: str) -> Vocabulary:
@@ -214,7 +214,7 @@ class Prepared:
         return np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
 
     def summary(self) -> str:
-        """What was prepared and what was odd about it, in a few lines of text."""
+        """The counts of the prepared data and of the irregularities of the log, in a few lines of text."""
         counts, report = self.meta["counts"], self.meta["report"]
         samples = ", ".join(f"{name} {size:,}" for name, size in counts["samples"].items())
         fields = ", ".join(f"{name} {size:,}" for name, size in {**self.schema.items, **self.schema.users}.items())

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 from dien_kernels.data import formats
 from dien_kernels.data._files import (
-    LineOf,
+    LineNumbers,
     as_number,
     csv_batches,
     csv_header,
     find,
     parse_times,
     size_of,
-    time_kind,
+    time_dtype,
 )
 from dien_kernels.data.log import BadLines, Columns, Log, Roles
 
@@ -128,14 +128,14 @@ def _roles(paths: list[Path], headers: list[list[str]], columns: Columns, labell
     return every
 
 
-def _times(column: pa.Array, kind: pl.DataType | None) -> tuple[pa.Array, pl.DataType | None]:
+def _times(column: pa.Array, dtype: pl.DataType | None) -> tuple[pa.Array, pl.DataType | None]:
     """Times that are text as numbers, and what kind of text they are: that of the first batch (None: not known)."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column, kind
-    kind = time_kind(column) if kind is None else kind
-    return parse_times(column, kind), kind
+        return column, dtype
+    dtype = time_dtype(column) if dtype is None else dtype
+    return parse_times(column, dtype), dtype
 
 
 def _table(table: pa.Table, columns: Columns, labelled: bool, bad: BadLines, chunk_rows: int) -> Log:
@@ -143,12 +143,12 @@ def _table(table: pa.Table, columns: Columns, labelled: bool, bad: BadLines, chu
     wanted = roles.standard()
 
     def read() -> Iterator[pa.RecordBatch]:
-        row, kind = 0, None
+        row, dtype = 0, None
         for batch in table.to_batches(max_chunksize=chunk_rows):
             first = row + 1
             given = {name: batch.column(column) for name, column in wanted.items()}
-            given["timestamp"], kind = _times(given["timestamp"], kind)
-            yield log.standardise(given, "table", LineOf(first, []))
+            given["timestamp"], dtype = _times(given["timestamp"], dtype)
+            yield log.standardise(given, "table", LineNumbers(first, []))
             row += batch.num_rows
             log.advance(batch.num_rows)
 
@@ -172,14 +172,14 @@ def _parquet(paths: list[Path], how: Reading) -> Log:
     def read() -> Iterator[pa.RecordBatch]:
         for path, found in zip(paths, every, strict=True):
             wanted, row, size, done = found.standard(), 0, path.stat().st_size, 0
-            kind: pl.DataType | None = None
+            dtype: pl.DataType | None = None
             with opened(path) as file:
                 rows = file.metadata.num_rows
                 for batch in file.iter_batches(how.chunk_rows, columns=sorted(set(wanted.values()))):
                     first = row + 1
                     given = {name: batch.column(column) for name, column in wanted.items()}
-                    given["timestamp"], kind = _times(given["timestamp"], kind)
-                    yield log.standardise(given, path, LineOf(first, []))
+                    given["timestamp"], dtype = _times(given["timestamp"], dtype)
+                    yield log.standardise(given, path, LineNumbers(first, []))
                     row += batch.num_rows
                     log.advance(size * row // rows - done)
                     done = size * row // rows
@@ -196,10 +196,10 @@ def _csv(paths: list[Path], how: Reading) -> Log:
         for path, found, header in zip(paths, every, headers, strict=True):
             written = {name.strip(): name for name in header}
             wanted = {name: written[column] for name, column in found.standard().items()}
-            kind: pl.DataType | None = None
+            dtype: pl.DataType | None = None
             for batch, line_of in csv_batches(log, path, sorted(set(wanted.values())), how.delimiter):
                 given = {name: batch.column(column) for name, column in wanted.items()}
-                given["timestamp"], kind = _times(given["timestamp"], kind)
+                given["timestamp"], dtype = _times(given["timestamp"], dtype)
                 for name in ("label",) * log.labelled + log.dense:
                     given[name] = as_number(given[name], pl.Float64())
                 yield log.standardise(given, path, line_of)

@@ -1,4 +1,4 @@
-"""A seeded log of users whose interests drift: the default of the demo."""
+"""A synthetic log of users whose interests drift, which the demo uses by default."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def synthetic(
     user = np.repeat(np.arange(users), lengths)
     starts = offsets[:-1]
 
-    # Within a user, direction and place on the ring are running sums: no loop over steps.
+    # Within a user, direction and position on the ring are running sums, so that no loop over steps is needed.
     turns = np.cumsum(random.random(total) < turn)
     direction = np.where(turns % 2, -1, 1) * np.repeat(random.choice([-1, 1], users), lengths)
     moves = np.cumsum((random.random(total) >= stay) * direction)
-    place = moves - np.repeat(moves[starts], lengths) + np.repeat(random.integers(0, categories, users), lengths)
-    category = random.permutation(categories)[place % categories]
-    stray = random.random(total) < noise
-    category[stray] = random.integers(0, categories, int(stray.sum()))
+    position = moves - np.repeat(moves[starts], lengths) + np.repeat(random.integers(0, categories, users), lengths)
+    category = random.permutation(categories)[position % categories]
+    is_noise = random.random(total) < noise
+    category[is_noise] = random.integers(0, categories, int(is_noise.sum()))
 
     # Category c has the items first[c] to first[c + 1] - 1 of a shuffled list.
     first = np.arange(categories + 1) * items // categories

@@ -1,4 +1,5 @@
-"""Raw values to ids and back: by frequency once all are known, by first appearance while they come in."""
+"""Maps raw values to ids and back. While a log is read, values are numbered as they first appear (``Coder``); once
+all are counted, ids go by frequency (``Vocabulary``)."""
 
 from __future__ import annotations
 
@@ -41,14 +42,14 @@ class Vocabulary:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if array.type != wanted:
-            if pa.types.is_uint64(array.type) and pa.types.is_integer(wanted):  # beyond int64 nothing is known
+            if pa.types.is_uint64(array.type) and pa.types.is_integer(wanted):  # no vocabulary has values beyond int64
                 array = pc.if_else(pc.less(array, pa.scalar(1 << 63, pa.uint64())), array, pa.scalar(None, pa.uint64()))
             if pa.types.is_string(wanted) or pa.types.is_integer(array.type) or len(array) == array.null_count:
                 array = array.cast(wanted)
             else:
                 digits = array.cast(pa.string())
-                whole = pc.match_substring_regex(digits, r"^-?[0-9]{1,18}$")
-                array = pc.if_else(whole, digits, pa.scalar(None, pa.string())).cast(wanted)
+                is_integer = pc.match_substring_regex(digits, r"^-?[0-9]{1,18}$")
+                array = pc.if_else(is_integer, digits, pa.scalar(None, pa.string())).cast(wanted)
         found = pc.index_in(array, value_set=self.values, skip_nulls=True)
         ids = pc.add(found.cast(pa.int64()), 1).fill_null(0)
         return np.asarray(ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(zero_copy_only=False))
@@ -72,7 +73,7 @@ class Vocabulary:
 
 
 class Coder:
-    """Numbers raw values by first appearance: what a stream allows before frequencies are known.
+    """Numbers raw values in the order of their first appearance, because frequencies are known only at the end.
 
     Memory grows with the number of distinct values. Null has the code -1.
     """
@@ -80,7 +81,7 @@ class Coder:
     def __init__(self, name: str) -> None:
         self.name = name
         self._codes: dict[Any, int] = {}
-        self._kind: pa.DataType | None = None
+        self._dtype: pa.DataType | None = None
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -88,11 +89,11 @@ class Coder:
     def codes(self, array: pa.Array) -> Array:
         """int64 [n]: the codes of a column's values."""
         array = _as_key(self.name, array)
-        if self._kind is None:
-            self._kind = array.type
-        elif self._kind != array.type:
+        if self._dtype is None:
+            self._dtype = array.type
+        elif self._dtype != array.type:
             raise ValueError(
-                f"column {self.name!r} must be all integers or all strings, got {self._kind} and {array.type}"
+                f"column {self.name!r} must be all integers or all strings, got {self._dtype} and {array.type}"
             )
         encoded = array.dictionary_encode()
         known = self._codes
@@ -108,7 +109,7 @@ class Coder:
 
     def values(self) -> pa.Array:
         """The raw values in the order of their codes."""
-        return pa.array(list(self._codes), type=self._kind or pa.string())
+        return pa.array(list(self._codes), type=self._dtype or pa.string())
 
     def vocabulary(self, counts: Array, minimum: int, unknown: int = 0) -> tuple[Vocabulary, Array]:
         """The vocabulary by frequency, and the id of every code, int32 [codes + 1].
@@ -131,21 +132,21 @@ class Coder:
 
 
 def _as_key(name: str, array: pa.Array) -> pa.Array:
-    """Any column that can hold identities as int64 or string."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        array = array.cast(kind.value_type)
-        kind = array.type
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+    """Convert a column of users, items or field values to int64 or string."""
+    dtype = array.type
+    if pa.types.is_dictionary(dtype):
+        array = array.cast(dtype.value_type)
+        dtype = array.type
+    if pa.types.is_integer(dtype) or pa.types.is_boolean(dtype):
         try:
             return array.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise ValueError(f"column {name!r} must hold integers below 2^63, or strings: {error}") from error
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
         return array.cast(pa.string())
-    if pa.types.is_floating(kind):  # integers with missing values often come as floats
+    if pa.types.is_floating(dtype):  # integers with missing values often come as floats
         try:
             return array.cast(pa.int64())
         except pa.ArrowInvalid:
             pass
-    raise ValueError(f"column {name!r} must hold integers or strings, got {kind}")
+    raise ValueError(f"column {name!r} must hold integers or strings, got {dtype}")

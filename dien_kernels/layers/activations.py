@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.checks import check_number, check_tensor
-from dien_kernels.layers._checks import check_dtype, check_size
+from dien_kernels.checks import check_dtype, check_number, check_size, check_tensor
 
 
 class Dice(nn.Module):

@@ -9,16 +9,19 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.checks import check_number, check_option, check_tensor, compute_dtype
-from dien_kernels.histories import Histories
-from dien_kernels.layers._checks import (
-    check_backend,
+from dien_kernels.checks import (
     check_dtype,
     check_features,
     check_flag,
+    check_number,
+    check_option,
     check_size,
     check_sizes,
+    check_tensor,
+    compute_dtype,
 )
+from dien_kernels.histories import Histories
+from dien_kernels.layers._checks import check_backend
 from dien_kernels.layers.activations import Dice
 from dien_kernels.layers.starts import Linear, WeightInit
 from dien_kernels.ops._dispatch import BackendName

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dien_kernels.checks import check_compute_like, check_like, check_option
+from dien_kernels.checks import check_compute_like, check_dtype, check_features, check_like, check_option, check_size
 from dien_kernels.histories import Histories
-from dien_kernels.layers._checks import check_backend, check_dtype, check_features, check_size
+from dien_kernels.layers._checks import check_backend
 from dien_kernels.layers.convert import Weights, check_source
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName

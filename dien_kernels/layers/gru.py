@@ -9,15 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_kernels.checks import autocast_dtype, check_compute_like, check_number, check_option, check_tensor
-from dien_kernels.histories import Histories, MaskIndex
-from dien_kernels.layers._checks import (
-    check_backend,
+from dien_kernels.checks import (
+    autocast_dtype,
+    check_compute_like,
     check_dtype,
     check_features,
     check_flag,
+    check_number,
+    check_option,
     check_size,
+    check_tensor,
 )
+from dien_kernels.histories import Histories, MaskIndex
+from dien_kernels.layers._checks import check_backend
 from dien_kernels.layers.convert import Weights, check_source
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName

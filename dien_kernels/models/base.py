@@ -14,9 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dien_kernels._options import plain
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_number, check_option, compute_dtype
+from dien_kernels.checks import check_flag, check_number, check_option, compute_dtype
 from dien_kernels.histories import Histories
-from dien_kernels.layers._checks import check_flag
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, set_weight_init
 from dien_kernels.models.options import (
     Click,

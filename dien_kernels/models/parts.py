@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_option, compute_dtype
+from dien_kernels.checks import check_option, check_size, compute_dtype
 from dien_kernels.layers import Dice
-from dien_kernels.layers._checks import check_size
 from dien_kernels.layers.starts import Linear, WeightInit
 from dien_kernels.models.options import Activation, EmbeddingOptions, HeadOptions
 
