@@ -1,6 +1,6 @@
-"""Which backend runs a call: a pure function of facts, and the two ways to overrule it.
+"""Which backend runs a call: a pure function of ``Call``, and the two ways to overrule it.
 
-Room card. Lives here: ``Call`` (the facts), ``select`` (the choice, with every refusal's reason),
+Room card. Lives here: ``Call`` (what is known of a call), ``select`` (the choice, with every refusal's reason),
 ``use_backend``. May import: nothing of ours. Must not be here: tensors, launches, mathematics.
 """
 
@@ -50,7 +50,7 @@ _forced = Setting("backend", choice("DIEN_KERNELS_BACKEND", ("auto", *BACKENDS),
 def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on backend ``name`` unless the call names another one itself.
 
-    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``. As with the ``backend``
+    ``name`` is ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"`` or ``"reference"``. As with the ``backend``
     argument, a named backend runs or raises; only ``"auto"`` may move on to the next one. The block holds for the
     thread or asyncio task that enters it, and for no other (``Setting`` has the rules). A function compiled by
     ``torch.compile`` follows it. Raises ``ValueError`` for an unknown name.
@@ -63,7 +63,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def register_backend(op: str, backend: str, refuses: Refuses) -> None:
-    """Tell the dispatcher that ``backend`` has a cell for ``op`` and how it refuses calls."""
+    """Tell the dispatcher that ``backend`` implements ``op``, and how it refuses calls."""
     _refusals.setdefault(op, {})[backend] = refuses
 
 
@@ -75,9 +75,9 @@ def select(call: Call, backend: str) -> str:
     if backend == "auto":
         backend = _forced.word()
     if backend == "auto":
-        cells = _refusals[call.op]
+        implementations = _refusals[call.op]
         for name in AUTO_ORDER.get(call.device, ("torch",)):
-            if name in cells and cells[name](call) is None:
+            if name in implementations and implementations[name](call) is None:
                 return name
         return "torch"
     reason = refusal(call, _checked(backend, "backend"))
@@ -101,7 +101,7 @@ def table() -> list[tuple[str, str, str | None]]:
         for backend in BACKENDS:
             call = Call(op, "cuda" if backend in ("cuda", "triton") else "cpu", torch.float32, 64, 64)
             reason = refusal(call, backend)
-            # A call on a device that is not there cannot come; Triton's interpreter takes it on the CPU.
+            # Without a CUDA device there are no CUDA tensors; only Triton's interpreter can run the op, on the CPU.
             if reason is None and call.device == "cuda" and not torch.cuda.is_available():
                 elsewhere = refusal(call._replace(device="cpu"), backend)
                 reason = elsewhere and "needs a CUDA device, and torch sees none"

@@ -1,8 +1,7 @@
 """One object for each op: the schemas of its raw ops, what they return for fake tensors, and its backends.
 
 Room card. Lives here: ``Op``, the one place in which raw ops are defined, implemented and entered with the
-dispatcher. May
-import: torch, ``_register``, ``_dispatch``, ``_autograd``. Must not be here: what one op alone needs.
+dispatcher. May import: torch, ``_register``, ``_dispatch``, ``_autograd``. Must not be here: what one op alone needs.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ class Op:
         ``implementation`` is a module or object with a function for each pass; None where the native library implements
         the raw ops.
         """
-        for key, each in self.passes.items():
+        for key, op_pass in self.passes.items():
             raw_name = f"_{self.raw_name}_{name}_{key}"
-            define_raw(raw_name, each.schema, _flattened(each.fake, each))
+            define_raw(raw_name, op_pass.schema, _flattened(op_pass.fake, op_pass))
             if implementation is not None:
-                implement_raw(raw_name, _flattened(getattr(implementation, key), each))
+                implement_raw(raw_name, _flattened(getattr(implementation, key), op_pass))
             self.raw[key][name] = raw(raw_name)
         register_backend(self.name, name, refuses)
 
@@ -77,10 +76,10 @@ class Op:
         return self.function.apply(backend, groups, options, *distinct(tensors))
 
 
-def _flattened(function: Callable[..., Any], each: Pass) -> Callable[..., Any]:
+def _flattened(function: Callable[..., Any], op_pass: Pass) -> Callable[..., Any]:
     """``function`` of groups as a function of the raw op's flat arguments."""
 
     def flattened(*arguments: Any) -> Any:
-        return each.flat(function(*each.grouped(*arguments)))
+        return op_pass.flat(function(*op_pass.grouped(*arguments)))
 
     return flattened

@@ -1,4 +1,4 @@
-"""The host side that the Triton backends of all ops share: common refusals, facts of a device, launches.
+"""Host code that the Triton backends of all ops share: common refusals, properties of a device, launches.
 
 Room card. Lives here: what ``triton_launch.py`` of any op needs and no op owns. May import: torch, ``_dispatch``,
 ``_layout``; the kernels at the first launch only. Must not be here: an op's mathematics or sizes.
@@ -17,13 +17,14 @@ from torch import Tensor
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
 
-# Facts of the process, read once: Dynamo traces ``refuses``. Found, not imported: importing Triton looks for drivers.
+# Read once for the process, because Dynamo traces ``refuses``. Triton is not imported here, because
+# importing it searches for GPU drivers.
 ABSENT = importlib.util.find_spec("triton") is None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def refuses(call: Call, max_hidden: int) -> str | None:
-    """The reasons that all ops have."""
+    """The reasons to refuse a call that are the same for all ops."""
     if ABSENT:
         return "triton is not installed (pip install 'dien_kernels[triton]')"
     if call.device != "cuda" and not (INTERPRETED and call.device == "cpu"):
@@ -36,7 +37,7 @@ def refuses(call: Call, max_hidden: int) -> str | None:
 
 
 def shared_memory_of(x: Tensor) -> int:
-    """Bytes of shared memory that one program may have; none is promised to the interpreter's."""
+    """Bytes of shared memory that one program may have; 0 in the interpreter, which then takes the smallest launch."""
     if not x.is_cuda:
         return 0
     device = torch.cuda.get_device_properties(x.device)
@@ -44,7 +45,7 @@ def shared_memory_of(x: Tensor) -> int:
 
 
 def processors_of(x: Tensor) -> int:
-    """Multiprocessors of the device; the interpreter, with one, would try no partial sums."""
+    """The multiprocessors of the device; 2 in the interpreter, so that its tests make partial sums, too."""
     return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
 
 
@@ -54,21 +55,23 @@ def padded_size(size: int) -> int:
 
 
 def precision(x: Tensor) -> str:
-    """How products of float32 are made: to float32's accuracy, unless the user has allowed TF32."""
+    """The precision of products of float32: that of float32, unless the user has allowed TF32."""
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, **arguments: Any) -> None:
     """Launch a kernel on the device of ``like``, every argument by name.
 
-    Every launch goes through here; a test that compiles or simulates the kernels takes its place.
+    Every launch goes through here, so that a test can replace it by one that compiles or simulates the kernels.
     """
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         kernel[grid](**arguments)
 
 
 def compiler_options(warps: int, registers: int | None = None) -> dict[str, Any]:
-    """``registers``: for each thread at most; to be told only where ptxas would take fewer and spill."""
+    """Options of Triton's compiler. ``registers`` is the most that a thread may use; without it, ptxas may choose fewer
+    and spill.
+    """
     options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
     if registers is not None and torch.version.hip is None:
         options["maxnreg"] = registers
@@ -86,22 +89,22 @@ def sum_rows_of_history(
     hidden: int,
     time_major: bool,
 ) -> None:
-    """Into ``total`` [x_rows, parts * hidden]: gradients of rows' steps, summed over a history's rows in row order.
+    """Add up the gradients of all rows that read a history, in row order, into ``total`` [x_rows, parts * hidden].
 
-    ``y_start``: where rows start in ``by_row``, if not where they start in x. Steps that no row has read are not
+    ``y_start`` says where rows start in ``by_row``, where that is not their start in x. Steps that no row reads are not
     written.
     """
     from dien_kernels.ops import triton_kernel
 
-    readers = layout.rows_of_history(sizes["histories"])
+    rows_of_history = layout.rows_of_history(sizes["histories"])
     launch(
         triton_kernel.sum_rows_of_history,
         (sizes["histories"], parts),
         total,
         BY_ROW=by_row,
         TOTAL=total,
-        ROWS_OF_HISTORY=readers.rows,
-        FIRST=readers.first,
+        ROWS_OF_HISTORY=rows_of_history.rows,
+        FIRST=rows_of_history.first,
         LENGTHS=layout.lengths,
         OFFSETS=layout.offsets,
         Y_START=y_start,

@@ -1,4 +1,4 @@
-"""The backend ``torch``: attention scores and their derivative by hand, as fast as plain torch makes them.
+"""The backend ``torch``: attention scores and their hand-written derivative, tuned within plain torch.
 
 It runs where no kernel does. Equation numbers are those of docs/math-attention.md. For row b with target q and history
 steps k_t:
@@ -12,9 +12,9 @@ The concatenation of (A2) is never built. With W_1 = [Wq | Wk | Wd | Wp]
     z_1 = (Wq + Wd) q + b_1  +  (Wk - Wd) k  +  Wp (q o k)                                        (A4)
         = (Wq + Wd) q + b_1  +  ((Wk - Wd) + Wp diag(q)) k                                        (A5)
 
-(A5) is one product a step instead of four, for the price of one matrix a row: it serves padded batches, a
-tile of rows at a time. (A4) serves jagged batches, where a batched product would need sizes on the host, and
-very short rows; its middle term is then computed once per history.
+(A5) needs one product for each step instead of four, but one matrix for each row. It is used for padded batches, one
+tile of rows at a time. (A4) is used for jagged batches, where a batched product would need sizes on the host, and for
+very short rows. For jagged batches with shared histories its middle term is computed once for each history.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ def refuses(call: Call) -> str | None:
 
 
 def matrix_a_row(steps: int, hidden: int) -> bool:
-    """Whether (A5) beats (A4): its matrix costs as much as half of (A4)'s products for one step, thrice over
-    in the backward. Measured break-even on one AVX2 core, H = 36 / 64 / 128: 13 / 20 / 28 steps."""
+    """Whether (A5) is faster than (A4).
+
+    Its matrix for each row costs as much as half of (A4)'s products for one step, and three times as much in the
+    backward. On one AVX2 core both were equally fast at 13, 20 and 28 steps for H = 36, 64 and 128.
+    """
     return steps >= max(16, hidden // 4)
 
 
@@ -56,25 +59,25 @@ class _Bilinear:
     def zero_grads(self) -> None:
         self.dv = torch.zeros_like(self.v)
 
-    def tile(self, rows: Tensor | slice, k: Tensor) -> Tensor:
+    def tile_scores(self, rows: Tensor | slice, k: Tensor) -> Tensor:
         return torch.bmm(k, self.v[rows].unsqueeze(2)).squeeze(2) * self.scale
 
-    def tile_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
+    def tile_scores_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
         de = de * self.scale
         self.dv[rows] = torch.bmm(de.unsqueeze(1), k).squeeze(1)
         return de.unsqueeze(2) * self.v[rows].unsqueeze(1)
 
-    def share(self, states: Tensor) -> None: ...
+    def project_states(self, states: Tensor) -> None: ...
 
-    def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
+    def pair_scores(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
         return (k * self.v.index_select(0, row)).sum(1) * self.scale
 
-    def flat_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
+    def pair_scores_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
         de = (de * self.scale).unsqueeze(1)
         add_rows(self.dv, row, de * k)
         return de * self.v.index_select(0, row)
 
-    def share_backward(self, states: Tensor, dstates: Tensor) -> None: ...
+    def project_states_backward(self, states: Tensor, dstates: Tensor) -> None: ...
 
     def grads(self) -> tuple[Tensor, list[Tensor]]:
         if self.w is None:
@@ -93,13 +96,13 @@ class _Din:
         bias = layers.biases[0] if layers.biases and layers.biases[0].numel() else None
         self.r = linear(q, self.w_row, bias)
         self.width = self.r.shape[1]
-        self.shared: Tensor | None = None
+        self.projected: Tensor | None = None
 
     def zero_grads(self) -> None:
         self.tail.zero_grads()
         self.dr, self.dq = torch.zeros_like(self.r), torch.zeros_like(self.q)
         self.dw_step, self.dw_p = torch.zeros_like(self.w_step), torch.zeros_like(self.w_p)
-        self.d_shared = None if self.shared is None else torch.zeros_like(self.shared)
+        self.d_projected = None if self.projected is None else torch.zeros_like(self.projected)
 
     def _matrices(self, rows: Tensor | slice) -> Tensor:
         return torch.addcmul(self.w_step, self.w_p, self.q[rows].unsqueeze(1))
@@ -112,22 +115,22 @@ class _Din:
         z = linear(k, self.w_step).add_(linear(k * self.q[rows].unsqueeze(1), self.w_p))  # (A4)
         return z.add_(r), None
 
-    def tile(self, rows: Tensor | slice, k: Tensor) -> Tensor:
+    def tile_scores(self, rows: Tensor | slice, k: Tensor) -> Tensor:
         z, _ = self._z(rows, k)
         e, _ = self.tail.forward(z.flatten(0, 1))
         return e.view(k.shape[:2]) * self.scale
 
-    def tile_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
+    def tile_scores_backward(self, rows: Tensor | slice, k: Tensor, de: Tensor) -> Tensor:
         z, matrices = self._z(rows, k)
         _, kept = self.tail.forward(z.flatten(0, 1))
         dz = self.tail.backward((de * self.scale).reshape(-1, 1), kept).view(*k.shape[:2], -1)  # (A7)
         q = self.q[rows]
         self.dr[rows] = dz.sum(1)  # (A8)
         if matrices is None:
-            flat_k = k.flatten(0, 1)
-            flat_z, p = dz.flatten(0, 1), (k * q.unsqueeze(1)).flatten(0, 1)
-            self.dw_step.addmm_(flat_z.t(), flat_k)
-            self.dw_p.addmm_(flat_z.t(), p)  # (A9)
+            k_rows = k.flatten(0, 1)
+            dz_rows, p = dz.flatten(0, 1), (k * q.unsqueeze(1)).flatten(0, 1)
+            self.dw_step.addmm_(dz_rows.t(), k_rows)
+            self.dw_p.addmm_(dz_rows.t(), p)  # (A9)
             dp = dz @ self.w_p
             self.dq[rows] = (dp * k).sum(1)  # (A10)
             return torch.addcmul(dz @ self.w_step, dp, q.unsqueeze(1))  # (A11)
@@ -137,23 +140,23 @@ class _Din:
         self.dq[rows] = (d_matrices * self.w_p).sum(1)
         return torch.bmm(dz, matrices)
 
-    def share(self, states: Tensor) -> None:
-        """The step term of (A4), once per history."""
-        self.shared = linear(states, self.w_step)
+    def project_states(self, states: Tensor) -> None:
+        """Compute the step term of (A4) once for each history."""
+        self.projected = linear(states, self.w_step)
 
-    def _z_flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _z_of_pairs(self, row: Tensor, source: Tensor | None, k: Tensor) -> tuple[Tensor, Tensor]:
         p = k * self.q.index_select(0, row)
         z = torch.addmm(self.r.index_select(0, row), p, self.w_p.t())
-        if self.shared is None:
+        if self.projected is None:
             return z.addmm_(k, self.w_step.t()), p
-        return z.add_(self.shared.index_select(0, cast(Tensor, source))), p
+        return z.add_(self.projected.index_select(0, cast(Tensor, source))), p
 
-    def flat(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
-        e, _ = self.tail.forward(self._z_flat(row, source, k)[0])
+    def pair_scores(self, row: Tensor, source: Tensor | None, k: Tensor) -> Tensor:
+        e, _ = self.tail.forward(self._z_of_pairs(row, source, k)[0])
         return e.squeeze(1) * self.scale
 
-    def flat_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
-        z, p = self._z_flat(row, source, k)
+    def pair_scores_backward(self, row: Tensor, source: Tensor | None, k: Tensor, de: Tensor) -> Tensor:
+        z, p = self._z_of_pairs(row, source, k)
         _, kept = self.tail.forward(z)
         dz = self.tail.backward((de * self.scale).unsqueeze(1), kept)
         add_rows(self.dr, row, dz)  # (A8)
@@ -161,16 +164,16 @@ class _Din:
         dp = dz @ self.w_p
         add_rows(self.dq, row, dp * k)  # (A10)
         dk = dp.mul_(self.q.index_select(0, row))  # (A11), with the step term here or in share_backward
-        if self.d_shared is None:
+        if self.d_projected is None:
             self.dw_step.addmm_(dz.t(), k)
             return dk.addmm_(dz, self.w_step)
-        add_rows(self.d_shared, cast(Tensor, source), dz)
+        add_rows(self.d_projected, cast(Tensor, source), dz)
         return dk
 
-    def share_backward(self, states: Tensor, dstates: Tensor) -> None:
-        if self.d_shared is not None:
-            self.dw_step += self.d_shared.t() @ states
-            dstates.addmm_(self.d_shared, self.w_step)
+    def project_states_backward(self, states: Tensor, dstates: Tensor) -> None:
+        if self.d_projected is not None:
+            self.dw_step += self.d_projected.t() @ states
+            dstates.addmm_(self.d_projected, self.w_step)
 
     def grads(self) -> tuple[Tensor, list[Tensor]]:
         dw_row = self.dr.t() @ self.q
@@ -191,9 +194,10 @@ def add_rows(out: Tensor, index: Tensor, values: Tensor) -> None:
         out.index_put_((index,), values, accumulate=True)
 
 
-def _first(target: Tensor, length: Tensor, layers: Layers, options: Options) -> _Bilinear | _Din:
+def _make_scorer(target: Tensor, length: Tensor, layers: Layers, options: Options) -> _Bilinear | _Din:
     compute = compute_dtype(target.dtype)
-    q = torch.where((length > 0).unsqueeze(1), target.to(compute), 0)  # rows without a step act on nothing
+    # The target of a row without a step has no effect, even if it is NaN.
+    q = torch.where((length > 0).unsqueeze(1), target.to(compute), 0)
     return (_Bilinear if options.bilinear else _Din)(q, layers, options, compute)
 
 
@@ -206,7 +210,7 @@ class Padded(NamedTuple):
     history: Tensor | None
     length: Tensor
     mask: Tensor | None
-    full: bool  # known to have no invalid step
+    full: bool  # whether it is known that no step is invalid
 
 
 def _padded(states: Tensor, histories: Histories) -> Padded:
@@ -231,21 +235,23 @@ class Tile(NamedTuple):
 
 
 def _tiles(padded: Padded, steps: int, width: int, device: torch.device) -> Iterator[Tile]:
-    """Cut the rows into tiles of about ``TILE`` values; on the CPU the longest first, each cut to its
-    longest row."""
+    """Cut the rows into tiles of about ``TILE`` values.
+
+    On the CPU the longest rows come first, and each tile has as many steps as its longest row.
+    """
     history, length, mask, full = padded
     batch, budget = length.shape[0], TILE.get(device.type, TILE["cuda"])
     if not steps:
         return
     if full or not reads_are_free(device):
         size = max(1, budget // (steps * width))
-        at = torch.arange(steps, device=length.device)
+        step = torch.arange(steps, device=length.device)
         for start in range(0, batch, size):
             rows = slice(start, min(start + size, batch))
             if full:
                 yield Tile(rows, steps, None)
             else:
-                yield Tile(rows, steps, at < length[rows].unsqueeze(1) if mask is None else mask[rows])
+                yield Tile(rows, steps, step < length[rows].unsqueeze(1) if mask is None else mask[rows])
         return
     order = length.argsort(descending=True, stable=True)
     sizes = length[order].tolist()
@@ -266,7 +272,7 @@ def _tiles(padded: Padded, steps: int, width: int, device: torch.device) -> Iter
 
 
 def _steps(states: Tensor, padded: Padded, tile: Tile, compute: torch.dtype) -> Tensor:
-    """The states of a tile, zeros at invalid steps: a NaN there must not meet a product."""
+    """The states of a tile, with zeros at invalid steps, where a NaN would otherwise reach the sums."""
     index = tile.rows if padded.history is None else padded.history[tile.rows]
     k = states[:, : tile.steps]
     k = (k[index] if isinstance(index, slice) else k.index_select(0, index)).to(compute)
@@ -285,11 +291,11 @@ def _softmax(e: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _forward_padded(target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options) -> Tensor:
-    first = _first(target, padded.length, layers, options)
+    scorer = _make_scorer(target, padded.length, layers, options)
     steps = states.shape[1]
-    out = target.new_zeros((target.shape[0], steps), dtype=first.q.dtype)
-    for tile in _tiles(padded, steps, first.width, states.device):
-        e = first.tile(tile.rows, _steps(states, padded, tile, first.q.dtype))
+    out = target.new_zeros((target.shape[0], steps), dtype=scorer.q.dtype)
+    for tile in _tiles(padded, steps, scorer.width, states.device):
+        e = scorer.tile_scores(tile.rows, _steps(states, padded, tile, scorer.q.dtype))
         if options.softmax:
             e = _softmax(e, tile.valid)
         elif tile.valid is not None:
@@ -301,12 +307,12 @@ def _forward_padded(target: Tensor, states: Tensor, layers: Layers, padded: Padd
 def _backward_padded(
     da: Tensor, out: Tensor, target: Tensor, states: Tensor, layers: Layers, padded: Padded, options: Options
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    first = _first(target, padded.length, layers, options)
-    first.zero_grads()
-    dstates = torch.zeros_like(states, dtype=first.q.dtype, memory_format=torch.contiguous_format)
-    for tile in _tiles(padded, states.shape[1], first.width, states.device):
+    scorer = _make_scorer(target, padded.length, layers, options)
+    scorer.zero_grads()
+    dstates = torch.zeros_like(states, dtype=scorer.q.dtype, memory_format=torch.contiguous_format)
+    for tile in _tiles(padded, states.shape[1], scorer.width, states.device):
         rows, steps, valid = tile
-        k = _steps(states, padded, tile, first.q.dtype)
+        k = _steps(states, padded, tile, scorer.q.dtype)
         de = da[rows, :steps]
         if valid is not None:
             de = torch.where(valid, de, 0)
@@ -314,14 +320,14 @@ def _backward_padded(
             a = out[rows, :steps]
             de = a * (de - (a * de).sum(1, True))  # (A13)
             de = de if valid is None else torch.where(valid, de, 0)
-        dk = first.tile_backward(rows, k, de)
+        dk = scorer.tile_scores_backward(rows, k, de)
         if valid is not None:
             dk = torch.where(valid.unsqueeze(2), dk, 0)
         if padded.history is None:
             dstates[rows, :steps] = dk
         else:
             add_rows(dstates[:, :steps], padded.history[rows], dk)
-    dq, grads = first.grads()
+    dq, grads = scorer.grads()
     return dq, dstates, grads
 
 
@@ -330,8 +336,8 @@ def _backward_padded(
 
 class Pairs(NamedTuple):
     row: Tensor  # [P] the row of each pair
-    source: Tensor | None  # [P] its state, None for the identity
-    valid: Tensor | None  # [P], None where known to be all: off the CPU a size may not fit the offsets
+    source: Tensor | None  # [P] the flat row of its state; None where pair p reads state p
+    valid: Tensor | None  # [P]; None on the CPU, where the offsets were checked, so that all pairs are valid
     length: Tensor  # [B]
 
 
@@ -357,22 +363,22 @@ def _pair_steps(states: Tensor, pairs: Pairs, chunk: slice, compute: torch.dtype
     return k if pairs.valid is None else torch.where(pairs.valid[chunk].unsqueeze(1), k, 0)
 
 
-def _named(states: Tensor, pairs: Pairs) -> Tensor:
-    """States of histories that no row names become zeros: a NaN there must not reach the weights."""
+def _zero_unused(states: Tensor, pairs: Pairs) -> Tensor:
+    """Replace the states of histories that no row reads by zeros, so that a NaN there does not reach the weights."""
     used = torch.zeros(states.shape[0], dtype=torch.bool, device=states.device)
     used[cast(Tensor, pairs.source)] = True
     return torch.where(used.unsqueeze(1), states, 0)
 
 
 def _forward_jagged(target: Tensor, states: Tensor, layers: Layers, pairs: Pairs, options: Options) -> Tensor:
-    first = _first(target, pairs.length, layers, options)
-    compute = first.q.dtype
+    scorer = _make_scorer(target, pairs.length, layers, options)
+    compute = scorer.q.dtype
     if pairs.source is not None:
-        first.share(states.to(compute))
+        scorer.project_states(states.to(compute))
     e = target.new_zeros(pairs.row.shape[0], dtype=compute)
-    for chunk in _chunks(pairs, first.width, states.device):
+    for chunk in _chunks(pairs, scorer.width, states.device):
         source = None if pairs.source is None else pairs.source[chunk]
-        e[chunk] = first.flat(pairs.row[chunk], source, _pair_steps(states, pairs, chunk, compute))
+        e[chunk] = scorer.pair_scores(pairs.row[chunk], source, _pair_steps(states, pairs, chunk, compute))
     if pairs.valid is not None:
         e = torch.where(pairs.valid, e, -torch.inf if options.softmax else 0)
     if not options.softmax or not target.shape[0]:
@@ -391,12 +397,12 @@ def _forward_jagged(target: Tensor, states: Tensor, layers: Layers, pairs: Pairs
 def _backward_jagged(
     da: Tensor, out: Tensor, target: Tensor, states: Tensor, layers: Layers, pairs: Pairs, options: Options
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    first = _first(target, pairs.length, layers, options)
-    compute = first.q.dtype
+    scorer = _make_scorer(target, pairs.length, layers, options)
+    compute = scorer.q.dtype
     if pairs.source is not None:
-        shared_states = _named(states.to(compute), pairs)
-        first.share(shared_states)
-    first.zero_grads()
+        used_states = _zero_unused(states.to(compute), pairs)
+        scorer.project_states(used_states)
+    scorer.zero_grads()
     de = da if pairs.valid is None else torch.where(pairs.valid, da, 0)
     if options.softmax and target.shape[0]:
         dot = de.new_zeros(target.shape[0])
@@ -404,10 +410,10 @@ def _backward_jagged(
         de = out * (de - dot[pairs.row])  # (A13)
         de = de if pairs.valid is None else torch.where(pairs.valid, de, 0)
     dstates = torch.zeros_like(states, dtype=compute, memory_format=torch.contiguous_format)
-    for chunk in _chunks(pairs, first.width, states.device):
+    for chunk in _chunks(pairs, scorer.width, states.device):
         source = None if pairs.source is None else pairs.source[chunk]
         k = _pair_steps(states, pairs, chunk, compute)
-        dk = first.flat_backward(pairs.row[chunk], source, k, de[chunk])
+        dk = scorer.pair_scores_backward(pairs.row[chunk], source, k, de[chunk])
         if pairs.valid is not None:
             dk = torch.where(pairs.valid[chunk].unsqueeze(1), dk, 0)
         if source is None:
@@ -415,15 +421,15 @@ def _backward_jagged(
         else:
             add_rows(dstates, source, dk)
     if pairs.source is not None:
-        first.share_backward(shared_states, dstates)
-    dq, grads = first.grads()
+        scorer.project_states_backward(used_states, dstates)
+    dq, grads = scorer.grads()
     return dq, dstates, grads
 
 
-def _equal(states: Tensor, histories: Histories) -> tuple[Tensor, Padded] | None:
-    """A jagged batch whose histories have equally many steps is a full padded one, where that may be read.
+def _as_padded(states: Tensor, histories: Histories) -> tuple[Tensor, Padded] | None:
+    """A jagged batch whose histories all have the same length, as a padded batch; None for any other.
 
-    With shared histories only if (A5) pays: (A4) shares their part of it.
+    None also where the lengths may not be read, and for shared histories for which (A4) is faster than (A5).
     """
     count, history = histories.count(), histories.history_of
     if not count or not states.shape[0] or not reads_are_free(states.device):
@@ -443,19 +449,19 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
     target, states, layers = inputs
     check_index_values(states, histories, options.rows_total)
     if histories.jagged:
-        equal = _equal(states, histories)
-        if equal is None:
+        same_length = _as_padded(states, histories)
+        if same_length is None:
             return _forward_jagged(target, states, layers, _pairs(states, histories, options), options)
-        return _forward_padded(target, equal[0], layers, equal[1], options).flatten()
+        return _forward_padded(target, same_length[0], layers, same_length[1], options).flatten()
     return _forward_padded(target, states, layers, _padded(states, histories), options)
 
 
 def bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
     target, states, layers = inputs
-    equal = _equal(states, histories) if histories.jagged else None
-    if equal is not None:
-        da, out = (t.reshape(target.shape[0], equal[0].shape[1]) for t in (dscores, scores))
-        dq, dstates, grads = _backward_padded(da, out, target, equal[0], layers, equal[1], options)
+    same_length = _as_padded(states, histories) if histories.jagged else None
+    if same_length is not None:
+        da, out = (t.reshape(target.shape[0], same_length[0].shape[1]) for t in (dscores, scores))
+        dq, dstates, grads = _backward_padded(da, out, target, same_length[0], layers, same_length[1], options)
         dstates = dstates.view(states.shape)
     elif histories.jagged:
         pairs = _pairs(states, histories, options)

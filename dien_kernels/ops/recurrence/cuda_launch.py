@@ -1,6 +1,8 @@
-"""The CUDA C++ backend's host side: what it refuses, which instance runs, launches; ``gpu_problem`` has the rest.
+"""Host code of the CUDA C++ backend: what it refuses, which compiled instance runs, and its launches.
 
-The kernels (csrc/cuda) want an even hidden size, at most a size of ``NARROW`` or ``WIDE``, to which W_ih x is padded.
+What it shares with the Triton backend is in ``gpu_problem``.
+
+The kernels (csrc/cuda) take an even hidden size. It is padded to the next of ``SIZES``, for which there are instances.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from dien_kernels.ops.recurrence.gpu_problem import BackwardBuffers, Problem, fl
 
 SIZES = (8, 16, 32, 40, 64, 112, 128)  # padded H of the instances, csrc/cuda/instances.h
 FUSED = 64  # the largest I and H whose input projection the forward's loop makes; 16-bit storage
-# Above, weights do not fit registers: float32's are streamed, the backward's in 16 bits are in shared memory.
+# Above this H, weights do not fit into registers: those of float32 are streamed from memory in each step, and those of
+# the 16-bit backward are in shared memory.
 LARGE = 64
 
 _INPUTS = (
@@ -66,11 +69,11 @@ class Numbers(NamedTuple):
     tiles_of_8: int = 0
 
 
-_older_driver: str | None = None  # a fact of the process, read once: Dynamo traces ``refuses``
+_older_driver: str | None = None  # read once for the process, because Dynamo traces ``refuses``
 
 
 def look_at_driver() -> None:
-    """Once the native library is loaded: whether the machine's driver is too old for the toolkit inside."""
+    """Once the library is loaded: find out whether the driver is too old for the CUDA toolkit of the build."""
     global _older_driver
     if not _native.available() or not _native.build_facts().get("cuda_archs"):
         return
@@ -89,7 +92,7 @@ class Device(NamedTuple):
 
 
 def visible_devices() -> tuple[Device, ...]:
-    """Asked for calls on CUDA tensors alone: looking starts the driver. To Dynamo, a fact of the process."""
+    """The CUDA devices; only calls on CUDA tensors ask, because asking starts the driver. Dynamo sees a constant."""
     return _look_at_devices()
 
 
@@ -101,10 +104,10 @@ visible_devices._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _look_at_devices() -> tuple[Device, ...]:
     if not torch.cuda.is_available():
         return ()
-    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return tuple(
         Device(d.name, 10 * d.major + d.minor, getattr(d, "shared_memory_per_block_optin", d.shared_memory_per_block))
-        for d in found
+        for d in properties
     )
 
 
@@ -130,7 +133,7 @@ def refuses(call: Call) -> str | None:
 
 
 def _device_refuses(call: Call, lowest: int) -> str | None:
-    """What is wrong with any device that is visible: a call's facts do not say which one it is on."""
+    """Why a visible device cannot run the call. All are asked, because ``Call`` does not say which one it is on."""
     needed = backward_dynamic(call.dtype, padded_size(call.hidden_size)) if call.backward else 0
     for device in visible_devices():
         if device.capability < lowest:
@@ -146,10 +149,10 @@ def _device_refuses(call: Call, lowest: int) -> str | None:
 
 
 def backward_dynamic(dtype: torch.dtype, size: int) -> int:
-    """Bytes of ``Backward16::kDynamic`` (csrc/cuda): above ``LARGE`` all that a block has."""
+    """The dynamic shared memory of a backward block in bytes, as ``Backward16::kDynamic`` of csrc/cuda says it."""
     itemsize, warps = dtype.itemsize, size // 8
     steps = -(-size * itemsize // 32)
-    if size <= LARGE:  # what float32's largest keep of W_hh^T in shared memory
+    if size <= LARGE:  # only the largest float32 instances keep a part of W_hh^T in shared memory
         return 3 * steps * 32 * warps * 8 if dtype == torch.float32 and size > 40 else 0
     operand = (itemsize // 2) * 16 * (32 * steps + 16)  # float32 in two parts
     shared = 5 * operand + 4 * 4 * size + 4 * 16 * (warps + 1)
@@ -171,16 +174,18 @@ class Tiles(NamedTuple):
 
 
 def tiles_of(batch: int, narrow: bool, size: int, fused: bool, ragged: bool, multiprocessors: int) -> Tiles:
-    """While every eight rows can have a multiprocessor of their own, a step's latency is all that counts: 8 rows each.
+    """How many rows a block of the forward takes.
 
-    Above that the kernel looks at the lengths (csrc/cuda/forward16.cuh); rows that are all as long are sixteens, and so
-    are those of 16-bit sizes whose weights leave no registers for both kinds of tile.
+    A small batch is bound by the latency of a step: while each tile of 8 rows can have a multiprocessor of its own, all
+    tiles have 8 rows. A larger batch has tiles of 16 rows. If its lengths differ, the kernel runs the longest rows in
+    tiles of 8 (csrc/cuda/forward16.cuh). 16-bit kernels above ``LARGE`` cannot, because their weights leave no
+    registers for both kinds of tile.
     """
-    few = batch <= 8 * multiprocessors
-    if few and narrow and not fused:
+    small_batch = batch <= 8 * multiprocessors
+    if small_batch and narrow and not fused:
         return Tiles(8, 0)
     both = not narrow or size <= LARGE
-    return Tiles(16, multiprocessors if both and (few or ragged) else 0)
+    return Tiles(16, multiprocessors if both and (small_batch or ragged) else 0)
 
 
 def multiprocessors_of(x: Tensor) -> int:
@@ -188,12 +193,12 @@ def multiprocessors_of(x: Tensor) -> int:
 
 
 def _launch(name: str, **arguments: Any) -> None:
-    """Every launch goes through here; a test that simulates the kernels takes its place."""
+    """Every launch goes through here, so that a test can replace it by a simulator of the kernels."""
     raw(f"_cuda_recurrence_{name}")(**arguments)
 
 
 def _used_rows(problem: Problem, rows: Tensor) -> Tensor:
-    """[3H, ...] with zeros for a gate that nothing reads (AGRU's update): NaN in its weights is no one's."""
+    """[3H, ...] with zeros for a gate that nothing reads (AGRU's update), so that NaN there has no effect."""
     if problem.options.beta0 != 0 or problem.options.beta1 != 0:
         return rows
     r, _, n = rows.split(problem.hidden)
@@ -204,7 +209,8 @@ def _projection(problem: Problem, size: int) -> Tensor:
     """W_ih x and, unless it is scaled afterwards, the biases that are added to it in any case: [x_rows, 3 * size]."""
     hidden, given = problem.hidden, [problem.b_ih, problem.b_hh]
     if problem.b_hh is not None and not problem.options.reset_before:
-        given[1] = pad(problem.b_hh[: 2 * hidden], (0, hidden))  # b_hn stands inside the reset
+        # b_hn is multiplied by the reset gate, so that it cannot be added here.
+        given[1] = pad(problem.b_hh[: 2 * hidden], (0, hidden))
     biases = [] if problem.options.scale_input else [b for b in given if b is not None]
     bias = None
     if biases:
@@ -231,20 +237,20 @@ def _inputs(problem: Problem, projection: Tensor, numbers: Numbers) -> dict[str,
 
 
 def _fragments(problem: Problem, size: int) -> Tensor | None:
-    """What threads stream: of W_hh and of its transpose the words of a gate, a step of the product and a thread."""
+    """W_hh and its transpose in the order in which threads stream them: by gate, step of the product, and thread."""
     if problem.w_hh.dtype != torch.float32 or size <= LARGE:
         return None
     w = pad(
         gpu_problem.padded(_used_rows(problem, problem.w_hh), problem.hidden, size), (0, size - problem.hidden)
     ).unflatten(0, (3, size))
     both = torch.stack((w, w.transpose(1, 2)))
-    # Columns of the product: warp, group; what is summed: step, half, place (csrc/cuda/tile16.cuh).
+    # The column of the product is (warp, group), the index of the sum is (step, half, place): csrc/cuda/tile16.cuh.
     return both.view(2, 3, size // 8, 8, size // 8, 2, 4).permute(0, 1, 4, 2, 3, 6, 5).contiguous()
 
 
 def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
     hidden = inputs.w_hh.shape[1]
-    if hidden % 2:  # pairs of units travel together: one more, that stays zero
+    if hidden % 2:  # the kernels move units in pairs: add a unit that stays zero
         y, h_n, kept = fwd(_even(inputs), histories, options)
         return Forward(y[..., :hidden].contiguous(), h_n[:, :hidden].contiguous(), kept)
     problem = Problem(inputs, histories, options)
@@ -263,7 +269,7 @@ def run_forward(problem: Problem, y: Tensor | None) -> Tensor:
     ragged = problem.row_lengths is not None
     tiles = tiles_of(problem.batch, narrow, size, fused, ragged, multiprocessors_of(x))
     projection = x.contiguous() if fused else _projection(problem, size)
-    streamed = _fragments(problem, size)  # with the transpose's behind them, which are the backward's
+    streamed = _fragments(problem, size)  # the second half, the transpose, is for the backward
     _launch(
         "forward",
         **_inputs(problem, projection, _numbers(problem, size, tiles)),
@@ -276,8 +282,10 @@ def run_forward(problem: Problem, y: Tensor | None) -> Tensor:
 
 
 def fuses(problem: Problem) -> bool:
-    """Whether the forward's loop makes W_ih x (``Forward.w_ih`` of csrc/cuda/params.h); that of shared histories is
-    made once for each history, before the loop."""
+    """Whether the forward kernel computes W_ih x in its loop (``Forward.w_ih`` of csrc/cuda/params.h).
+
+    For shared histories it is computed before the loop, once for each history.
+    """
     options = problem.options
     return (
         problem.x.dtype != torch.float32
@@ -320,7 +328,7 @@ def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore
 
 
 def _aligned(t: Tensor | None) -> Tensor | None:
-    """The kernels read pairs of elements."""
+    """A contiguous copy where ``t`` is not contiguous or not aligned to the pairs of elements that the kernels read."""
     if t is None:
         return None
     t = t.contiguous()
@@ -329,13 +337,13 @@ def _aligned(t: Tensor | None) -> Tensor | None:
 
 def _sum_rows(problem: Problem, dgx_rows: Tensor) -> Tensor:
     dgx, layout = dgx_rows.new_zeros(problem.x_rows, dgx_rows.shape[1]), problem.layout
-    readers = layout.rows_of_history(problem.histories)
+    rows_of_history = layout.rows_of_history(problem.histories)
     _launch(
         "sum_rows_of_history",
         gates=dgx_rows,
         dgx=dgx,
-        rows_of_history=readers.rows,
-        first=readers.first,
+        rows_of_history=rows_of_history.rows,
+        first=rows_of_history.first,
         lengths=layout.lengths,
         offsets=layout.offsets,
         y_start=problem.y_start,
@@ -357,10 +365,10 @@ def _even(inputs: Inputs) -> Inputs:
     )
 
 
-def _without_last_unit(found: Gradients, hidden: int) -> Gradients:
-    """The gradients of ``_even``'s results without those of the unit that was added."""
+def _without_last_unit(gradients: Gradients, hidden: int) -> Gradients:
+    """Take the unit that ``_even`` added out of the gradients."""
     w_ih, w_hh, b_ih, b_hh = (
         gpu_problem.unpadded(t, hidden, hidden + 1)
-        for t in (found.w_ih, found.w_hh[:, :hidden], found.b_ih, found.b_hh)
+        for t in (gradients.w_ih, gradients.w_hh[:, :hidden], gradients.b_ih, gradients.b_hh)
     )
-    return found._replace(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=found.h0[:, :hidden].contiguous())
+    return gradients._replace(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=gradients.h0[:, :hidden].contiguous())

@@ -1,13 +1,12 @@
-"""Host code that the GPU backends share: what stands before and behind a time loop that is one launch.
+"""Host code that the GPU backends share: what is done before and after a kernel that runs the whole time loop.
 
-Before the loop come the checks of index values and, where the kernel does not make it itself, W_ih x as one product
-for all steps, once for each history. The backward loop writes the gradients of the gates, and dx, dW_ih and dW_hh are
-products of those. Nothing here waits for the device or depends on the values of an index tensor. Equation numbers are
-those of docs/math.md.
+Before the kernel, index values are checked, and W_ih x is computed as one product for all steps of each history, unless
+the kernel computes it. The backward kernel writes the gradients of the gates; dx, dW_ih and dW_hh are products of
+these. Nothing here waits for the device or depends on the values of an index tensor. Equation numbers are those of
+docs/math.md.
 
 Room card. Lives here: ``Problem`` and ``BackwardBuffers``. May import: torch, ``histories``, ``contract``, ``forms``.
-Must not be
-here: launches, and what one backend alone needs.
+Must not be here: launches, and what one backend alone needs.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ class Problem:
         if self.jagged:
             self.y_rows = self.x_rows if attention is None else attention.shape[0]
             self.y_shape = (self.y_rows, self.hidden)
-        # Where rows may end early, what lies past them is zeros that the kernels do not write.
+        # Where rows may end early, the kernels do not write past their ends: those steps have to be zeros before.
         self.all_written = histories.full
         self.layout = histories.map(Tensor.contiguous)
         self.order = histories.order()
         self.row_lengths = histories.row_lengths()
-        # Offsets that descend, which nobody has read, would let rows start before y: ``row_starts`` clamps them.
+        # Descending offsets, which are not checked on a GPU, would let rows start before y: ``row_starts`` clamps them.
         self.y_start = histories.row_starts(self.y_rows) if self.jagged and self.shared else None
         self.x, self.w_ih, self.w_hh = x.reshape(-1, self.input), w_ih, w_hh.contiguous()
         self.x_shape = x.shape
@@ -82,11 +81,11 @@ class Problem:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no step at all; the kernels would have nothing to point at."""
+        """Whether there is no step at all, so that no kernel is launched."""
         return self.batch == 0 or self.x_rows == 0
 
     def new(self, *shape: int) -> Tensor:
-        """One row for each step of y, zeros where the kernels write only the steps that exist."""
+        """A tensor with one row for each step of y; zeros where the kernels write only the steps that exist."""
         return self.w_hh.new_empty(shape) if self.all_written else self.w_hh.new_zeros(shape)
 
     def real_x(self) -> Tensor:
@@ -131,7 +130,7 @@ def unpadded(rows: Tensor, hidden: int, size: int) -> Tensor:
 
 
 def empty_forward(problem: Problem) -> Forward:
-    """The result where there is no step at all: the last states are the first."""
+    """The result where there is no step at all: the last states are the initial ones."""
     y = problem.new(*problem.y_shape).zero_()
     h0 = problem.h0
     h_n = y.new_zeros(problem.batch, problem.hidden) if h0 is None else h0.to(y.dtype, copy=True)
