@@ -1,4 +1,7 @@
-"""The grid of recurrence cases: seeded inputs, the float64 result, and what plain torch makes of it.
+"""The grid of recurrence cases: seeded inputs, the float64 result, and the result of plain torch.
+
+A *leaf* is a floating tensor of a case of which the tests ask the gradient (autograd's leaf tensor). A *target* is a
+backend together with what it is run on, such as an instruction set.
 
 The exact result trusts nothing but the reference's loop over padded rows with lengths: every other layout
 (masks, jagged, shared histories, reversed, time-major) is spelled out here as a list of positions per row,
@@ -36,7 +39,7 @@ LEAVES = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0")
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid; ``U`` histories stand behind the ``B`` rows where ``history`` is set."""
+    """One combination of the grid; ``U`` histories stand behind the ``B`` rows where ``history`` is set."""
 
     kind: str = "gru"
     dtype: torch.dtype = torch.float32

@@ -1,4 +1,4 @@
-"""Markers, shared fixtures and the table of cells at the end of a run."""
+"""Markers, shared fixtures and the table of combinations at the end of a run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dien_kernels.ops import _dispatch, _triton
 from tests import ptx_simulator
 from tests.cases import ISAS
 from tests.targets import impossible, missing, refuses
-from tests.triton_launches import INTERPRETED, hurry_the_interpreter
+from tests.triton_launches import INTERPRETED, speed_up_interpreter
 
-Cell = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
-CELL = pytest.StashKey[Cell]()
-PROPERTY = "cell of the grid"  # of a report: it travels from a worker process to the one that counts
-_outcomes: dict[Cell, Counter[str]] = {}
-_reasons: dict[Cell, set[str]] = {}
+Combination = tuple[str, str, str, str, str]  # op, backend, instruction set, form, dtype
+COMBINATION = pytest.StashKey[Combination]()
+PROPERTY = "combination of the grid"  # of a report: it travels from a worker process to the one that counts
+_outcomes: dict[Combination, Counter[str]] = {}
+_reasons: dict[Combination, set[str]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if INTERPRETED and not _triton.ABSENT:
-        hurry_the_interpreter()
+        speed_up_interpreter()
     if config.getoption("-m") == "interpreter" and not INTERPRETED:
         raise pytest.UsageError("-m interpreter needs the environment variable TRITON_INTERPRET=1")
     for marker, what in ASKED_FOR.items():
@@ -84,12 +84,12 @@ def ptxsim() -> ModuleType:
 
 
 @pytest.fixture
-def record_cell(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Say which cell of the grid a test runs, before anything can skip it: the table counts its outcome."""
+def record_combination(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Say which combination of the grid a test runs, before anything can skip it: the table counts its outcome."""
 
     def record(op: str, target: str, form: str, dtype: torch.dtype) -> None:
         backend, _, isa = target.partition("-")
-        request.node.stash[CELL] = (op, backend, isa or "-", form, str(dtype).removeprefix("torch."))
+        request.node.stash[COMBINATION] = (op, backend, isa or "-", form, str(dtype).removeprefix("torch."))
 
     return record
 
@@ -101,34 +101,36 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     if report.skipped and item.config.getoption("--no-skip"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"with --no-skip: {reason}"
-    cell = item.stash.get(CELL, None)
-    if cell is not None and report.when == "call":
-        report.user_properties.append((PROPERTY, cell))
+    combination = item.stash.get(COMBINATION, None)
+    if combination is not None and report.when == "call":
+        report.user_properties.append((PROPERTY, combination))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    cell = next((tuple(value) for name, value in report.user_properties if name == PROPERTY), None)
-    if cell is None or report.when != "call":
+    combination = next((tuple(value) for name, value in report.user_properties if name == PROPERTY), None)
+    if combination is None or report.when != "call":
         return
-    _outcomes.setdefault(cell, Counter())[report.outcome] += 1
+    _outcomes.setdefault(combination, Counter())[report.outcome] += 1
     if report.skipped and isinstance(report.longrepr, tuple):
-        _reasons.setdefault(cell, set()).add(report.longrepr[2].removeprefix("Skipped: "))
+        _reasons.setdefault(combination, set()).add(report.longrepr[2].removeprefix("Skipped: "))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _outcomes:
         return
     write = terminalreporter.write_line
-    terminalreporter.section("cells of the grid: number of tests passed, failed, skipped")
+    terminalreporter.section("combinations of the grid: number of tests passed, failed, skipped")
     lines, notes = table(_outcomes, _reasons)
-    for line in lines + absent({cell[:3] for cell in _outcomes}) + notes:
+    for line in lines + absent({combination[:3] for combination in _outcomes}) + notes:
         write(line)
 
 
-def table(outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]]) -> tuple[list[str], list[str]]:
+def table(
+    outcomes: dict[Combination, Counter[str]], reasons: dict[Combination, set[str]]
+) -> tuple[list[str], list[str]]:
     """One line for each op x backend x instruction set x form, one column for each dtype, and the reasons."""
-    dtypes = sorted({cell[4] for cell in outcomes})
-    rows = sorted({cell[:4] for cell in outcomes})
+    dtypes = sorted({combination[4] for combination in outcomes})
+    rows = sorted({combination[:4] for combination in outcomes})
     notes: list[str] = []
     body = [("op", "backend", "isa", "form", *dtypes)]
     for row in rows:
@@ -138,16 +140,21 @@ def table(outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]]) -> 
     return lines, [f"({i}) {note}" for i, note in enumerate(notes, 1)]
 
 
-def _entry(cell: Cell, outcomes: dict[Cell, Counter[str]], reasons: dict[Cell, set[str]], notes: list[str]) -> str:
-    counts = outcomes.get(cell)
+def _entry(
+    combination: Combination,
+    outcomes: dict[Combination, Counter[str]],
+    reasons: dict[Combination, set[str]],
+    notes: list[str],
+) -> str:
+    counts = outcomes.get(combination)
     if counts is None:
-        _, backend, isa, _, dtype = cell
+        _, backend, isa, _, dtype = combination
         reason = refuses(backend if isa == "-" else f"{backend}-{isa}", getattr(torch, dtype))
         return "not run" if reason is None else f"not run {_mark(reason, notes)}"
     words = [f"{counts['passed']} passed"] if counts["passed"] else []
     words += [f"{counts['failed']} FAILED"] if counts["failed"] else []
     if counts["skipped"]:
-        marks = [_mark(reason, notes) for reason in sorted(reasons.get(cell, {"no reason was given"}))]
+        marks = [_mark(reason, notes) for reason in sorted(reasons.get(combination, {"no reason was given"}))]
         words.append(f"{counts['skipped']} skipped {''.join(marks)}")
     return " ".join(words)
 
@@ -162,11 +169,11 @@ def absent(ran: set[tuple[str, str, str]]) -> list[str]:
     """What no test of this run touched, with the reason: backends of the dispatcher's table, and instruction sets."""
     lines = []
     for op, backend, reason in _dispatch.table():
-        if not any(op == cell[0] for cell in ran):
+        if not any(op == combination[0] for combination in ran):
             continue
-        isas = ISAS if backend == "cpu" and any(cell[:2] == (op, "cpu") for cell in ran) else ("-",)
+        isas = ISAS if backend == "cpu" and any(combination[:2] == (op, "cpu") for combination in ran) else ("-",)
         for isa in isas:
-            if not any(cell[:2] == (op, backend) and isa in (cell[2], "-") for cell in ran):
+            if not any(combination[:2] == (op, backend) and isa in (combination[2], "-") for combination in ran):
                 here = missing(backend if isa == "-" else f"{backend}-{isa}")
                 why = (here if backend in _dispatch._refusals[op] else None) or reason or "this run has no test of it"
                 lines.append(f"{op}  {backend}  {isa}: not run here, because {why}")

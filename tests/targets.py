@@ -50,7 +50,9 @@ def refuses(target: str, dtype: torch.dtype) -> str | None:
 def impossible(item: pytest.Function) -> bool:
     """Whether a test is of a target and a dtype that it refuses, or of a target that it is marked to go without."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    target = next((parameters[name] for name in ("target", "name", "wide", "backend") if name in parameters), None)
+    target = next(
+        (parameters[name] for name in ("target", "name", "target_dtype", "backend") if name in parameters), None
+    )
     if not isinstance(target, str):
         return False
     if any(target in mark.args for mark in item.iter_markers("without")):

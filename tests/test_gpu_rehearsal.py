@@ -37,13 +37,13 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @on_backend
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_recurrence(case: test_gpu.Case, backend: str) -> None:
-    test_gpu.test_recurrence(case, backend, lambda *cell: None)
+    test_gpu.test_recurrence(case, backend, lambda *combination: None)
 
 
 @on_backend
-@pytest.mark.parametrize("dtype, cell", ATTENTION, ids=str)
-def test_attention(dtype: torch.dtype, cell: tuple, backend: str) -> None:
-    test_gpu.test_attention(dtype, cell, backend, lambda *cell: None)
+@pytest.mark.parametrize("dtype, combination", ATTENTION, ids=str)
+def test_attention(dtype: torch.dtype, combination: tuple, backend: str) -> None:
+    test_gpu.test_attention(dtype, combination, backend, lambda *combination: None)
 
 
 @on_backend

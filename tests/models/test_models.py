@@ -1,4 +1,4 @@
-"""Models as citizens: shared histories, scoring, compilation, copies, stages, starting values, bad input."""
+"""Models: shared histories, scoring, compilation, copies, stages, starting values, bad input."""
 
 from __future__ import annotations
 

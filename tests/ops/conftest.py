@@ -15,14 +15,17 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.attention import torch_backend as attention
 from tests.cases import ISAS, running_on, target_params
 
-# The definition; both paths of the torch backend: index tensors may be read (CPU), or may not (as on a GPU); and the
-# compiled kernels.
+# The definition, both paths of the torch backend ("reads": index tensors may be read on the host, as on a CPU; "blind":
+# they may not, as on a GPU), and the compiled kernels.
 UNIT_TARGETS = ("reference", "torch-reads", "torch-blind", *(f"cpu-{isa}" for isa in ISAS))
 
 
 @contextmanager
 def unit_on(target: str, torch_backend: ModuleType) -> Iterator[None]:
-    """Every op inside runs on the target; skips with the reason it cannot. ``torch_backend``: the op's module."""
+    """Run every op inside of the block on the target, or skip the test with the reason why that is impossible.
+
+    ``torch_backend`` is the module of that name of the op under test.
+    """
     backend, _, how = target.partition("-")
     with pytest.MonkeyPatch.context() as patch:
         if how == "blind":
@@ -33,14 +36,14 @@ def unit_on(target: str, torch_backend: ModuleType) -> Iterator[None]:
 
 @pytest.fixture(params=target_params(UNIT_TARGETS))
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test on each target; its module names the op's torch backend ``cell``."""
-    with unit_on(request.param, request.module.cell):
+    """Run the test on each target; its module imports the ``torch_backend`` of its op."""
+    with unit_on(request.param, request.module.torch_backend):
         yield request.param
 
 
 @pytest.fixture(params=target_params((*UNIT_TARGETS, "triton")))
-def wide(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """Run a test of attention scores on each target, Triton's interpreter among them; the widest dtype it has."""
+def target_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Run a test of attention scores on each target, and on Triton's interpreter; gives the target's widest dtype."""
     with unit_on(request.param, attention):
         yield torch.float32 if request.param == "triton" else torch.float64
 

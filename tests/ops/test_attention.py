@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dien_kernels.ops._mlp import mlp
-from dien_kernels.ops.attention import attention_scores
-from dien_kernels.ops.attention import torch_backend as cell
+from dien_kernels.ops.attention import attention_scores, torch_backend
 from tests.attention_cases import ACTIVATIONS, Shape, call, cast, compare, layers_of, leaves, make, run, shapes
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
@@ -27,21 +26,21 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("layout", ["full", "lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_layouts(kind: str, normalize: str | None, layout: str, shared: bool, wide: torch.dtype) -> None:
+def test_layouts(kind: str, normalize: str | None, layout: str, shared: bool, target_dtype: torch.dtype) -> None:
     for steps in (5, 19):  # both forms of the first layer
         case = make(kind, batch=5, steps=steps, histories=4 if shared else None, normalize=normalize, size=2)
         history = torch.tensor([3, 0, 2, 2, 1]) if shared else None
         valid = raggedness(layout, len(case["states"]), steps)
-        compare(case, layout, valid, history, wide, f"{kind} {layout} T={steps}")
+        compare(case, layout, valid, history, target_dtype, f"{kind} {layout} T={steps}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 @pytest.mark.parametrize("name", target_params(UNIT_TARGETS))
-def test_dtypes(name: str, kind: str, dtype: torch.dtype, record_cell: Callable[..., None]) -> None:
-    record_cell("attention_scores", name, kind, dtype)
+def test_dtypes(name: str, kind: str, dtype: torch.dtype, record_combination: Callable[..., None]) -> None:
+    record_combination("attention_scores", name, kind, dtype)
     takes(name, dtype)
-    with unit_on(name, cell):
+    with unit_on(name, torch_backend):
         for layout in ("lengths", "jagged"):
             case = make(kind, batch=12, steps=20, hidden=8, sizes=(16, 8), scale=1 / math.sqrt(8))
             compare(case, layout, raggedness("lengths", 12, 20), None, dtype, f"{kind} {layout} {dtype}")
@@ -62,15 +61,15 @@ def test_more_steps_than_a_chunk_of_the_compiled_kernels(kind: str) -> None:
 @pytest.mark.parametrize(
     "sizes, bias", [*product(((), (5,), (6, 4)), ("all", "some", "none")), ((20, 33), "all")], ids=str
 )
-def test_layers(sizes: tuple[int, ...], bias: str, activation: str | None, wide: torch.dtype) -> None:
+def test_layers(sizes: tuple[int, ...], bias: str, activation: str | None, target_dtype: torch.dtype) -> None:
     for slope in ("channel", "one", "scalar") if activation == "prelu" else ("channel",):
         case = make(sizes=sizes, bias=bias, activation=activation, slope=slope)
         for layout in ("lengths", "jagged"):
-            compare(case, layout, raggedness("lengths", 4, 5), None, wide, f"{sizes} {bias} {activation}")
+            compare(case, layout, raggedness("lengths", 4, 5), None, target_dtype, f"{sizes} {bias} {activation}")
 
 
-def test_inner_product_and_one_matrix_in_a_list(wide: torch.dtype) -> None:
-    case = make("bilinear", scale=None, dtype=wide)
+def test_inner_product_and_one_matrix_in_a_list(target_dtype: torch.dtype) -> None:
+    case = make("bilinear", scale=None, dtype=target_dtype)
     target, states, w = case["target"], case["states"], case["weights"]
     plain = attention_scores(target, states, normalize=None)
     torch.testing.assert_close(plain, torch.einsum("bth,bh->bt", states, target))
@@ -100,7 +99,7 @@ def test_three_hidden_layers(activation: str | None) -> None:
 
 @pytest.mark.usefixtures("target")
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "TILE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(torch_backend, "TILE", {"cpu": 64, "cuda": 64})
     for kind in ("bilinear", "din"):
         for layout in ("full", "lengths", "mask", "jagged"):
             for steps in (4, 17):
@@ -113,7 +112,7 @@ def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(shape=shapes(layers=3), target=st.sampled_from([t for t in UNIT_TARGETS if t != "cpu-avx512"]))
 def test_any_shape(shape: Shape, target: str) -> None:
-    with unit_on(target, cell):
+    with unit_on(target, torch_backend):
         compare(*shape, torch.float64, "hypothesis")
 
 
@@ -122,13 +121,13 @@ def test_any_shape(shape: Shape, target: str) -> None:
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
 def test_nan_in_padding_changes_nothing(
-    layout: str, kind: str, normalize: str | None, steps: int, wide: torch.dtype
+    layout: str, kind: str, normalize: str | None, steps: int, target_dtype: torch.dtype
 ) -> None:
     for histories in (None, 4):
         case = make(kind, steps=steps, normalize=normalize, histories=histories)
         history = None if histories is None else torch.tensor([2, 0, 3, 3])
         valid = raggedness(layout, 4, steps)
-        clean, dirty = cast(case, wide), cast(case, wide)
+        clean, dirty = cast(case, target_dtype), cast(case, target_dtype)
         with torch.no_grad():
             dirty["states"][~valid] = math.nan
             if history is None:
@@ -147,8 +146,8 @@ def test_nan_in_padding_changes_nothing(
             assert torch.equal(x, y)
 
 
-def test_nan_in_a_history_no_row_names_jagged(wide: torch.dtype) -> None:
-    case = make(histories=4, steps=5, dtype=wide)
+def test_nan_in_a_history_no_row_names_jagged(target_dtype: torch.dtype) -> None:
+    case = make(histories=4, steps=5, dtype=target_dtype)
     valid = raggedness("full", 4, 5)
     history = torch.tensor([2, 0, 3, 3])
     with torch.no_grad():
@@ -161,9 +160,9 @@ def test_nan_in_a_history_no_row_names_jagged(wide: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["lengths", "mask", "jagged"])
 @pytest.mark.parametrize("normalize", ["softmax", None])
-def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout, activation, wide) -> None:
+def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout, activation, target_dtype) -> None:
     for kind in ("din", "bilinear"):
-        case = make(kind, steps=5, activation=activation, normalize=normalize, dtype=wide)
+        case = make(kind, steps=5, activation=activation, normalize=normalize, dtype=target_dtype)
         valid = raggedness("lengths", 4, 5)
         with torch.no_grad():
             case["states"][2, 3, 0] = math.nan
@@ -184,9 +183,9 @@ def test_nan_in_a_valid_step_reaches_its_row_and_every_weight(normalize, layout,
 
 @pytest.mark.parametrize("layout", ["lengths", "mask"])
 @pytest.mark.parametrize("kind", ["bilinear", "din"])
-def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: str, wide: torch.dtype) -> None:
+def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: str, target_dtype: torch.dtype) -> None:
     for steps in (5, 19):
-        case = make(kind, steps=steps, dtype=wide)
+        case = make(kind, steps=steps, dtype=target_dtype)
         valid = raggedness(layout, 4, steps)
         with torch.no_grad():
             case["target"][3] = math.nan
@@ -198,7 +197,7 @@ def test_nan_in_a_target_leaves_the_gradient_of_padding_zero(kind: str, layout: 
         assert not g[~valid].any()
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("target_dtype")
 @pytest.mark.parametrize("units", [4, 7, 8, 16])  # whole vectors and padded ones, for every instruction set
 def test_what_overflows_stays_in_its_own_unit(units: int) -> None:
     weights = [torch.full((units, 16), 1e30), torch.full((units, units), -1e30), torch.ones(1, units)]
@@ -210,7 +209,7 @@ def test_what_overflows_stays_in_its_own_unit(units: int) -> None:
     assert out.item() == 0.5  # the second layer is minus infinity, and so 0
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("target_dtype")
 def test_nan_in_a_valid_step_leaves_invalid_scores_zero() -> None:
     states = torch.ones(2, 3, 2)
     states[1, 0, 0] = math.nan
@@ -226,7 +225,7 @@ def test_a_size_beyond_any_memory_is_refused(size: int) -> None:
         attention_scores(torch.zeros(1, 1).expand(1, size), torch.zeros(1, 1, 1).expand(1, 1, size), backend="cpu")
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("target_dtype")
 def test_softmax_of_large_scores_and_of_rows_without_a_step() -> None:
     states = torch.full((2, 3, 2), 1e18, dtype=torch.float32).requires_grad_()
     target = torch.full((2, 2), 1e18, dtype=torch.float32).requires_grad_()

@@ -1,4 +1,4 @@
-"""attention_scores as a citizen of PyTorch: derivatives, tracing, autocast, determinism; and what bad input is told."""
+"""attention_scores with the features of PyTorch (derivatives, tracing, autocast, determinism), and its errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dien_kernels.ops.attention import attention_scores, op
-from dien_kernels.ops.attention import torch_backend as cell  # noqa: F401  the fixture "target" asks the module for it
+from dien_kernels.ops.attention import (
+    attention_scores,
+    op,
+    torch_backend,  # noqa: F401  the fixture "target" asks the module for it
+)
 from tests.attention_cases import call, cast, layouts, leaves, make
 from tests.cases import running_on, target_params
 from tests.unit_cases import assert_compiles, raggedness
@@ -38,8 +41,8 @@ def test_gradcheck_and_no_second_derivative() -> None:
             g.sum().backward()
 
 
-def test_frozen_inputs_and_inference(wide: torch.dtype) -> None:
-    case = make(dtype=wide)
+def test_frozen_inputs_and_inference(target_dtype: torch.dtype) -> None:
+    case = make(dtype=target_dtype)
     with torch.inference_mode():
         still = call(case)
     assert torch.equal(still, call(case).detach())
@@ -48,8 +51,8 @@ def test_frozen_inputs_and_inference(wide: torch.dtype) -> None:
     assert g.any()
 
 
-def test_noncontiguous_inputs_and_int32(wide: torch.dtype) -> None:
-    case = make(steps=6, dtype=wide)
+def test_noncontiguous_inputs_and_int32(target_dtype: torch.dtype) -> None:
+    case = make(steps=6, dtype=target_dtype)
     want = call(case, lengths=torch.tensor([6, 0, 2, 5]))
     case["states"] = case["states"].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     case["weights"][0] = case["weights"][0].detach().t().contiguous().t().requires_grad_()
@@ -58,10 +61,10 @@ def test_noncontiguous_inputs_and_int32(wide: torch.dtype) -> None:
     assert torch.autograd.grad(got.sin().sum(), case["states"])[0].any()
 
 
-def test_the_same_bits_again_and_on_two_threads(wide: torch.dtype, request: pytest.FixtureRequest) -> None:
+def test_the_same_bits_again_and_on_two_threads(target_dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     """The definition's products are BLAS's, whose sums may depend on the number of threads: there, only again."""
-    anew = request.node.callspec.params["wide"] == "reference"
-    batch = 12 if wide == torch.float32 else 40  # Triton's interpreter has no threads, and little speed
+    anew = request.node.callspec.params["target_dtype"] == "reference"
+    batch = 12 if target_dtype == torch.float32 else 40  # Triton's interpreter has no threads, and little speed
     case = make(batch=batch, steps=30, hidden=8, histories=5, dtype=torch.float32)
     history, lengths = torch.randint(0, 5, (batch,)), torch.randint(0, 31, (5,))
 
@@ -77,7 +80,7 @@ def test_the_same_bits_again_and_on_two_threads(wide: torch.dtype, request: pyte
             assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("target_dtype")
 def test_autocast_casts_the_big_operands_only() -> None:
     case = make(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

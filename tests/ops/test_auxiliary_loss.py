@@ -17,8 +17,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from dien_kernels.histories import Histories
 from dien_kernels.ops._mlp import ACTIVATIONS, Layers
-from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op, reference
-from dien_kernels.ops.auxiliary_loss import torch_backend as cell
+from dien_kernels.ops.auxiliary_loss import auxiliary_loss, op, reference, torch_backend
 from dien_kernels.ops.auxiliary_loss.contract import NORMALIZERS, Options
 from tests.cases import running_on, target_params
 from tests.ops.conftest import UNIT_TARGETS, takes, unit_on
@@ -171,10 +170,10 @@ def test_normalizers_and_layouts(kind: str, normalizer: str, layout: str) -> Non
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["inner", "mlp"])
 @pytest.mark.parametrize("name", target_params(UNIT_TARGETS))
-def test_epsilons_and_dtypes(name: str, kind: str, dtype: torch.dtype, record_cell: Callable[..., None]) -> None:
-    record_cell("auxiliary_loss", name, kind, dtype)
+def test_epsilons_and_dtypes(name: str, kind: str, dtype: torch.dtype, record_combination: Callable[..., None]) -> None:
+    record_combination("auxiliary_loss", name, kind, dtype)
     takes(name, dtype)
-    with unit_on(name, cell):
+    with unit_on(name, torch_backend):
         epsilons_in(kind, dtype)
 
 
@@ -333,7 +332,7 @@ def test_nan_in_a_pair_reaches_the_loss_and_every_weight(activation, layout, nam
 
 @pytest.mark.usefixtures("target")
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "TILE", {"cpu": 40, "cuda": 40})
+    monkeypatch.setattr(torch_backend, "TILE", {"cpu": 40, "cuda": 40})
     for kind in ("inner", "mlp"):
         for layout in ("full", "lengths", "jagged"):
             case = make(kind, batch=7, steps=6, several=2, normalizer="row")
@@ -390,7 +389,7 @@ def test_any_shape(
         normalizer=normalizer, seed=seed,
     )  # fmt: skip
     valid = raggedness(layout, batch, steps)
-    with unit_on(target, cell):
+    with unit_on(target, torch_backend):
         compare(case, layout, valid, torch.float64, "hypothesis")
 
 

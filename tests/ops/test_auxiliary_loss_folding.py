@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dien_kernels.ops._compiled import refuses_cpu
 from torch import Tensor
 
 from dien_kernels import auxiliary_loss, use_backend
+from dien_kernels.ops._cpu import refuses_cpu
 from dien_kernels.ops._dispatch import Call
 from tests.cases import ISAS, running_on, target_params
 

@@ -86,7 +86,7 @@ CASES = [
 
 
 def test_cuda_is_among_the_backends() -> None:
-    """Where nvcc is there to build it: refused, its cells would be missing from the grid without a word."""
+    """Where nvcc is there to build it: refused, its combinations would be missing from the grid without a word."""
     if shutil.which("nvcc") is not None:
         assert refusal(Call("recurrence", "cuda", torch.float32, 64, 64, backward=True), "cuda") is None
 
@@ -94,8 +94,8 @@ def test_cuda_is_among_the_backends() -> None:
 @pytest.mark.parametrize(
     "case, backend", [(c, b) for c in CASES for b in takers("recurrence", c.dtype, c.H, c.reset)], ids=str
 )
-def test_recurrence(case: Case, backend: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", backend, case.kind, case.dtype)
+def test_recurrence(case: Case, backend: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", backend, case.kind, case.dtype)
     inputs = on_device(make(case))
     result = result_of(call(case, inputs, backend), inputs, inputs.leaves)
     assert_matches(case, type(result)({name: tensor.cpu() for name, tensor in result}))
@@ -109,17 +109,21 @@ ATTENTION = [
 
 
 @pytest.mark.parametrize(
-    "dtype, cell, backend",
+    "dtype, combination, backend",
     [
-        (dtype, cell, backend)
-        for dtype, cell in product((*DTYPES, torch.float16), ATTENTION)
-        for backend in takers("attention_scores", dtype, cell[1], cell[0], WIDTHS if cell[0] == "din" else ())
+        (dtype, combination, backend)
+        for dtype, combination in product((*DTYPES, torch.float16), ATTENTION)
+        for backend in takers(
+            "attention_scores", dtype, combination[1], combination[0], WIDTHS if combination[0] == "din" else ()
+        )
     ],
     ids=str,
 )
-def test_attention(dtype: torch.dtype, cell: tuple, backend: str, record_cell: Callable[..., None]) -> None:
-    kind, hidden, layout, shared, normalize = cell
-    record_cell("attention_scores", backend, kind, dtype)
+def test_attention(
+    dtype: torch.dtype, combination: tuple, backend: str, record_combination: Callable[..., None]
+) -> None:
+    kind, hidden, layout, shared, normalize = combination
+    record_combination("attention_scores", backend, kind, dtype)
     histories = 4 if shared else None
     case = make_attention(
         kind, 6, 70, hidden, sizes=WIDTHS, histories=histories, normalize=normalize, scale=hidden**-0.5

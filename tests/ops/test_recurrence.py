@@ -32,16 +32,16 @@ FORMS = [
 ]
 
 
-def check(case: Case, target: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", target, case.kind, case.dtype)
+def check(case: Case, target: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
 
 
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("case", FORMS, ids=str)
-def test_matches_reference(case: Case, target: str, record_cell: Callable[..., None]) -> None:
-    check(case, target, record_cell)
+def test_matches_reference(case: Case, target: str, record_combination: Callable[..., None]) -> None:
+    check(case, target, record_combination)
 
 
 # Around the widths of the vectors (4, 8, 16), the row blocks (8, 16, 32) and the smallest of everything.
@@ -74,8 +74,8 @@ def at_a_size(case: Case) -> object:
     ],
     ids=str,
 )
-def test_matches_reference_at_every_size(case: Case, target: str, record_cell: Callable[..., None]) -> None:
-    check(case, target, record_cell)
+def test_matches_reference_at_every_size(case: Case, target: str, record_combination: Callable[..., None]) -> None:
+    check(case, target, record_combination)
 
 
 @pytest.mark.without("triton")  # the path for few steps is the CPU kernels' own
@@ -83,10 +83,10 @@ def test_matches_reference_at_every_size(case: Case, target: str, record_cell: C
 @pytest.mark.parametrize("reset", ["after", "before"])
 @pytest.mark.parametrize("kind, dtype", list(product(KINDS, DTYPES)))
 def test_inference_of_few_steps_matches_reference(
-    kind: str, dtype: torch.dtype, reset: str, target: str, record_cell: Callable[..., None]
+    kind: str, dtype: torch.dtype, reset: str, target: str, record_combination: Callable[..., None]
 ) -> None:
     """Up to four steps in all run on weights that are not packed: around that number, and around vectors' widths."""
-    record_cell("recurrence", target, kind, dtype)
+    record_combination("recurrence", target, kind, dtype)
     sizes = [(1, 1, 1, 1), (1, 1, 36, 37), (1, 4, 7, 5), (1, 5, 7, 5), (2, 2, 17, 16), (4, 1, 3, 8), (3, 3, 9, 33)]
     for n, (b, t, i, h) in enumerate(sizes):
         for ragged, bias, update in (
@@ -118,9 +118,9 @@ def test_inference_of_few_steps_matches_reference(
     ],
     ids=str,
 )
-def test_matches_reference_with_kept_gates(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+def test_matches_reference_with_kept_gates(case: Case, target: str, record_combination: Callable[..., None]) -> None:
     with use_gates("keep"):
-        check(case, target, record_cell)
+        check(case, target, record_combination)
 
 
 @pytest.mark.parametrize("target", target_params())
@@ -139,6 +139,6 @@ def test_matches_reference_with_kept_gates(case: Case, target: str, record_cell:
     ids=str,
 )
 def test_matches_reference_on_any_strides_and_without_some_inputs(
-    case: Case, target: str, record_cell: Callable[..., None]
+    case: Case, target: str, record_combination: Callable[..., None]
 ) -> None:
-    check(case, target, record_cell)
+    check(case, target, record_combination)

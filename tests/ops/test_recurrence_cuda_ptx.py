@@ -141,8 +141,8 @@ def simulator() -> None:
     [(torch.bfloat16, 40, "sixteens"), (torch.bfloat16, 40, "mixed"), (torch.bfloat16, 40, "eights"),
      (torch.bfloat16, 40, "fused_mixed"), (torch.float32, 8, "sixteens"), (torch.float32, 8, "mixed")],
 )  # fmt: skip
-def test_small_instances(dtype: torch.dtype, padded: int, mode: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+def test_small_instances(dtype: torch.dtype, padded: int, mode: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", "cuda-ptxsim", "all", dtype)
     check_instance(dtype, padded, mode)
 
 
@@ -154,8 +154,8 @@ def instances() -> list[tuple[torch.dtype, int, str]]:
 
 @pytest.mark.ptx
 @pytest.mark.parametrize(("dtype", "padded", "mode"), instances(), ids=lambda v: SHORT.get(v, str(v)))
-def test_every_instance(dtype: torch.dtype, padded: int, mode: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+def test_every_instance(dtype: torch.dtype, padded: int, mode: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", "cuda-ptxsim", "all", dtype)
     assert missing() is None, missing()
     check_instance(dtype, padded, mode)
 
@@ -163,8 +163,8 @@ def test_every_instance(dtype: torch.dtype, padded: int, mode: str, record_cell:
 @pytest.mark.ptx
 @pytest.mark.parametrize("hidden", [size for size, other in HIDDEN.items() if size != other and size <= 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
-def test_sizes_without_padding(dtype: torch.dtype, hidden: int, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", "cuda-ptxsim", "all", dtype)
+def test_sizes_without_padding(dtype: torch.dtype, hidden: int, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", "cuda-ptxsim", "all", dtype)
     assert missing() is None, missing()
     check_instance(dtype, hidden, "sixteens", hidden)
 

@@ -63,8 +63,8 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("target", target_params())
 @pytest.mark.parametrize("case", LAYOUTS, ids=str)
-def test_matches_reference(case: Case, target: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", target, case.kind, case.dtype)
+def test_matches_reference(case: Case, target: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
 
@@ -86,9 +86,9 @@ def test_matches_reference(case: Case, target: str, record_cell: Callable[..., N
     ],
     ids=str,
 )
-def test_carry(case: Case, target: str, record_cell: Callable[..., None]) -> None:
+def test_carry(case: Case, target: str, record_combination: Callable[..., None]) -> None:
     """Past a row's length, and in a mask's holes, the state is repeated; gradients flow back through it."""
-    record_cell("recurrence", target, case.kind, case.dtype)
+    record_combination("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
 

@@ -1,4 +1,4 @@
-"""The ops as citizens of PyTorch: gradcheck, opcheck, compile, export, autocast, func, inference mode."""
+"""The recurrences with the features of PyTorch: gradcheck, opcheck, compile, export, autocast, func, inference mode."""
 
 from __future__ import annotations
 

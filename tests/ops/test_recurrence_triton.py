@@ -99,8 +99,8 @@ INTERPRETED_CASES = [
 @in_the_interpreter
 @pytest.mark.parametrize("target", ["triton"])
 @pytest.mark.parametrize("case", INTERPRETED_CASES, ids=str)
-def test_matches_reference(case: Case, target: str, record_cell: Callable[..., None]) -> None:
-    record_cell("recurrence", target, case.kind, case.dtype)
+def test_matches_reference(case: Case, target: str, record_combination: Callable[..., None]) -> None:
+    record_combination("recurrence", target, case.kind, case.dtype)
     with running_on(target, case) as backend:
         assert_matches(case, actual(case, backend))
 
@@ -130,7 +130,7 @@ def test_any_shape(target: str) -> None:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any cell of the grid at any small size; masks and jagged batches have no reverse and no other major axis."""
+    """Any combination of the grid at any small size. Masks and jagged batches have no reverse and no time-major."""
     ragged = draw(st.sampled_from(["full", "lengths", "mask", "left", "jagged", "empty"]))
     plain = ragged in ("full", "lengths", "empty")
     kind = draw(st.sampled_from(KINDS))
