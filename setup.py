@@ -1,6 +1,6 @@
 """Builds ``dien_kernels/_C.so``: one shared library without Python symbols, on torch's stable ABI.
 
-Variables: docs/env.md. Objects in ``build/native`` serve until command, compiler, torch or a file of theirs changes.
+Variables: docs/env.md. Object files in build/native are reused until command, compiler, torch or a source changes.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ JOBS = int(os.environ.get("DIEN_KERNELS_JOBS") or os.cpu_count() or 1)
 SANITIZE = [f"-fsanitize={s}" for s in [os.environ.get("DIEN_KERNELS_SANITIZE")] if s]
 CUDA_ARCHS = (os.environ.get("DIEN_KERNELS_CUDA_ARCHS") or "80 86 89 90 100 120").split()
 CUDA_PTX = min(CUDA_ARCHS, key=lambda arch: int(arch.rstrip("af")))
-# One PTX for all: the kernels use nothing newer. It is made once, and stays inside for devices newer than all.
+# The PTX of the oldest architecture serves all, as the kernels use nothing newer; it is kept for devices not listed.
 GENCODE = f"-gencode=arch=compute_{CUDA_PTX},code=[{','.join(f'sm_{arch}' for arch in CUDA_ARCHS)},compute_{CUDA_PTX}]"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ABI_TARGET = "2.10"  # the oldest torch the library loads in: the first stable ABI with parallel_for
 
 # No -march=native: the instruction set is chosen at run time. No -ffast-math: NaN must stay NaN.
 CXXFLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
-CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]  # wide lanes never cross a call
+CXXFLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]  # no wide vector is passed to a call
 CXXFLAGS += [] if X86 else ["-DDIEN_NO_X86"]
 CXXFLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else []
 ISA_FLAGS = {  # by the suffix of a file's name; any other file is compiled for the baseline
@@ -57,7 +57,7 @@ def compiler():
 
 
 def plan():
-    """The backends to build, and why there is none when there is none."""
+    """The list of backends to build, and the reason if it is empty."""
     if MODE not in ("auto", "cpu", "cuda", "none"):
         fail(f"DIEN_KERNELS_BUILD must be auto, cpu, cuda or none, not {MODE!r}")
     if MODE == "none":
@@ -73,7 +73,7 @@ def plan():
 
 
 def run(command, what):
-    """Run a command and show its output in one piece, as several run in parallel."""
+    """Run a command. Its output is shown when it ends, so that the outputs of parallel commands do not mix."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", file=sys.stderr, flush=True)
     if done.returncode:
@@ -81,7 +81,7 @@ def run(command, what):
 
 
 def compile_object(source, command, *versions):
-    """The object of one source, compiled unless it is newer than all files in its depfile (a backslash joins lines)."""
+    """Compile one source, unless its object is newer than all files in its depfile (where a backslash joins lines)."""
     key = hashlib.sha256(repr((command, versions)).encode()).hexdigest()[:12]
     target = ROOT / "build/native" / key / f"{source.stem}.o"
     depfile, fresh = target.with_suffix(".d"), target.with_suffix(f".{os.getpid()}.o")
@@ -92,21 +92,21 @@ def compile_object(source, command, *versions):
     target.parent.mkdir(parents=True, exist_ok=True)
     name, started = source.relative_to(ROOT), time.time_ns()
     run([*command, "-MMD", "-MF", depfile, "-c", name, "-o", fresh], f"compiling {name}")
-    os.utime(fresh, ns=(started, started))  # so that an edit made meanwhile counts as newer
+    os.utime(fresh, ns=(started, started))  # so that an edit during the compilation counts as newer
     return fresh.replace(target)
 
 
 def build_native(out, backends):
-    """Compile and link ``_C.so`` into the folder ``out``; returns the facts about it."""
+    """Compile and link ``_C.so`` into the folder ``out``; returns what ``_build.json`` says about it."""
     spec = importlib.util.find_spec("torch") or fail("torch, whose headers the build needs, is not installed")
     torch, torch_version, cxx = Path(spec.origin).parent, importlib.metadata.version("torch"), compiler()
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
-    # Paths of this machine stay out of the library, so that equal sources give equal bytes.
+    # The library contains no paths of the machine, so that equal sources give equal bytes.
     common = [*cxx, *CXXFLAGS, f"-ffile-prefix-map={torch}=torch", f"-ffile-prefix-map={ROOT}=."]
     torch_flags = [*TORCH_FLAGS, f"-isystem{torch}/include", *["-DDIEN_WITH_CUDA"] * ("cuda" in backends)]
     linker, libraries, jobs, isas = cxx, [*LINK, *SANITIZE, f"-L{torch}/lib"], [], {"portable": []}
     if "cuda" in backends:
-        linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # links too: it knows where the static cudart is
+        linker = ["nvcc", "-ccbin", cxx[-1], "-std=c++20"]  # it also links, as it knows where the static cudart is
         libraries = [word.replace("-Wl,", "-Xlinker=") for word in libraries]
         nvcc = [*linker, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", GENCODE]
         nvcc_version = subprocess.getoutput("nvcc --version")
@@ -119,11 +119,11 @@ def build_native(out, backends):
     jobs += [(source, common + torch_flags) for source in sorted(ROOT.glob("csrc/torch/*.cpp"))]
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda job: compile_object(*job, version, torch_version), jobs))
-    fresh = out / f"_C.{os.getpid()}.so"  # moved into place, as a process may be running the old one
+    fresh = out / f"_C.{os.getpid()}.so"  # moved into place, because a process may be using the old one
     run([*linker, *objects, *libraries, "-o", fresh], "linking _C.so")
     fresh.replace(out / "_C.so")
-    facts = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS, "torch": torch_version}
-    return facts | ({"cuda_archs": CUDA_ARCHS, "cuda_ptx": CUDA_PTX} if "cuda" in backends else {})
+    info = {"isas": isas, "compiler": version, "flags": CXXFLAGS, "torch_flags": TORCH_FLAGS, "torch": torch_version}
+    return info | ({"cuda_archs": CUDA_ARCHS, "cuda_ptx": CUDA_PTX} if "cuda" in backends else {})
 
 
 class BuildNative(build_ext):
@@ -133,11 +133,11 @@ class BuildNative(build_ext):
         out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "dien_kernels"
         out.mkdir(parents=True, exist_ok=True)
         backends, absent = plan()
-        facts = {"mode": MODE, "backends": backends, "absent": absent, "abi_target": ABI_TARGET}
-        facts |= build_native(out, backends) if backends else {}
+        info = {"mode": MODE, "backends": backends, "absent": absent, "abi_target": ABI_TARGET}
+        info |= build_native(out, backends) if backends else {}
         if absent:
             (out / "_C.so").unlink(missing_ok=True)
-        (out / "_build.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        (out / "_build.json").write_text(json.dumps(info, indent=1, sort_keys=True) + "\n")
 
 
 class PlatformWheel(bdist_wheel):

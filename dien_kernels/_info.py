@@ -59,7 +59,7 @@ def _triton() -> str:
 
 
 def _library() -> list[tuple[str, str]]:
-    facts = _native.build_facts()
+    info = _native.build_info()
     pairs = [("loaded", "yes" if _native.available() else f"no: {_native.reason()}")]
     if _native.available():
         isa = _native.cpu_isa()
@@ -68,7 +68,7 @@ def _library() -> list[tuple[str, str]]:
         elif not _native.cpu_isa_timed():
             isa += " (tested, also on an emulated processor; never timed)"
         pairs.append(("instruction set", isa))
-    for key, value in facts.items():
+    for key, value in info.items():
         if key == "isas":
             value = [" ".join((isa, *flags)) for isa, flags in value.items()]
             pairs.append(("compiled for", "; ".join(value)))

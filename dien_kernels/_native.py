@@ -1,6 +1,6 @@
-"""Finds and loads the shared library, or keeps the reason why there is none.
+"""Finds and loads the shared library, or remembers the reason why it is not loaded.
 
-Room card. Lives here: the path of ``_C.so``, the facts of its build, why it is absent. May import: torch.
+Room card. Lives here: the path of ``_C.so``, how it was built, why it is absent. May import: torch.
 Must not be here: schemas, building, anything that touches a GPU. Nothing here raises.
 """
 
@@ -19,17 +19,17 @@ TIMED_ISAS = ("portable", "avx2", "avx2x2")
 
 _HERE = Path(__file__).resolve().parent
 _reason: str | None = "load() was not called"
-_facts: dict[str, Any] = {}
+_build_info: dict[str, Any] = {}
 
 
 def load() -> None:
-    """Load the library once; the ops it implements must be defined before. On failure keep the reason."""
-    global _reason, _facts
+    """Load the library once, after the ops that it implements were defined. If that fails, remember the reason."""
+    global _reason, _build_info
     if _reason is None:
         return
     override = os.environ.get("DIEN_KERNELS_LIB")
     library = Path(override) if override else _HERE / "_C.so"
-    _facts = _read_facts(library.with_name("_build.json"))
+    _build_info = _read_build_info(library.with_name("_build.json"))
     _reason = _try_load(library, f"DIEN_KERNELS_LIB={override}" if override else None)
 
 
@@ -43,9 +43,9 @@ def reason() -> str | None:
     return _reason
 
 
-def build_facts() -> dict[str, Any]:
+def build_info() -> dict[str, Any]:
     """What the build wrote beside the library (compiler, flags, backends ...); empty without a build."""
-    return dict(_facts)
+    return dict(_build_info)
 
 
 def cpu_isa() -> str | None:
@@ -73,22 +73,22 @@ def cpu_isa_timed() -> bool:
     return cpu_isa() in TIMED_ISAS
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_build_info(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text())
+        info = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return info if isinstance(info, dict) else {}
 
 
 def _try_load(library: Path, asked: str | None) -> str | None:
     if not library.is_file():
         if asked is not None:
             return f"{asked}: there is no such file"
-        return _facts.get("absent") or (
+        return _build_info.get("absent") or (
             "no _C.so beside the package: run `make build` or `pip install . --no-build-isolation`"
         )
-    target, built = _facts.get("abi_target", "unknown"), _facts.get("torch", "unknown")
+    target, built = _build_info.get("abi_target", "unknown"), _build_info.get("torch", "unknown")
     if _release(torch.__version__) < _release(target):
         return f"built for the ABI of torch {target} and newer, this is torch {torch.__version__}"
     try:
@@ -103,6 +103,6 @@ def _try_load(library: Path, asked: str | None) -> str | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(major, minor) of a version; () where there is none, which is below every other."""
+    """(major, minor) of a version, or () for a text that is no version; () is less than every version."""
     numbers = version.split(".")[:2]
     return tuple(map(int, numbers)) if all(n.isdigit() for n in numbers) else ()

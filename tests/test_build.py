@@ -26,7 +26,7 @@ def tool(*command: str) -> str:
     """The output of a binutils program on the library; skips where one of them is absent."""
     if not _native.available():
         pytest.skip(f"native code is absent: {_native.reason()}")
-    if any("-fsanitize" in flag for flag in _native.build_facts().get("flags", [])):
+    if any("-fsanitize" in flag for flag in _native.build_info().get("flags", [])):
         pytest.skip("the sanitizers' library is not the one that is shipped")
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
@@ -62,7 +62,7 @@ def test_baseline_has_no_wide_registers() -> None:
 @pytest.mark.native
 def test_disassembly_shows_the_wide_paths() -> None:
     """The test above sees something: where AVX-512 was compiled, its namespace uses its registers."""
-    if "avx512" not in _native.build_facts().get("isas", {}):
+    if "avx512" not in _native.build_info().get("isas", {}):
         pytest.skip("this machine's build has no AVX-512 path")
     assert re.search(r"%zmm\d", tool("objdump", "-d", "--no-show-raw-insn"))
 

@@ -1,4 +1,4 @@
-"""The dispatcher takes facts, so invented ones test it: no GPU, no library, no tensors."""
+"""The dispatcher looks at a ``Call`` only, so that invented calls test it without a GPU, a library or tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "facts, expected",
+    "given, expected",
     [
         (call(), "cpu"),
         (call("cuda"), "cuda"),
@@ -39,8 +39,8 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
         (call("xpu"), "torch"),
     ],
 )
-def test_auto_takes_the_first_that_does_not_refuse(facts: Call, expected: str) -> None:
-    assert select(facts, "auto") == expected
+def test_auto_takes_the_first_that_does_not_refuse(given: Call, expected: str) -> None:
+    assert select(given, "auto") == expected
 
 
 def test_auto_without_any_other_cell_is_plain_torch() -> None:

@@ -44,7 +44,7 @@ except RuntimeError as error:
     assert lines == [f"False DIEN_KERNELS_LIB={missing}: there is no such file", "(1, 2, 4)", "True"]
 
 
-def test_reason_comes_from_the_build_facts(tmp_path: Path) -> None:
+def test_reason_comes_from_what_the_build_wrote(tmp_path: Path) -> None:
     """A package installed without native code says so."""
     (tmp_path / "_build.json").write_text(json.dumps({"absent": "built with DIEN_KERNELS_BUILD=none"}))
     code = f"""

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def facts(**other: object) -> Call:
+def a_call(**other: object) -> Call:
     whole = Call("attention_scores", "cuda", torch.float32, 64, 64, "din", (80, 40))
     return whole._replace(**other)  # type: ignore[arg-type]
 
@@ -53,7 +53,7 @@ def facts(**other: object) -> Call:
 )
 def test_refuses(other: dict[str, object], words: str) -> None:
     pytest.importorskip("triton")
-    assert words in str(triton_launch.refuses(facts(**other)))
+    assert words in str(triton_launch.refuses(a_call(**other)))
 
 
 def test_starts_that_nobody_checked_stay_inside_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_starts_that_nobody_checked_stay_inside_the_scores(monkeypatch: pytest.M
 @compiled
 def test_takes() -> None:
     pytest.importorskip("triton")
-    assert triton_launch.refuses(facts(hidden_size=256, widths=())) is None
+    assert triton_launch.refuses(a_call(hidden_size=256, widths=())) is None
     for widths in ((1000,), (1000, 128)):
-        assert triton_launch.refuses(facts(hidden_size=128, widths=widths)) is None
+        assert triton_launch.refuses(a_call(hidden_size=128, widths=widths)) is None
 
 
 @pytest.mark.parametrize("hidden", [1, 16, 17, 36, 64, 65, 128, 129, 256])

@@ -307,34 +307,34 @@ def test_the_numbers_of_a_launch_are_those_that_the_library_reads() -> None:
     assert tuple(", ".join(declared).split(", ")) == cuda_launch.Numbers._fields
 
 
-def facts(**other: object) -> Call:
+def a_call(**other: object) -> Call:
     return Call("recurrence", "cuda", torch.float32, 64, 64)._replace(**other)  # type: ignore[arg-type]
 
 
 def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
-    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    monkeypatch.setattr("dien_kernels._native.build_info", lambda: {"cuda_archs": ["80"]})
     refuses = cuda_launch.refuses
-    assert refuses(facts()) is None
-    assert refuses(facts(dtype=torch.bfloat16, hidden_size=128)) is None
-    assert refuses(facts(dtype=torch.float16, hidden_size=64, backward=True)) is None
-    assert "float64" in str(refuses(facts(dtype=torch.float64)))
-    assert "the tensors are on cpu" in str(refuses(facts(device="cpu")))
-    assert refuses(facts(hidden_size=128, backward=True)) is None
-    assert "hidden=129 is above the 128 that the kernels" in str(refuses(facts(hidden_size=129)))
+    assert refuses(a_call()) is None
+    assert refuses(a_call(dtype=torch.bfloat16, hidden_size=128)) is None
+    assert refuses(a_call(dtype=torch.float16, hidden_size=64, backward=True)) is None
+    assert "float64" in str(refuses(a_call(dtype=torch.float64)))
+    assert "the tensors are on cpu" in str(refuses(a_call(device="cpu")))
+    assert refuses(a_call(hidden_size=128, backward=True)) is None
+    assert "hidden=129 is above the 128 that the kernels" in str(refuses(a_call(hidden_size=129)))
 
 
 def test_refuses_devices_that_are_too_old_or_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
-    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["90", "80", "100"]})
+    monkeypatch.setattr("dien_kernels._native.build_info", lambda: {"cuda_archs": ["90", "80", "100"]})
     device = cuda_launch.Device("Some GPU", 75, 65_536)
     monkeypatch.setattr(cuda_launch, "visible_devices", lambda: (device,))
-    assert cuda_launch.refuses(facts()) == "Some GPU is sm_75, and the native library was built for sm_80 and newer"
+    assert cuda_launch.refuses(a_call()) == "Some GPU is sm_75, and the native library was built for sm_80 and newer"
     device = cuda_launch.Device("Other GPU", 86, 101_376)
     for dtype, hidden in ((torch.bfloat16, 112), (torch.float32, 128), (torch.float32, 64)):
-        assert cuda_launch.refuses(facts(dtype=dtype, hidden_size=hidden, backward=True)) is None
-    assert cuda_launch.refuses(facts(dtype=torch.float16, hidden_size=128)) is None
-    reason = str(cuda_launch.refuses(facts(dtype=torch.float16, hidden_size=113, backward=True)))
+        assert cuda_launch.refuses(a_call(dtype=dtype, hidden_size=hidden, backward=True)) is None
+    assert cuda_launch.refuses(a_call(dtype=torch.float16, hidden_size=128)) is None
+    reason = str(cuda_launch.refuses(a_call(dtype=torch.float16, hidden_size=113, backward=True)))
     assert (
         reason == "the backward of hidden=113 takes 129344 bytes of shared memory for a block, and Other GPU has 101376"
     )
@@ -343,7 +343,7 @@ def test_refuses_devices_that_are_too_old_or_too_small(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_devices_are_looked_at_in_a_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
-    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    monkeypatch.setattr("dien_kernels._native.build_info", lambda: {"cuda_archs": ["80"]})
     looked = []
     monkeypatch.setattr(cuda_launch, "_look_at_devices", lambda: looked.append(1) or ())
 
@@ -358,18 +358,18 @@ def test_devices_are_looked_at_in_a_compiled_function(monkeypatch: pytest.Monkey
 
 def test_refuses_without_cuda_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
-    monkeypatch.setattr("dien_kernels._native.build_facts", dict)
-    assert "built without CUDA" in str(cuda_launch.refuses(facts()))
+    monkeypatch.setattr("dien_kernels._native.build_info", dict)
+    assert "built without CUDA" in str(cuda_launch.refuses(a_call()))
 
 
 def test_refuses_a_driver_older_than_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dien_kernels._native.available", lambda: True)
-    monkeypatch.setattr("dien_kernels._native.build_facts", lambda: {"cuda_archs": ["80"]})
+    monkeypatch.setattr("dien_kernels._native.build_info", lambda: {"cuda_archs": ["80"]})
     versions = {"_cuda_driver_version": 12080, "_cuda_runtime_version": 13000}
     monkeypatch.setattr(cuda_launch, "raw", lambda name: lambda: versions[name])
     monkeypatch.setattr(cuda_launch, "_older_driver", None)
     cuda_launch.look_at_driver()
-    reason = str(cuda_launch.refuses(facts()))
+    reason = str(cuda_launch.refuses(a_call()))
     assert "13.0" in reason
     assert "12.8" in reason
 

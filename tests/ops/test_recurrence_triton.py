@@ -35,24 +35,24 @@ from tests.triton_launches import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def facts(**other: object) -> Call:
+def a_call(**other: object) -> Call:
     return Call("recurrence", "cuda", torch.float32, 64, 64)._replace(**other)  # type: ignore[arg-type]
 
 
 @compiled
 def test_refuses() -> None:
     pytest.importorskip("triton")
-    assert triton_launch.refuses(facts()) is None
-    assert triton_launch.refuses(facts(hidden_size=256, input_size=1000, dtype=torch.float16)) is None
-    assert "hidden=257 is above the 256" in str(triton_launch.refuses(facts(hidden_size=257)))
-    assert "float64" in str(triton_launch.refuses(facts(dtype=torch.float64)))
-    assert "the tensors are on cpu" in str(triton_launch.refuses(facts(device="cpu")))
+    assert triton_launch.refuses(a_call()) is None
+    assert triton_launch.refuses(a_call(hidden_size=256, input_size=1000, dtype=torch.float16)) is None
+    assert "hidden=257 is above the 256" in str(triton_launch.refuses(a_call(hidden_size=257)))
+    assert "float64" in str(triton_launch.refuses(a_call(dtype=torch.float64)))
+    assert "the tensors are on cpu" in str(triton_launch.refuses(a_call(device="cpu")))
 
 
 @compiled
 def test_refuses_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_triton, "ABSENT", True)
-    assert "triton is not installed" in str(triton_launch.refuses(facts()))
+    assert "triton is not installed" in str(triton_launch.refuses(a_call()))
 
 
 @pytest.mark.parametrize("shared_memory", [0, 101_376, 166_912, 232_448])

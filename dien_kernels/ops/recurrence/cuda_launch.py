@@ -75,7 +75,7 @@ _older_driver: str | None = None  # read once for the process, because Dynamo tr
 def look_at_driver() -> None:
     """Once the library is loaded: find out whether the driver is too old for the CUDA toolkit of the build."""
     global _older_driver
-    if not _native.available() or not _native.build_facts().get("cuda_archs"):
+    if not _native.available() or not _native.build_info().get("cuda_archs"):
         return
     driver, runtime = raw("_cuda_driver_version")(), raw("_cuda_runtime_version")()
     if 0 < driver < runtime:
@@ -118,7 +118,7 @@ def _version(number: int) -> str:
 def refuses(call: Call) -> str | None:
     if not _native.available():
         return f"native code is absent: {_native.reason()}"
-    archs = _native.build_facts().get("cuda_archs")
+    archs = _native.build_info().get("cuda_archs")
     if not archs:
         return "the native library was built without CUDA (DIEN_KERNELS_BUILD=cuda, with nvcc on PATH)"
     if call.device != "cuda":
