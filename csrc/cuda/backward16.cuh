@@ -1,10 +1,10 @@
-// The backward on tiles of 16 rows: steps from the last to the first, with the gates computed once more from the states.
-// Equation numbers are those of docs/math.md.
+// The backward on tiles of 16 rows. It goes from the last step to the first and computes the gates again from the
+// states. Equation numbers are those of docs/math.md.
 //
-// A step's gates depend on no gradient, so what runs from step to step is short: elementwise, to shared memory, a barrier,
-// the product with W_hh^T. With the reset before the product there are two barriers, and the next step's r and q are
-// computed between them. What is left to products over all steps (dx, dW) is written as it comes: see `Backward` in
-// params.h.
+// The gates of a step do not depend on gradients. So the chain of dependent work from step to step is short:
+// elementwise operations, a write to shared memory, a barrier, and the product with W_hh^T. With the reset before the
+// product there are two barriers, and r and q of the next step are computed between them. The gate gradients are
+// written to memory, and the host computes dx and dW from them by products over all steps: see `Backward` in params.h.
 #pragma once
 #include "backward_weights.cuh"
 
@@ -15,10 +15,11 @@ struct Backward16 : Tile16<S, Padded> {
   using Tile = Tile16<S, Padded>;
   using Tile::group, Tile::lane, Tile::warp, Tile::place, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair, typename Tile::Operand;
-  static constexpr bool kLarge = Padded > 64;  // a thread has 128 registers: no weights, one step's inputs ahead
-  // Of what the reset after the product exchanges: with two, a step has one barrier. Float32's are too large for two.
+  static constexpr bool kLarge = Padded > 64;  // 128 registers a thread: no room for weights
+  // Buffers for what threads exchange with the reset after the product. With two of them a step has one barrier; those
+  // of float32 are too large for two.
   static constexpr int kBuffers = S::kParts == 1 && !kLarge ? 2 : 1;
-  static constexpr int kDepth = kLarge ? 1 : 2;  // steps whose inputs are on their way
+  static constexpr int kDepth = kLarge ? 1 : 2;  // steps whose inputs are being loaded
   static constexpr int kWarps = Padded / 8;
 
   struct Shared {
@@ -32,7 +33,7 @@ struct Backward16 : Tile16<S, Padded> {
   // A thread's part of a step's inputs.
   struct Ahead {
     float2 gate[2][3];
-    Pair h[2], dy[2];  // h before the step before it: shared memory has it early
+    Pair h[2], dy[2];  // h of one step earlier, as shared memory gets it one step ahead
     float attention[2];
   };
 
@@ -41,19 +42,20 @@ struct Backward16 : Tile16<S, Padded> {
   BackwardWeights<S, Padded> weights;
   float dh[4] = {0, 0, 0, 0}, h0[4];
   float d_bias[4][2] = {};  // r, u, n, gh_n
-  // Flat rows are counted in 32 bits: of as many as those cannot count no device has the memory. A row's step `t` is
-  // start + t * stride; one without steps has last = -1, and starts where that gives 0.
+  // Flat rows are counted in 32 bits; the host refuses more. A row's step `t` is start + t * stride. A row without
+  // steps has last = -1 and a start for which that step is 0.
   int last[2], longest = 0;
   int x_start[2], y_start[2], attention_start[2];
   int x_stride, y_stride, attention_stride;
-  // The thread's two units in row 0, and from row to row in bytes; what is not there is `kNothing`, for every row.
+  // Addresses of the thread's two units in row 0, and the bytes from row to row. An absent tensor is `kNothing` in all
+  // rows.
   const unsigned char *projection, *attention, *y, *dy;
   unsigned char *gates, *states;
   int y_width, dy_width;
   Pair h[2];  // before the step
   Ahead ahead[kDepth];
 
-  // Beside the static shared memory of the small sizes.
+  // The dynamic shared memory; small sizes have only static memory.
   static constexpr int kDynamic = BackwardWeights<S, Padded>::kBytes + (kLarge ? int(sizeof(Shared)) : 0);
   __device__ __forceinline__ static Shared& memory() {
     if constexpr (kLarge) {
@@ -66,7 +68,7 @@ struct Backward16 : Tile16<S, Padded> {
 
   __device__ __forceinline__ explicit Backward16(const Backward& params)
       : Tile(params.in), p(params), shared(memory()), weights(*this, params.fragments) {
-    clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
+    clear(shared);  // its barrier also separates the loads of weights, which take many registers, from the rest
     Tile::share_biases(shared.bias);
     const Strides strides = strides_of(in.rows);
     const bool inside = unit < in.cell.hidden;
@@ -103,7 +105,7 @@ struct Backward16 : Tile16<S, Padded> {
     return static_cast<const unsigned char*>(exist ? rows : kNothing);
   }
 
-  // In one instruction; the compiler would take the sum apart.
+  // One multiply-add instruction; the compiler would split it into several.
   template <class T>
   __device__ __forceinline__ static T* at(T* rows, int row, int width) {
     T* result;
@@ -112,15 +114,15 @@ struct Backward16 : Tile16<S, Padded> {
     return result;
   }
 
-  // The state before step `t`, but for the first one's, which is h0.
+  // The state before step `t`, except for the first step, where it is h0.
   __device__ __forceinline__ void fetch_state(Pair (&to)[2], int t) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       to[i] = *reinterpret_cast<const Pair*>(at(y, y_start[i] + min(max(t - 1, 0), last[i]) * y_stride, y_width));
   }
 
-  // Step `t`, from the last to the first. A row's is its last step until `t` is there, and its first one afterwards;
-  // what that brings is not used.
+  // Load the inputs of step `t`. A row that is shorter loads its last step until `t` reaches it, and past its first
+  // step it loads the first again; those values are not used.
   __device__ __forceinline__ void fetch(Ahead& to, int t) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -152,13 +154,13 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // This step's inputs are used: those of the step `kDepth` before it, and the state before the next one.
+  // Once this step's inputs are used: load those of the step `kDepth` before it, and the state before the next step.
   __device__ __forceinline__ void advance(Ahead& now, int t) {
     h[0] = now.h[0], h[1] = now.h[1];
     fetch(now, t - kDepth);
   }
 
-  // The unscaled projection, and what stands before the products with W_hh, for `Count` gates from `First` on.
+  // The unscaled projection, and the start values of the products with W_hh, for `Count` gates from `First` on.
   template <bool Scale, int First, int Count>
   __device__ __forceinline__ void start(float (&c)[3][4], float (&x)[3][4], const Ahead& now) const {
 #pragma unroll
@@ -204,7 +206,7 @@ struct Backward16 : Tile16<S, Padded> {
     for (int e = 0; e < 4; ++e) d_bias[gate][e & 1] += v[e];
   }
 
-  // The attention's gradient: over the warp's units here, over warps once all have been here.
+  // The attention's gradient: summed over the warp's units here, and over warps after the next barrier.
   __device__ __forceinline__ void share_attention(float (&part)[16][kWarps + 1], const float (&d_a)[2]) const {
     if (!p.d_attention) return;
 #pragma unroll
@@ -227,7 +229,7 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // Of one value of the thread: (10) to (13) and the attention's part of (21); zeros where the step does not exist.
+  // (10) to (13) and the attention's part of (21), for one value of the thread; zeros where the step does not exist.
   struct Gradient {
     float an, au, stay, d_a;
   };
@@ -261,7 +263,7 @@ struct Backward16 : Tile16<S, Padded> {
       const float n = S::tanh(fmaf(r, c[2][e], x_n[e]));
       const Gradient d = gradient(e, t, before[e], u, n, now);
       an[e] = d.an, au[e] = d.au, stay[e] = d.stay;
-      ghn[e] = t <= last[e >> 1] ? d.an * r : 0.f;  // r may be NaN where no step is
+      ghn[e] = t <= last[e >> 1] ? d.an * r : 0.f;  // r may be NaN where no step exists
       ar[e] = t <= last[e >> 1] ? reset_gradient(d.an * c[2][e], r) : 0.f;
       d_a[e >> 1] += d.d_a;
       const float scaled = ar[e] * x[0][e] + au[e] * x[1][e] + an[e] * x[2][e];
@@ -328,7 +330,7 @@ struct Backward16 : Tile16<S, Padded> {
     Tile::share(shared.q, q);
   }
 
-  // The reset before the product: r, u and q of this step are there, those of the next one are left.
+  // The reset before the product. r, u and q of this step are already known; those of the next step are computed here.
   template <bool Scale>
   __device__ __forceinline__ void step_before(int t, float (&r)[4], float (&u)[4], Ahead& now, const Ahead& next,
                                               float sign) {
@@ -416,7 +418,7 @@ struct Backward16 : Tile16<S, Padded> {
         step_after<Scale>(t, buffer, now, sign);
       }
     };
-    if constexpr (kLarge || S::kParts == 2) {  // one step at a time: two in one loop would not fit registers
+    if constexpr (kLarge || S::kParts == 2) {  // two steps in one loop would not fit into registers
 #pragma unroll 1
       for (int t = longest - 1; t >= 0; --t) {
         step(t, 0, ahead[0], ahead[kDepth - 1]);
@@ -453,7 +455,8 @@ struct Backward16 : Tile16<S, Padded> {
   }
 };
 
-// One block on a multiprocessor is enough: for small ones ptxas would otherwise spill to make room for many.
+// One block for each multiprocessor is enough. Without this bound ptxas spills in small instances to make room for
+// more.
 template <class S, int Padded>
 __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, 1) backward16(const Backward p) {
   using Kernel = Backward16<S, Padded>;

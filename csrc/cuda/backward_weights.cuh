@@ -1,4 +1,4 @@
-// Where the backward has W_hh and its transpose, of which registers hold both up to 64 units (float32: up to 40).
+// Where the backward keeps W_hh and its transpose. Up to 64 units (float32: up to 40) registers hold both.
 #pragma once
 #include "tile16.cuh"
 
@@ -66,7 +66,7 @@ struct BackwardWeights<S, Padded, Home::kHalf> {
 template <class S, int Padded>
 struct BackwardWeights<S, Padded, Home::kMatrix> {
   using Tile = Tile16<S, Padded>;
-  static constexpr int kChunks = Padded * 2 / 16;  // of 16 bytes, in a row
+  static constexpr int kChunks = Padded * 2 / 16;  // pieces of 16 bytes in a row
   // Rows are 16 bytes apart more often, so that eight neighbours meet no bank conflict.
   static constexpr int kGap = kChunks % 8 == 0 ? 1 : kChunks % 4 == 0 ? 2 : 4;
   static_assert(kChunks % 2 == 0, "an even number of chunks needs a gap after each four rows at least");

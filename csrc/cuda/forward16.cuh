@@ -1,9 +1,10 @@
 // The forward on tiles of 16 rows, one barrier a step (two with the reset before the product).
 //
-// The state is float32 in registers; what the product reads is its rounded copy in shared memory, written for the next
-// step while slower warps still read this one's (two buffers).
+// The state is float32 in registers. The product reads a rounded copy of it in shared memory. There are two buffers for
+// it, so that a fast warp can write the next step's copy while slower ones still read this step's.
 //
-// A tile may have 8 rows: the products are then as long, but a warp's activations, the longer part of a step, are half.
+// A tile may have only 8 rows. The products then take as long, but the activations, the longer part of a step, take
+// half.
 #pragma once
 #include "input16.cuh"
 
@@ -15,13 +16,14 @@ struct BlockRows {
   int rows;
 };
 
-// Rows come longest first, and the longest decide when a batch ends: those of more than two thirds of its steps, about the
-// ratio of a step of 8 rows to one of 16, run in tiles of 8. Not where there are more of them than `tiles_of_8` hold: each
-// multiprocessor then has so many long rows that its throughput counts. A batch that these tiles hold runs in them alone.
+// Rows come longest first, and the longest ones decide when a batch ends. Those with more than two thirds of the
+// longest row's steps run in tiles of 8 rows, as a step of 8 rows takes about two thirds of the time of one of 16. If
+// there are more of them than `tiles_of_8` tiles hold, all tiles have 16 rows: each multiprocessor then has so many
+// long rows that only its throughput counts. If all rows of the batch fit into these tiles, all tiles have 8 rows.
 template <bool HasTilesOf8>
 __device__ __forceinline__ BlockRows rows_of_block(const Forward& p) {
   const int64_t batch = p.in.rows.batch, most = HasTilesOf8 ? int64_t(p.tiles_of_8) * 8 : 0;
-  int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before it run in tiles of 8
+  int64_t split = most > 0 ? (batch + 15) / 16 * 16 : 0;  // rows before this one run in tiles of 8
   if (most > 0 && batch > most) {
     const int64_t every = (most / (16 * int(blockDim.x)) + 1) * 16, at = threadIdx.x * every;
     const int longest = row_at(p.in.rows, 0).length;
@@ -41,19 +43,20 @@ struct Forward16 : Tile16<S, Padded> {
   using Tile::group, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair;
   static constexpr bool kFuses = S::kParts == 1 && Padded <= 64;
-  // Not where W_hh in 16 bits leaves no registers for it; there is forward8.
+  // Not where W_hh in 16 bits leaves no registers for it; those sizes have forward8.cuh.
   static constexpr bool kHasTilesOf8 = Padded <= 64 || Tile::kStreamed;
   struct Nothing {};
   // Blocks on a multiprocessor at least: with a fused loop the compiler would take registers for one.
   static constexpr int kResident = kFuses ? 512 / Tile::kThreads : 1;
-  // Steps whose inputs are on their way. Short steps do not outlast the memory's latency; long ones need the registers.
+  // Steps whose inputs are being loaded. Short steps take less time than a load, so that there are more of them; long
+  // steps need the registers.
   // Of a fused loop that is the attention alone, neighbours in memory.
   template <class From>
   static constexpr int kDepth = kFuses && std::is_same_v<From, Nothing> ? 2 : 1;
 
   struct Ring {
     alignas(16) typename Input::Slots slots;
-    BlockRows block;  // for the end: registers are scarce
+    BlockRows block;  // read again at the end, because registers are scarce
   };
   struct Shared : std::conditional_t<kFuses, Ring, Nothing> {
     alignas(16) typename Tile::Operand h[2];  // with the reset before the product, h is in one and r h in the other
@@ -86,7 +89,7 @@ struct Forward16 : Tile16<S, Padded> {
     constexpr int64_t kWidth = 3 * Padded * Tile::kSize;
     projection_step = strides.x * kWidth;
     attention_step = in.attention ? strides.attention : 0;
-    y_step = p.y ? strides.y * in.cell.hidden : 0;  // without outputs each step's state goes where the last one will be
+    y_step = p.y ? strides.y * in.cell.hidden : 0;  // without y, all steps write to where the last state goes
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Row row = Tile::row(group + 8 * i);
@@ -130,7 +133,7 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // Step `t` of the rows; past a row's end the pointers stay on its last step, and what they bring is not used.
+  // Load the inputs of step `t`. Past a row's end the last step is loaded again and not used.
   template <int Halves, bool Projected>
   __device__ __forceinline__ void fetch(Ahead& to, int t) {
 #pragma unroll
@@ -146,7 +149,7 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // What stands before the products with W_hh, and the input's side of n where they are apart.
+  // The start values of the products with W_hh, and W_in x where it is kept apart from the product.
   template <bool Before, bool Scale, int Halves>
   __device__ __forceinline__ void start(float (&c)[3][4], float (&x_n)[4], const Ahead& now, const float (&b_hn)[2]) {
 #pragma unroll
@@ -166,7 +169,7 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // `input`: Nothing where the projection was made before.
+  // `input` is `Nothing` where the projection was computed before the kernel.
   template <bool Before, bool Scale, int Halves, class From>
   __device__ __forceinline__ void step(int t, int buffer, Ahead& now, From& input, const float (&b_hn)[2]) {
     constexpr bool kProjected = std::is_same_v<From, Nothing>;

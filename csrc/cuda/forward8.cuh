@@ -1,5 +1,5 @@
-// The forward on tiles of 8 rows, for 16-bit storage: half the activations for each multiprocessor to compute, and
-// twice as many tiles. For few rows, whose time is that of their steps one after another.
+// The forward on tiles of 8 rows, for 16-bit storage. There are twice as many tiles as with 16 rows, and each has half
+// of the activations to compute. It is for small batches, whose time is the latency of their steps.
 //
 // The weights are the left operand here: a warp owns 16 units for all three gates, and a thread has units g and g + 8
 // of rows 2q and 2q + 1. The projection's rows are copied to shared memory three steps ahead (four slots, in a ring)
@@ -160,7 +160,7 @@ struct Forward8 {
       uint32_t b[4];
       if (k + 1 < kSteps) {
         load_matrix_x4(b, from + k * 32);
-      } else {  // the lanes of the other half would read past the row
+      } else {  // lanes of the half that does not exist would read past the row
         load_matrix_x2(b, shared_address(tile + (lane & 7) * kStride + ((lane >> 3) & 1) * 16) + k * 32);
       }
 #pragma unroll
@@ -172,7 +172,7 @@ struct Forward8 {
     }
   }
 
-  // Step `t` into its slot; past a row's end the pointers stay on its last step, and what they bring is not used.
+  // Copy step `t` into its slot. Past a row's end the last step is copied again and not used.
   __device__ __forceinline__ void copy(int t) {
     const uint32_t slot = (t & (kSlots - 1)) * uint32_t(sizeof(Slot));
 #pragma unroll

@@ -1,5 +1,5 @@
-// The forward's instances for one storage dtype, by padded hidden size and rows of a tile. Each dtype has a file of its own,
-// so that they are compiled side by side.
+// The forward's instances for one storage dtype, by padded hidden size and rows of a tile. Each dtype has a file of its
+// own, so that they are compiled side by side.
 #pragma once
 #include "forward8.cuh"
 #include "instances.h"

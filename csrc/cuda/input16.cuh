@@ -1,5 +1,6 @@
-// W_ih x inside the forward's loop, for 16-bit storage and at most P inputs: W_ih in registers beside W_hh, x on its way
-// to shared memory three steps before it is read, and the product made while the step before waits for its activations.
+// W_ih x inside the forward's loop, for 16-bit storage and at most P inputs: W_ih in registers beside W_hh, x on its
+// way to shared memory three steps before it is read, and the product made while the step before waits for its
+// activations.
 #pragma once
 #include "tile16.cuh"
 

@@ -8,7 +8,7 @@ struct CUstream_st;
 namespace dien::cuda {
 
 using Stream = CUstream_st*;
-enum Error : int { kNone = 0, kInvalidValue = 1, kNoKernelImage = 209 };  // of CUDA's numbers, those named here
+enum Error : int { kNone = 0, kInvalidValue = 1, kNoKernelImage = 209 };  // error numbers of CUDA that are used here
 
 // Tiles of `rows` (16 or 8) rows; an instance that does not exist is kInvalidValue.
 int forward_bf16(const Forward& p, int padded, int rows, Stream stream);

@@ -1,5 +1,5 @@
-// What the CUDA kernels are told: plain data and pointers to device memory, no torch. Every launcher takes one of these
-// and a stream, and says nothing back but the launch's error.
+// The arguments of the CUDA kernels: plain numbers and pointers to device memory, no torch. Every launcher takes one of
+// these structs and a stream, and returns the error of the launch.
 #pragma once
 #include <cstdint>
 
@@ -9,9 +9,9 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 enum class Store : int32_t { f32, bf16, f16 };
 
-// Where a row's steps lie (docs/design.md, "One layout"). Indices are clamped to what exists.
+// Where the steps of a row are (docs/design.md, "One layout"). The kernels clamp indices that are out of range.
 struct Rows {
-  const int64_t* order;    // [batch]: rows from the longest to the shortest; null: as they are
+  const int64_t* order;    // [batch]: rows from the longest to the shortest; null: in their own order
   const int64_t* lengths;  // [histories]; null: `steps`, or what the offsets say
   const int64_t* offsets;  // [histories + 1]; null: padded
   const int64_t* history;  // [batch]: the history a row reads; null: its own
@@ -27,13 +27,14 @@ struct Cell {
   int32_t hidden;  // H: even, at most the kernel's padded size P
 };
 
-// What both directions read.
+// The inputs that forward and backward have in common.
 struct Inputs {
   Rows rows;
   Cell cell;
-  // W_ih x of every step of x, [x_rows, 3, P] with zeros from H on; x_rows is at least 1. For the forward in the storage
-  // dtype and, unless the input is scaled, with all biases but b_hn in it (b_hn too, with the reset before the product).
-  // For the backward in float32, without biases: rounded it would be the attention gradient's largest error.
+  // W_ih x of every step of x, [x_rows, 3, P] with zeros from H on; x_rows is at least 1. For the forward in the
+  // storage dtype and, unless the input is scaled, with all biases but b_hn in it (b_hn too, with the reset before the
+  // product). For the backward in float32, without biases: its rounding would be the largest error of the attention's
+  // gradient.
   const void* projection;
   const float* attention;    // [batch, steps], or one for each step of y; null: none
   const void* w_hh;          // [3H, H], storage dtype
@@ -43,30 +44,31 @@ struct Inputs {
 
 struct Forward {
   Inputs in;
-  void* y;    // [y_rows, H], storage dtype; only steps that exist are written. Null: the last states alone are wanted
+  void* y;    // [y_rows, H], storage dtype; only steps that exist are written. Null: only the last states are wanted
   void* h_n;  // [batch, H], storage dtype; never null
-  // [3H, I], storage dtype, with I at most P and a multiple of 4: `in.projection` is x itself, [x_rows, I], whose rows are
-  // at multiples of 8 bytes, and the loop makes the product. 16-bit storage, P <= 64, the reset after the product and an
-  // unscaled input; null otherwise.
+  // [3H, I], storage dtype, with I at most P and a multiple of 4: `in.projection` is x itself, [x_rows, I], whose rows
+  // are at multiples of 8 bytes, and the loop makes the product. 16-bit storage, P <= 64, the reset after the product
+  // and an unscaled input; null otherwise.
   const void* w_ih;
   int32_t input;       // I
-  int32_t tiles_of_8;  // so many tiles of 8 rows at most in a launch on tiles of 16: forward16.cuh, `rows_of_block`
+  int32_t tiles_of_8;  // a launch on tiles of 16 rows has at most so many of 8: forward16.cuh, `rows_of_block`
   // For instances that stream their weights (Tile16::kStreamed), W_hh as threads read it: [3, P / 8, 4 P, 2].
   const void* streamed;
-  int32_t resident;  // of its three gates, those that shared memory has room for: the launcher says
-  float update;      // update_factor: of the exponent in u
+  int32_t resident;  // how many of its three gates are kept in shared memory; set by the launcher
+  float update;      // update_factor, the factor of the exponent in u
 };
 
 constexpr float update_factor(bool keep_side) { return keep_side ? kLog2E : -kLog2E; }
 
-// Gate gradients and states are left for products over all steps; steps that do not exist are not written.
+// The kernel writes the gate gradients and states, of which the host makes dx and dW by products over all steps. Steps
+// that do not exist are not written.
 struct Backward {
   Inputs in;
   const void* y;     // [y_rows, H], storage dtype
   const void* dy;    // like y; null: zero
   const void* dh_n;  // [batch, H], storage dtype; null: zero
-  // Where weights are streamed (float32, P > 64): the words of W_hh and of its transpose in the order in which threads take
-  // them, [2, 3, step of the product, P / 8 warps, 32 lanes, 2]; else null.
+  // Where weights are streamed (float32, P > 64): the words of W_hh and of its transpose in the order in which threads
+  // take them, [2, 3, step of the product, P / 8 warps, 32 lanes, 2]; else null.
   const void* fragments;
   void* gates;   // [y_rows, G, P], storage dtype: dgh_n, da_r, da_u, da_n (G = 4); with the input scaled da_r, da_u,
                  // dgh_n and then gamma times da_r, da_u, da_n (6); with the reset before da_r, da_u, da_n (3)

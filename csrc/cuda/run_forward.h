@@ -12,7 +12,7 @@ inline int shared_memory_of_block(int& bytes) {
   int device = 0;
   if (cudaGetDevice(&device) == cudaSuccess)
     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return cudaGetLastError();  // asking also forgets it
+  return cudaGetLastError();  // reading the error also clears it
 }
 
 template <class S, int Padded>
@@ -29,7 +29,7 @@ int run_forward16(Forward p, Stream stream) {
     dynamic = p.resident * kGate;
   }
   const int64_t more =
-      std::min<int64_t>((p.tiles_of_8 + 1) / 2, (p.in.rows.batch + 15) / 16);  // tiles of 8 take two for one
+      std::min<int64_t>((p.tiles_of_8 + 1) / 2, (p.in.rows.batch + 15) / 16);  // two tiles of 8 for each tile of 16
   return run(forward16<S, Padded>, Tile::kThreads, p, 16, stream, dynamic, more);
 }
 

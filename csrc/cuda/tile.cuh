@@ -1,7 +1,7 @@
-// What the kernels are made of: storage dtypes and their matrix instruction, activations, and rows of the batch.
+// The common parts of the kernels: storage dtypes and their matrix instruction, activations, and rows of the batch.
 //
-// A matrix fragment is addressed in bytes, so that 16 bits and TF32 share one code: a step of the product is 32 bytes of
-// a row (16 or 8 values), and lane (group g, place q) of a warp holds bytes 4q and 16 + 4q of it.
+// A matrix fragment is addressed in bytes, so that 16 bits and TF32 share one code: a step of the product is 32 bytes
+// of a row (16 or 8 values), and lane (group g, place q) of a warp holds bytes 4q and 16 + 4q of it.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,7 +18,7 @@ namespace dien::cuda {
 
 __device__ __forceinline__ uint32_t bits_of(float v) { return __float_as_uint(v); }
 
-// 1 / (1 + 2^x): 2^x may be inf, whose reciprocal is 0, and NaN passes. No division.
+// 1 / (1 + 2^x) without a division. 2^x may be inf, whose reciprocal is 0; NaN gives NaN.
 __device__ __forceinline__ float logistic2(float x) {
   float power, result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
@@ -28,7 +28,7 @@ __device__ __forceinline__ float logistic2(float x) {
 
 __device__ __forceinline__ float tanh_of(float x) { return fmaf(2.f, logistic2(-2.f * kLog2E * x), -1.f); }
 
-// Near 0 the subtraction above leaves few of float32's digits: there a least-squares fit, good to 4e-8.
+// Near 0 the subtraction above loses most digits of float32; a least-squares fit with an error of 4e-8 replaces it.
 __device__ __forceinline__ float exact_tanh_of(float x) {
   const float s = x * x;
   const float p = fmaf(fmaf(fmaf(0.01643201f, s, -0.05266803f), s, 0.13320643f), s, -0.33332941f);
@@ -111,8 +111,8 @@ struct Float16 : Narrow<__half> {
   }
 };
 
-// float32 to its own accuracy on TF32 units: an operand is the sum of two TF32 numbers, good to 2^-22, and the product of
-// the low parts, below 2^-20 of the whole, is left out.
+// float32 to its own accuracy on TF32 units: an operand is the sum of two TF32 numbers, good to 2^-22, and the product
+// of the low parts, below 2^-20 of the whole, is left out.
 struct Float32 {
   using Element = float;
   using Pair = float2;
@@ -133,7 +133,7 @@ struct Float32 {
   }
 };
 
-// Zeros everywhere: what lies past a row's units is read by products and never written.
+// Fill with zeros: products read what lies past a row's units, and nothing else writes it.
 template <class Shared>
 __device__ __forceinline__ void clear(Shared& shared) {
   uint32_t* words = reinterpret_cast<uint32_t*>(&shared);
@@ -149,7 +149,7 @@ struct Row {
 
 __device__ __forceinline__ int64_t clamp(int64_t v, int64_t low, int64_t high) { return max(low, min(v, high)); }
 
-// Of the `at`-th row in the kernel's order; a place past the batch is a row 0 without steps.
+// The `at`-th row in the kernel's order; past the end of the batch it is row 0, without steps.
 __device__ __forceinline__ Row row_at(const Rows& r, int64_t at) {
   const bool live = at < r.batch;
   Row row{};
@@ -177,7 +177,7 @@ __device__ __forceinline__ Row row_at(const Rows& r, int64_t at) {
   return row;
 }
 
-// From one step of a row to the next, in flat rows.
+// How many flat rows are between one step of a row and the next.
 struct Strides {
   int64_t x, y, attention;
 };
@@ -202,7 +202,7 @@ __device__ __forceinline__ void run_form(Kernel& kernel, const Cell& cell) {
   }
 }
 
-// What stands for an input that is absent: a zero for each of a pair's values.
+// Stands for an absent input: zero for both values of a pair.
 alignas(8) __device__ const float kNothing[2] = {0.f, 0.f};
 
 }  // namespace dien::cuda

@@ -1,4 +1,4 @@
-// A tile of 16 rows: who owns what, and the products with W_hh, whose fragments stay in registers.
+// A tile of 16 rows: which thread has which values, and the products with W_hh, whose fragments stay in registers.
 //
 // A warp owns 8 units for all three gates, so that r, u and n of a unit meet in one thread: that of rows g and g + 8,
 // units 2q and 2q + 1 of the warp's eight. An array of four values is rows g, g, g + 8, g + 8 and units 2q, 2q + 1, ...
@@ -63,7 +63,7 @@ struct Tile16 {
   __device__ __forceinline__ int64_t place_of(int e) const { return first + group + 8 * (e >> 1); }
   __device__ __forceinline__ int64_t state_at(int e) const { return cuda::state_at(in, place_of(e), unit + (e & 1)); }
 
-  // A gate that nothing reads (AGRU's update) has no weights and no bias: NaN in them is no one's.
+  // A gate that nothing reads (AGRU's update) has no weights and no bias, so that a NaN in them has no effect.
   __device__ __forceinline__ bool used(int gate) const {
     return gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
   }
@@ -72,7 +72,7 @@ struct Tile16 {
     return b && unit + j < in.cell.hidden ? b[gate * in.cell.hidden + unit + j] : 0.f;
   }
 
-  // What stands before W_hh h: of the input's side, and of gh_n's. In shared memory, a thread's own two units at a time.
+  // The biases that are added to W_ih x and to gh_n, in shared memory. A thread reads those of its own two units.
   __device__ __forceinline__ void share_biases(float (&biases)[4][Padded]) const {
     if (lane >= 4) return;  // one group does it for the warp's units
     const bool before = in.cell.reset_before;
@@ -165,8 +165,8 @@ struct Tile16 {
     for (int part = 0; part < kParts; ++part) load_matrix_x4(a[part], from + part * 16 * kStride + k * 32);
   }
 
-  // c += a w for one step of the product. What is small is summed apart: more accurate, and the chains of dependent
-  // instructions are shorter.
+  // c += a w for one step of the product. The small parts are summed apart, which is more accurate and gives shorter
+  // chains of dependent instructions.
   __device__ __forceinline__ static void multiply_step(float (&c)[4], float (&small)[4], const uint32_t (&a)[kParts][4],
                                                        const uint32_t (&w)[kParts][2]) {
     S::multiply(c, a[0], w[0][0], w[0][1]);
