@@ -76,7 +76,7 @@ def _fail(text: str) -> int:
     return EXIT_ERROR
 
 
-def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+def _show_warning(message: Warning | str, *location: Any, **more: Any) -> None:
     print(f"dien-kernels: warning: {message}", file=sys.stderr)
 
 
@@ -88,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
-        made = commands.add_parser(name, help=text, description=text, formatter_class=formatter, **more)
-        made.set_defaults(run=run)
-        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return made
+        subparser = commands.add_parser(name, help=text, description=text, formatter_class=formatter, **more)
+        subparser.set_defaults(run=run)
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return subparser
 
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
     prepare.add_argument("sources", nargs="+", help="Parquet, CSV or JSON files, or a folder of them")
@@ -186,8 +186,8 @@ def _is_path(word: str) -> bool:
     """Whether a word is a path rather than an override: those may have a "=", too (runs/lr=1e-3/config.yaml)."""
     if "=" not in word:
         return True
-    yaml, there = word.endswith((".yaml", ".yml")), os.path.isfile(word)
-    return (yaml or there) and (not _KEY.match(word) or (yaml and there))
+    is_yaml, exists = word.endswith((".yaml", ".yml")), os.path.isfile(word)
+    return (is_yaml or exists) and (not _KEY.match(word) or (is_yaml and exists))
 
 
 def _config(options: argparse.Namespace, base: Path | None = None) -> Config:

@@ -109,16 +109,16 @@ def call(case: dict, **layout) -> Tensor:
 
 def run(case: dict, layout: str, valid: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
     """The op on any layout; its scores as [B, T], and the output as it came."""
-    of_row = torch.arange(len(valid)) if history is None else history
+    row_history = torch.arange(len(valid)) if history is None else history
     if layout != "jagged":
         extra = {"lengths": valid.sum(1)} if layout == "lengths" else {"mask": valid} if layout == "mask" else {}
         out = call(case, history=history, **extra)
         return out, out
     offsets = torch.cat((torch.zeros(1, dtype=torch.long), valid.sum(1).cumsum(0)))
-    extra = {} if history is None else {"history": history, "rows_total": int(valid[of_row].sum())}
+    extra = {} if history is None else {"history": history, "rows_total": int(valid[row_history].sum())}
     out = call({**case, "states": case["states"][valid]}, offsets=offsets, **extra)
-    at = valid[of_row].nonzero(as_tuple=True)
-    return out.new_zeros(len(of_row), valid.shape[1]).index_put(at, out), out
+    step = valid[row_history].nonzero(as_tuple=True)
+    return out.new_zeros(len(row_history), valid.shape[1]).index_put(step, out), out
 
 
 def close(actual: Tensor, exact: Tensor, plain: Tensor, name: str, summed: float = 0.0) -> None:
@@ -135,25 +135,25 @@ def compare(case: dict, layout: str, valid: Tensor, history: Tensor | None, dtyp
     Under a softmax the gradients of a row's scores sum to zero, so what a weight's gradient sums over them cancels:
     the floor of the tolerance is relative to what is summed.
     """
-    of_row = torch.arange(len(valid)) if history is None else history
+    row_history = torch.arange(len(valid)) if history is None else history
     stored = cast(case, dtype)
     exact, plain = cast(stored, torch.float64), cast(stored, dtype)
-    ours = cast(stored, dtype, keep_small=True)
-    actual, raw_out = run(ours, layout, valid, history)
+    op_case = cast(stored, dtype, keep_small=True)
+    actual, raw_out = run(op_case, layout, valid, history)
     assert raw_out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert not actual[~valid[of_row]].any()
-    want, rough = expected(exact, valid, of_row), expected(plain, valid, of_row)
+    assert not actual[~valid[row_history]].any()
+    want, rough = expected(exact, valid, row_history), expected(plain, valid, row_history)
     close(actual.detach(), want.detach(), rough.detach(), name)
     cotangent = torch.randn_like(want)
-    outs = ((actual, ours), (want, exact), (rough, plain))
+    outs = ((actual, op_case), (want, exact), (rough, plain))
     pairs = [gradients(out, values, cotangent) for out, values in outs]
     summed = [0.0] * len(pairs[0])
     if case["normalize"] == "softmax":
-        scores = expected(exact | {"normalize": None}, valid, of_row)
+        scores = expected(exact | {"normalize": None}, valid, row_history)
         terms = gradients(scores, exact, want.detach() * cotangent.abs())
         summed = [float(t.abs().max()) if t.numel() else 0.0 for t in terms]
     for i, (a, e, p) in enumerate(zip(*pairs, strict=True)):
-        assert a.dtype == leaves(ours)[i].dtype
+        assert a.dtype == leaves(op_case)[i].dtype
         close(a, e, p, f"{name}: gradient {i}", summed[i])
 
 

@@ -231,21 +231,21 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
         starts.append(starts[-1] + len(s))
     lengths = torch.tensor([len(inputs.steps[r]) for r in inputs.rows], dtype=torch.int64)
     longest = max(1, int(lengths.max()))
-    at_x, at_a, at_y = (torch.zeros(case.B, longest, dtype=torch.int64) for _ in range(3))
+    x_index, a_index, y_index = (torch.zeros(case.B, longest, dtype=torch.int64) for _ in range(3))
     y_start = 0
     for b, r in enumerate(inputs.rows):
         order = list(enumerate(inputs.steps[r]))
         for step, (i, t) in enumerate(reversed(order) if case.reverse else order):
             if case.ragged == "jagged":
-                at_x[b, step], at_a[b, step], at_y[b, step] = starts[r] + i, y_start + i, y_start + i
+                x_index[b, step], a_index[b, step], y_index[b, step] = starts[r] + i, y_start + i, y_start + i
             elif case.time_major:
-                at_x[b, step], at_a[b, step], at_y[b, step] = (
+                x_index[b, step], a_index[b, step], y_index[b, step] = (
                     t * case.histories + r,
                     b * case.T + t,
                     t * case.B + b,
                 )
             else:
-                at_x[b, step], at_a[b, step], at_y[b, step] = r * case.T + t, b * case.T + t, b * case.T + t
+                x_index[b, step], a_index[b, step], y_index[b, step] = r * case.T + t, b * case.T + t, b * case.T + t
         y_start += len(order)
     valid = torch.arange(longest) < lengths.unsqueeze(1)
     options = options_of(case)._replace(reverse=False, time_major=False)
@@ -254,8 +254,8 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
     x_rows = x_flat if len(x_flat) else x.new_zeros(1, case.I)
     a_rows = None if a is None else a.reshape(-1) if a.numel() else a.new_zeros(1)
     y_rows, h_n = reference.recurrence(
-        x_rows[at_x],
-        x.new_zeros(case.B, longest) if a_rows is None else a_rows[at_a],
+        x_rows[x_index],
+        x.new_zeros(case.B, longest) if a_rows is None else a_rows[a_index],
         *weights,
         x.new_zeros(case.B, h) if h0 is None else h0,
         Histories(lengths),
@@ -270,7 +270,7 @@ def oracle(case: Case, inputs: Inputs, leaf: dict[str, Tensor]) -> tuple[Tensor,
             for t in range(case.T):
                 count[b, t] = sum(s <= t for s in inputs.steps[r])
         return states[torch.arange(case.B).unsqueeze(1), count], h_n
-    y = y_rows.new_zeros(inputs.dy.numel() // h, h).index_put((at_y[valid],), y_rows[valid])
+    y = y_rows.new_zeros(inputs.dy.numel() // h, h).index_put((y_index[valid],), y_rows[valid])
     return y.view(inputs.dy.shape), h_n
 
 

@@ -145,24 +145,23 @@ class Scorer:
 
     def _fields(self, ids: NDArray[np.int64]) -> dict[str, Tensor]:
         item, *others = self.prepared.schema.items
-        found = {item: torch.tensor(ids)}
+        fields = {item: torch.tensor(ids)}
         for name in others:
-            found[name] = torch.from_numpy(self.prepared.item_fields[name][ids])
-        return found
+            fields[name] = torch.from_numpy(self.prepared.item_fields[name][ids])
+        return fields
 
 
 def _lists(requests: pa.Table, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
-    """The values of a list column, one list after another, and the lists' lengths; a null list is an empty
-    one."""
+    """The values of a list column, one list after another, and the lengths of the lists; a null list is empty."""
     if name not in requests.column_names:
         raise ValueError(f"the requests have no column {name!r}, only {', '.join(requests.column_names)}")
     column = requests[name]
-    kind = column.type
-    flat = (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) and (
-        not pa.types.is_nested(kind.value_type)
-    )
-    if not flat:
-        raise ValueError(f"the column {name!r} must hold lists of item ids, got {kind}")
+    list_type = column.type
+    is_flat_list = (
+        pa.types.is_list(list_type) or pa.types.is_large_list(list_type) or pa.types.is_fixed_size_list(list_type)
+    ) and (not pa.types.is_nested(list_type.value_type))
+    if not is_flat_list:
+        raise ValueError(f"the column {name!r} must hold lists of item ids, got {list_type}")
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     values = pc.list_flatten(column)
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, lengths
@@ -172,5 +171,5 @@ def _newest(values: pa.Array, lengths: NDArray[np.int64], most: int) -> tuple[pa
     """The last ``most`` values of each list."""
     kept = np.minimum(lengths, most)
     ends = np.cumsum(lengths)
-    place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-    return values.take(pa.array(np.repeat(ends - kept, kept) + place)), kept
+    position = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+    return values.take(pa.array(np.repeat(ends - kept, kept) + position)), kept

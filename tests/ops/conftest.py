@@ -26,9 +26,9 @@ def unit_on(target: str, torch_backend: ModuleType) -> Iterator[None]:
 
     ``torch_backend`` is the module of that name of the op under test.
     """
-    backend, _, how = target.partition("-")
+    backend, _, variant = target.partition("-")
     with pytest.MonkeyPatch.context() as patch:
-        if how == "blind":
+        if variant == "blind":
             patch.setattr(torch_backend, "reads_are_free", lambda device: False)
         with running_on(target if backend == "cpu" else backend), use_backend(backend):
             yield

@@ -31,11 +31,11 @@ def inputs_of(dtype: torch.dtype, sizes: tuple[int, ...], affine: bool, outputs:
 def loss_and_gradients(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     inputs = {name: t.detach().requires_grad_() for name, t in inputs.items()}
 
-    def of(prefix: str) -> list[Tensor]:
+    def tensors_named(prefix: str) -> list[Tensor]:
         return [t for name, t in inputs.items() if name.startswith(prefix)]
 
-    options = {"kind": "mlp", "affine": tuple(of("affine")) or None}
-    tensors = (inputs["states"], inputs["positive"], inputs["negative"], of("weight"), of("bias"))
+    options = {"kind": "mlp", "affine": tuple(tensors_named("affine")) or None}
+    tensors = (inputs["states"], inputs["positive"], inputs["negative"], tensors_named("weight"), tensors_named("bias"))
     loss = auxiliary_loss(*tensors, **options)
     gradients = torch.autograd.grad(loss, list(inputs.values()))
     return {"loss": loss.detach()} | dict(zip(inputs, gradients, strict=True))

@@ -61,11 +61,11 @@ def test_recurrence(rows: int, steps: int, histories: int, gates: str, reset: st
     for op, shared in itertools.product((gru, augru, aigru), (False, True)):
         if shared and (op is gru or (rows and not histories)):
             continue  # gru has no attention to tell rows of one history apart; a row needs a history
-        of = histories if shared else rows
+        count = histories if shared else rows
         history = {"history": torch.zeros(rows, dtype=torch.long)} if shared else {}
-        for name, layout in layouts(of, steps):
-            lead, each = ((of * steps,), (rows * steps,)) if name == "jagged" else ((of, steps), (rows, steps))
-            attention = [] if op is gru else [leaf(*each)]
+        for name, layout in layouts(count, steps):
+            lead, per_row = ((count * steps,), (rows * steps,)) if name == "jagged" else ((count, steps), (rows, steps))
+            attention = [] if op is gru else [leaf(*per_row)]
             run = partial(op, reset=reset, **layout, **history)
             with use_gates(gates):
                 check(run, [leaf(*lead, UNITS), *attention, *weights], target)
@@ -78,13 +78,13 @@ def test_attention_scores(rows: int, steps: int, histories: int, kind: str, targ
     for normalize, shared in itertools.product(("softmax", None), (False, True)):
         if shared and rows and not histories:
             continue
-        of = histories if shared else rows
-        for name, layout in layouts(of, steps):
+        count = histories if shared else rows
+        for name, layout in layouts(count, steps):
             options: dict = {"normalize": normalize, **layout}
             if shared:
                 options["history"] = torch.zeros(rows, dtype=torch.long)
                 options |= {"rows_total": rows * steps} if name == "jagged" else {}
-            lead = (of * steps,) if name == "jagged" else (of, steps)
+            lead = (count * steps,) if name == "jagged" else (count, steps)
             weights = {"inner": [], "bilinear": [leaf(UNITS, UNITS)], "din": [leaf(3, 4 * UNITS), leaf(1, 3)]}[kind]
 
             def run(target: Tensor, states: Tensor, *weights: Tensor, options: dict = options) -> Tensor:

@@ -24,10 +24,10 @@ UNPADDED = {torch.float64: 2, torch.float32: 4, torch.bfloat16: 4}  # values in 
 POISONED = ("x", "attention", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "dy", "dh_n")
 
 
-def assert_same_numbers(results: dict[str, Tensor], expected: dict[str, Tensor], of: str) -> None:
+def assert_same_numbers(results: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
     """NaN and infinities stand in the same places, and what is a number agrees but for rounding."""
     for name, tensor in expected.items():
-        assert torch.equal(results[name].isnan(), tensor.isnan()), f"{name}: NaN in other places than on {of}"
+        assert torch.equal(results[name].isnan(), tensor.isnan()), f"{name}: NaN in other places than on {what}"
         tolerance = 0.02 if tensor.dtype == torch.bfloat16 else 1e-4  # other sums differ in rounding, and only in that
         torch.testing.assert_close(results[name], tensor, rtol=tolerance, atol=tolerance, equal_nan=True)
 

@@ -36,18 +36,18 @@ def part_of(batch: Batch, histories: range) -> Batch:
     def cut(fields: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
         return {name: ids[which] for name, ids in fields.items()}
 
-    def of(value: Tensor | None) -> Tensor | None:
+    def selected(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[rows]
 
     return Batch(
         history=cut(batch.history, span),
         offsets=bounds[histories.start : histories.stop + 1] - bounds[histories.start],
         target=cut(batch.target, rows),
-        label=of(batch.label),
+        label=selected(batch.label),
         negatives=None if batch.negatives is None else cut(batch.negatives, span),
         users=cut(batch.users, rows),
-        dense=of(batch.dense),
-        weight=of(batch.weight),
+        dense=selected(batch.dense),
+        weight=selected(batch.weight),
     )
 
 
