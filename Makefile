@@ -42,7 +42,7 @@ ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 .PHONY: gpu-report lint cuda build info wheel-test clean
 
 # Every test, in two runs: Triton's interpreter must be on before Triton is imported, so its tests take other processes.
-# The second run comes whether or not the first one passes; each ends with its table of cells.
+# The second run comes whether or not the first one passes; each ends with its table of combinations.
 test: $(BUILT)
 	@failed=0; \
 	$(TEST_ENV) $(PY) -m pytest tests $(PARALLEL) || failed=1; \
