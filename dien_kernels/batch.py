@@ -108,7 +108,12 @@ class Batch:
         if torch.compiler.is_compiling():
             return Histories(None, self.offsets, self.history_of, None, self.rows_total)
         known = self._histories
-        if known is None or known.offsets is not self.offsets or known.history_of is not self.history_of:
+        if (
+            known is None
+            or known.offsets is not self.offsets
+            or known.history_of is not self.history_of
+            or known.rows_total != self.rows_total
+        ):
             known = self._histories = Histories(None, self.offsets, self.history_of, None, self.rows_total)
         return known
 

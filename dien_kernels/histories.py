@@ -521,13 +521,24 @@ class Histories:
                 raise ValueError(f"{field} must be on the device of {first[0]}, {first[1].device}, got {tensor.device}")
 
     def _keep(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """What ``make`` returns, from the second call on as it was kept; traced code computes it anew."""
+        """What ``make`` returns, from the second call on as it was kept; traced code computes it anew.
+
+        A tensor that is made in inference mode could not serve a later call with gradients. So it is made outside of it,
+        unless the tensors that it follows from belong to inference mode themselves.
+        """
         if torch.compiler.is_compiling():
             return make()
         if key not in self._kept:
-            self._kept[key] = make()
+            if torch.is_inference_mode_enabled() and not self._in_inference():
+                with torch.inference_mode(False):
+                    self._kept[key] = make()
+            else:
+                self._kept[key] = make()
         kept: _T = self._kept[key]
         return kept
+
+    def _in_inference(self) -> bool:
+        return any([tensor is not None and tensor.is_inference() for tensor in self._tensors()])
 
     def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         return self.lengths, self.offsets, self.history_of, self.mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dien_kernels import Histories, attention_scores, auxiliary_loss, gru
+from dien_kernels.batch import Batch
 from dien_kernels.layers import AUGRU, GRU, BilinearAttention, DINAttention
 
 LENGTHS = torch.tensor([3, 0, 5, 2])
@@ -287,6 +289,34 @@ def test_jagged_tensors_come_and_go_without_a_copy() -> None:
             Histories.from_jagged(wrong)
     with pytest.raises(ValueError, match="offsets must end with N = 9"):
         Histories.from_jagged(Jagged(values[:9], OFFSETS))
+
+
+def test_what_inference_mode_has_computed_serves_a_later_training() -> None:
+    """Tensors that are made in inference mode cannot be saved for a backward: none of them may be kept."""
+    histories = Histories.of(offsets=OFFSETS, history_of=ROWS)
+    values = torch.randn(10, 2, requires_grad=True)
+    with torch.inference_mode():
+        source, row = histories.source_of_step(15, 10), histories.row_of_step(15)
+        assert histories.order().tolist() == [0, 2, 1, 4, 3]
+    assert not source.is_inference()
+    sums = torch.zeros(5, 2).index_add(0, row, values[histories.source_of_step(15, 10)].square())
+    sums.sum().backward()
+    assert values.grad.shape == (10, 2)
+    with torch.inference_mode():  # a value of inference mode's own tensors stays there
+        own = Histories.of(offsets=OFFSETS.clone(), history_of=ROWS.clone())
+        assert own.row_of_step(15).tolist() == row.tolist()
+
+
+def test_a_batch_makes_its_layout_once_and_anew_where_it_changes() -> None:
+    ids = {"item": torch.zeros(10, dtype=torch.int64)}
+    batch = Batch(ids, OFFSETS, {"item": ROWS}, history_of=ROWS)
+    assert batch.histories is batch.histories
+    assert batch.histories.rows_total == batch.rows_total == 15
+    first = batch.histories
+    batch.history_of, batch.rows_total = ROWS.flip(0), -1
+    assert batch.histories is not first
+    assert batch.histories.history_of is batch.history_of
+    assert replace(batch, label=None)._histories is None
 
 
 def test_values_are_not_read_on_other_devices() -> None:
