@@ -83,7 +83,7 @@ def draw_lengths(batch: int, steps: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(case: Case) -> Inputs:
-    """Of an op; models and loaders draw their own (``measurement.draw``)."""
+    """Of an op; models and loaders draw their own (``programs.draw``)."""
     generator = torch.Generator().manual_seed(SEED)
     batch, steps, _, hidden = case.size
 

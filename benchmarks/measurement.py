@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import dien_model, loading, memory, peers, provider_dien_kernels, roofline
+from benchmarks import memory, provider_dien_kernels, roofline
 from benchmarks.clock import (
     SESSIONS,
     Samples,
@@ -22,8 +22,8 @@ from benchmarks.clock import (
     ratios,
 )
 from benchmarks.inputs import Inputs, Program, relative_error
-from benchmarks.inputs import draw as _draw_op
-from benchmarks.registry import DIFFERENT_WORK, LOADERS, MODELS, OWN, Case, case_for
+from benchmarks.programs import build, draw
+from benchmarks.registry import DIFFERENT_WORK, MODELS, Case, case_for
 
 # The largest error, relative to the largest value of a tensor, of a result that counts as right. This only finds a
 # provider that computes another function; accuracy is judged by the tests of the package, more strictly.
@@ -36,13 +36,6 @@ Expected = tuple[Inputs, Tensor, dict[str, Tensor]]
 
 
 # Inputs, programs and their validation.
-
-
-def draw(case: Case) -> Inputs:
-    """The inputs of any case, the same whenever they are drawn."""
-    if case.op in MODELS:
-        return dien_model.draw(case)
-    return loading.draw(case) if case.op in LOADERS else _draw_op(case)
 
 
 def _problem(case: Case) -> Case:
@@ -73,18 +66,6 @@ def _expected(problem: Case, variant: str) -> Expected:
 def expected(case: Case, variant: str = "") -> Expected:
     """Inputs, and the result and gradients that the float64 reference makes of them; the last few are cached."""
     return _expected(_problem(case), variant)
-
-
-def build(case: Case, provider: str, inputs: Inputs) -> Program:
-    """The provider's program. ``LookupError`` with the reason if the provider is absent on this machine."""
-    if provider in OWN:
-        return provider_dien_kernels.build(case, inputs, provider)
-    peer = peers.load(provider)
-    reason = peer.absent()
-    if reason is not None:
-        raise LookupError(reason)
-    program: Program = peer.build(case, inputs)
-    return program
 
 
 def validate(program: Program, case: Case) -> str | None:

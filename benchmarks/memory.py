@@ -60,7 +60,7 @@ def release_freed_memory() -> None:
 def _main(op: str, mode: str, *rest: str) -> None:
     import torch
 
-    from benchmarks.measurement import build, draw
+    from benchmarks.programs import build, draw
 
     *size, length_distribution, dtype, provider, threads = rest
     batch, steps, inputs_size, hidden = map(int, size)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks.clock import no_garbage_collection
-from benchmarks.measurement import build, inputs_of, measure, validate
+from benchmarks.measurement import inputs_of, measure, validate
+from benchmarks.programs import build
 from benchmarks.registry import MODELS, OURS, Case, case_for, cases, tiny
 
 CASES = [(case, provider) for case in cases("all") for provider in case.providers]

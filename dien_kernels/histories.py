@@ -523,8 +523,8 @@ class Histories:
     def _keep(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """What ``make`` returns, from the second call on as it was kept; traced code computes it anew.
 
-        A tensor that is made in inference mode could not serve a later call with gradients. So it is made outside of it,
-        unless the tensors that it follows from belong to inference mode themselves.
+        A tensor that is made in inference mode could not serve a later call with gradients. So it is made outside of
+        it, unless the tensors that it follows from belong to inference mode themselves.
         """
         if torch.compiler.is_compiling():
             return make()

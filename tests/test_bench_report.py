@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import check, plot, repeats, report, store
 from benchmarks.check import Target
-from benchmarks.measurement import draw
+from benchmarks.programs import draw
 from benchmarks.registry import DIENS, OURS, OWN, TITLES, WRONG_GRADIENT, Case, cases
 from benchmarks.roofline import work
 from benchmarks.store import COLUMNS, Row
