@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import pytest
@@ -27,7 +27,7 @@ from dien_kernels.ops.recurrence import contract, forms, reference
 from dien_kernels.ops.recurrence.forms import Options
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.targets import missing
-from tests.tolerances import assert_close_to
+from tests.tolerances import assert_close_to, relative_error
 
 KINDS = forms.KINDS
 ISAS = ("portable", "avx2", "avx2x2", "avx512")
@@ -325,6 +325,23 @@ def assert_matches(case: Case, result: Result) -> None:
     for name, tensor in result:
         assert tensor.dtype == ordinary.tensors[name].dtype, f"{name}: {tensor.dtype}"
         assert_close_to(tensor, expected.tensors[name], ordinary.tensors[name], name)
+
+
+def assert_matches_by_chance(case: Case, result: Result) -> None:
+    """``assert_matches`` for cases that are drawn at random.
+
+    Of a tensor with few numbers plain torch may be nearly exact by luck, and a search over many small cases finds
+    such luck. Where a case breaks the rule, plain torch's error is therefore the largest of this case and of seven
+    others that differ from it in their random numbers alone.
+    """
+    try:
+        assert_matches(case, result)
+    except AssertionError:
+        expected, ordinary = exact(case), plain(case)
+        others = [replace(case, seed=case.seed + 1001 + i) for i in range(7)]  # seeds that no search draws
+        for name, tensor in result:
+            errors = (relative_error(plain(other).tensors[name], exact(other).tensors[name]) for other in others)
+            assert_close_to(tensor, expected.tensors[name], ordinary.tensors[name], name, plain_error=max(errors))
 
 
 def target_params(targets: tuple[str, ...] = TARGETS) -> list:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, Dice, DINAttention
+from dien_kernels.ops.recurrence.forms import FORMS
 from tests.layers.support import Bad, bad, expect, index, z
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +68,7 @@ SIDES = "None, 'keep', 'candidate'"
     option("reset", augru, "'after', 'before'"),
     option("update", augru, SIDES),
     option("padded", augru, "'zero', 'carry'"),
-    option("form", augru, "'paper', 'authors', 'prediction_flow'"),
+    option("form", augru, ", ".join(map(repr, FORMS))),
     option("bias", augru, "True, False, 'single', 'tied'"),
     option("normalize", bilinear, "'softmax', None"),
     option("normalize", din, "'softmax', None"),

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dien_kernels import use_gates
-from tests.cases import DTYPES, KINDS, Case, actual, assert_matches, running_on, target_params
+from tests.cases import (
+    DTYPES,
+    KINDS,
+    Case,
+    actual,
+    assert_matches,
+    assert_matches_by_chance,
+    running_on,
+    target_params,
+)
 
 NATIVE = tuple(f"cpu-{isa}" for isa in ("portable", "avx2", "avx2x2", "avx512"))
 
@@ -100,7 +109,7 @@ def search(target: str, largest: int, examples: int) -> None:
     @given(cases(largest), st.booleans())
     def run(case: Case, keep: bool) -> None:
         with use_gates("keep" if keep else "recompute"):
-            assert_matches(case, actual(case, target.partition("-")[0]))
+            assert_matches_by_chance(case, actual(case, target.partition("-")[0]))
 
     with running_on(target):
         run()

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import product
+from itertools import cycle, product
 from types import ModuleType
 
 import pytest
@@ -24,7 +24,19 @@ from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops.recurrence import op, triton_launch
 from dien_kernels.ops.recurrence.forms import form_of
 from dien_kernels.ops.recurrence.order import longest_first
-from tests.cases import KINDS, Case, actual, assert_matches, call, exact, make, plain, result_of, running_on
+from tests.cases import (
+    KINDS,
+    Case,
+    actual,
+    assert_matches,
+    assert_matches_by_chance,
+    call,
+    exact,
+    make,
+    plain,
+    result_of,
+    running_on,
+)
 from tests.tolerances import assert_close_to
 from tests.triton_launches import (
     ROOT,
@@ -76,7 +88,7 @@ def test_sizes_that_do_not_fill_their_padding_have_their_own_backward(itemsize: 
 
 # What the grid does not hold: float16, and the sizes around those at which the kernels change.
 INTERPRETED_CASES = [
-    *(Case(kind, torch.float16, reset=reset) for kind, reset in zip(KINDS, ("after", "before") * 3, strict=True)),
+    *(Case(kind, torch.float16, reset=reset) for kind, reset in zip(KINDS, cycle(("after", "before")), strict=False)),
     Case("authors", torch.float16, 6, 4, 3, 9, "jagged", history=True, scalars="storage"),
     Case("gru", B=1, T=1, I=1, H=1),
     Case("authors", torch.bfloat16, B=3, T=1, I=3, H=3),
@@ -125,7 +137,7 @@ def test_any_shape(target: str) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(cases())
     def check(case: Case) -> None:
-        assert_matches(case, actual(case, target))
+        assert_matches_by_chance(case, actual(case, target))
 
     check()
 
