@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_kernels.checks import bounds, check_tensor
+from dien_kernels.checks import bounds, check_index, check_tensor
 from dien_kernels.histories import Histories
 
 
@@ -52,6 +52,9 @@ class Schema:
         """The inverse of ``to_dict``."""
         items, users, dense = plain["items"], plain.get("users", {}), plain.get("dense", ())
         return cls(dict(items), dict(users), tuple(dense))  # type: ignore[call-overload, arg-type]
+
+
+_Made = tuple[Tensor, "Tensor | None", int, Histories]
 
 
 @dataclass
@@ -91,7 +94,9 @@ class Batch:
     dense: Tensor | None = None
     group: Tensor | None = None
     weight: Tensor | None = None
-    _histories: Histories | None = field(default=None, init=False, repr=False, compare=False)
+    _histories: tuple[Tensor, Tensor | None, int, Histories] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.rows_total < 0:
@@ -104,18 +109,23 @@ class Batch:
 
     @property
     def histories(self) -> Histories:
-        """The layout of the behaviours, made once (in a graph that torch.compile makes, at every use)."""
+        """The layout of the behaviours, made once (in a graph that torch.compile makes, at every use).
+
+        Index tensors of int32 are widened. Raises ``TypeError`` or ``ValueError`` naming ``offsets`` or ``history_of``
+        where one of them is no index tensor; values are not read.
+        """
         if torch.compiler.is_compiling():
-            return Histories(None, self.offsets, self.history_of, None, self.rows_total)
-        known = self._histories
-        if (
-            known is None
-            or known.offsets is not self.offsets
-            or known.history_of is not self.history_of
-            or known.rows_total != self.rows_total
-        ):
-            known = self._histories = Histories(None, self.offsets, self.history_of, None, self.rows_total)
-        return known
+            return self._make_histories()
+        source = (self.offsets, self.history_of, self.rows_total)
+        made = self._histories
+        if made is None or made[0] is not source[0] or made[1] is not source[1] or made[2] != source[2]:
+            made = self._histories = (*source, self._make_histories())
+        return made[3]
+
+    def _make_histories(self) -> Histories:
+        offsets = check_index("offsets", self.offsets, "[U + 1]")
+        history_of = None if self.history_of is None else check_index("history_of", self.history_of, "[B]")
+        return Histories(None, offsets, history_of, None, self.rows_total)
 
     @property
     def rows(self) -> int:

@@ -7,7 +7,6 @@ be here: checks that know an op, a backend or a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from numbers import Real
 from typing import Any
 
@@ -123,13 +122,6 @@ def bounds(values: Tensor) -> tuple[int, int]:
 def check_option(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not isinstance(value, (str, int, type(None))) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-
-
-def check_weight(name: str, value: Any) -> None:
-    """A finite number of at least 0."""
-    check_number(name, value)
-    if not 0 <= value < inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
 
 
 def check_flag(name: str, value: Any) -> None:

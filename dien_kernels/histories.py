@@ -158,6 +158,7 @@ class Histories:
             for other, value in (("lengths", lengths), ("offsets", offsets), ("mask", mask), ("history", history)):
                 if value is not None:
                     raise ValueError(f"{other} must be None where histories is given, got a {type(value).__name__}")
+            histories._keep("types", histories._check_types)
         histories.check_data(data, data_name, time_major)
         return histories
 
@@ -180,6 +181,10 @@ class Histories:
         """
         if isinstance(jagged, Tensor) and jagged.layout is not torch.jagged:
             raise TypeError(f"jagged must be a jagged tensor, got a torch.Tensor with layout {jagged.layout}")
+        if isinstance(jagged, Tensor) and cast(Any, jagged).lengths() is not None:
+            raise TypeError("jagged must be without holes: one row behind another, got a nested tensor with lengths")
+        if callable(getattr(jagged, "keys", None)):
+            raise TypeError(f"jagged must be a jagged tensor of one feature, got a {type(jagged).__name__} with keys")
         if not (callable(getattr(jagged, "values", None)) and callable(getattr(jagged, "offsets", None))):
             raise TypeError(f"jagged must have methods values() and offsets(), got {type(jagged).__name__}")
         values, offsets = jagged.values(), jagged.offsets()
@@ -270,12 +275,7 @@ class Histories:
 
     def index(self, histories: int) -> Tensor:
         """int64 [B], the history of each row, from 0 to U - 1 even if nobody has read the values; U = ``histories``."""
-        return self._history_of().clamp(0, max(histories - 1, 0))
-
-    def _history_of(self) -> Tensor:
-        if self.history_of is None:
-            raise ValueError("history_of must be given for what follows from it, got None")
-        return self.history_of
+        return cast(Tensor, self.history_of).clamp(0, max(histories - 1, 0))
 
     def order(self, sort: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
         """int64 [B], the rows from the longest to the shortest, equal ones as they are; None where all have T steps.
@@ -339,7 +339,7 @@ class Histories:
         return self._keep(("rows_of_history", histories), lambda: self._rows_of_history(histories))
 
     def _rows_of_history(self, histories: int) -> RowsOfHistory:
-        by_history, rows = self._history_of().sort(stable=True)
+        by_history, rows = cast(Tensor, self.history_of).sort(stable=True)
         first = torch.searchsorted(by_history, torch.arange(histories + 1, device=rows.device))
         return RowsOfHistory(rows, first)
 
@@ -393,6 +393,22 @@ class Histories:
         if self.history_of is not None and self.history_of.shape[0] > 0 and self.count(data, time_major) == 0:
             rows = self.history_of.shape[0]
             raise ValueError(f"history must be empty where {name} has no history (U = 0), got {rows} rows")
+
+    def _check_types(self) -> None:
+        """What ``of`` checks, for a value that was made without it; index tensors of int32 are refused, not widened."""
+        check_layout(self.lengths, self.offsets, self.mask)
+        if self.history_of is not None:
+            check_index("history_of", self.history_of, "[B]")
+        for name, tensor in (("lengths", self.lengths), ("offsets", self.offsets), ("history_of", self.history_of)):
+            if tensor is not None and tensor.dtype != torch.int64:
+                raise TypeError(
+                    f"histories.{name} must have dtype int64, got {tensor.dtype}: Histories.of takes int32, too, and "
+                    "widens it"
+                )
+        if self._knows_total():
+            check_rows_total_type(self.rows_total)
+        elif self.rows_total != -1:
+            raise ValueError(f"rows_total must be at least 0, or -1 where it is not known, got {self.rows_total}")
 
     def check_values(
         self,
@@ -531,9 +547,13 @@ class Histories:
         if key not in self._kept:
             if torch.is_inference_mode_enabled() and not self._in_inference():
                 with torch.inference_mode(False):
-                    self._kept[key] = make()
+                    made = make()
             else:
-                self._kept[key] = make()
+                made = make()
+            # Tensors of a tracer, or of a dispatch mode such as FakeTensorMode, are not those of the next call.
+            if torch.jit._trace.is_tracing() or torch._C._len_torch_dispatch_stack():
+                return made
+            self._kept[key] = made
         kept: _T = self._kept[key]
         return kept
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dien_kernels import Histories, attention_scores, auxiliary_loss, gru
+from dien_kernels import Histories, attention_scores, augru, auxiliary_loss, gru
 from dien_kernels.batch import Batch
 from dien_kernels.layers import AUGRU, GRU, BilinearAttention, DINAttention
 
@@ -327,3 +327,82 @@ def test_values_are_not_read_on_other_devices() -> None:
     assert meta.rows_total == -1
     with pytest.raises(ValueError, match="rows_total must be given with offsets and history"):
         attention_scores(torch.empty(5, 2, device="meta"), torch.empty(10, 2, device="meta"), histories=meta)
+
+
+def narrow(values: list[int]) -> Tensor:
+    """int32 in the middle of a larger tensor, whose neighbours a kernel of int64 would read."""
+    whole = torch.full((4 * len(values),), 7, dtype=torch.int32)
+    part = whole[: len(values)]
+    part.copy_(torch.tensor(values))
+    return part
+
+
+UNCHECKED: dict[str, tuple[Histories, type[Exception], str]] = {
+    "int32 lengths": (
+        Histories(narrow([3, 0, 5, 2])),
+        TypeError,
+        "histories.lengths must have dtype int64, got .*int32",
+    ),
+    "int32 rows": (
+        Histories(LENGTHS, None, narrow([2, 0, 2, 1, 3])),
+        TypeError,
+        "histories.history_of must have dtype",
+    ),
+    "float": (Histories(LENGTHS.float()), TypeError, "lengths must have dtype int64 or int32, got torch.float32"),
+    "rank": (Histories(LENGTHS.view(2, 2)), ValueError, r"lengths must have shape \[U\], got \(2, 2\)"),
+    "two layouts": (Histories(LENGTHS, mask=MASK), ValueError, "at most one of lengths, offsets and mask"),
+    "mask of int": (Histories(mask=MASK.long()), TypeError, "mask must have dtype bool"),
+    "list": (Histories([3, 0, 5, 2]), TypeError, "lengths must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+    "total": (Histories(LENGTHS, rows_total=-3), ValueError, "rows_total must be at least 0, or -1"),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_what_the_bare_constructor_was_given_is_checked_by_the_ops(name: str, backend: Any) -> None:
+    """The kernels read int64: another dtype would be other numbers, and memory behind the tensor."""
+    histories, error, message = UNCHECKED[name]
+    x = torch.zeros(4, 5, 2)
+    with pytest.raises(error, match=message):
+        augru(x, torch.zeros(5, 5), torch.zeros(9, 2), torch.zeros(9, 3), histories=histories, backend=backend)
+
+
+@pytest.mark.native
+def test_the_library_itself_refuses_other_index_tensors() -> None:
+    """Whatever Python has checked: a raw op that reads int32 as int64 would read foreign memory."""
+    x, w_ih, w_hh = torch.zeros(4, 5, 2), torch.zeros(9, 2), torch.zeros(9, 3)
+    for wrong in (narrow([3, 0, 5, 2]), LENGTHS.view(4, 1)):
+        with pytest.raises(ValueError, match="index tensors must have dtype int64 and one dimension"):
+            torch.ops.dien_kernels._recurrence_cpu_fwd(
+                x, None, w_ih, w_hh, None, None, None, wrong, *[None] * 3, 0, 0, 1, 0, *[False] * 5, 0
+            )
+
+
+def test_a_batch_widens_int32() -> None:
+    ids = {"item": torch.zeros(10, dtype=torch.int64)}
+    batch = Batch(ids, narrow(OFFSETS.tolist()), {"item": ROWS}, history_of=narrow(ROWS.tolist()), rows_total=15)
+    assert batch.histories is batch.histories
+    assert torch.equal(batch.histories.offsets, OFFSETS)
+    assert torch.equal(batch.histories.history_of, ROWS)
+
+
+def test_jagged_tensors_that_are_not_one_row_behind_another_are_refused() -> None:
+    holes = torch.nested.nested_tensor_from_jagged(torch.randn(6, 2), torch.tensor([0, 3, 6]), torch.tensor([2, 3]))
+    with pytest.raises(TypeError, match="jagged must be without holes"):
+        Histories.from_jagged(holes)
+
+    class Keyed(Jagged):
+        def keys(self) -> list[str]:
+            return ["item", "category"]
+
+    with pytest.raises(TypeError, match="jagged must be a jagged tensor of one feature, got a Keyed with keys"):
+        Histories.from_jagged(Keyed(torch.randn(10, 2), OFFSETS))
+
+
+def test_tensors_of_a_tracer_are_not_kept() -> None:
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    histories = Histories.of(mask=MASK)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        histories.mask_index()
+    assert not isinstance(histories.mask_index().slot, FakeTensor)

@@ -5,7 +5,7 @@
 
 namespace dien {
 
-// In the order of NORMALIZERS in dien_kernels/ops/auxiliary_loss/options.py.
+// In the order of NORMALIZERS in dien_kernels/ops/auxiliary_loss/contract.py.
 enum class Normalizer : int { joint, separate, padded, row };
 
 // The caller fills the call's sizes, options, arrays, layers, results and threads. Array strides: s0 row, s1 step, s2

@@ -86,11 +86,14 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
 
 inline Tensor new_like(const Tensor& t, ScalarType type) { return new_tensor(sizes_of(t), type); }
 
-// Index tensors may be slices of others; the kernels read them as contiguous.
+// Index tensors may be slices of others; the kernels read them as contiguous. The ops have checked their dtype and rank,
+// but a wrong one would make the kernels read foreign memory, so it is asked once more.
 class Indices {
  public:
   const int64_t* read(const Maybe& t) {
     if (!t) return nullptr;
+    if (t->scalar_type() != ScalarType::Long || t->dim() != 1)
+      throw std::invalid_argument("index tensors must have dtype int64 and one dimension");
     const auto* p = static_cast<const int64_t*>(t->const_data_ptr());
     const int64_t n = t->size(0), step = t->stride(0);
     if (step == 1) return p;

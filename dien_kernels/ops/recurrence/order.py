@@ -1,8 +1,7 @@
 """The order of rows by length, for the backends whose time loop takes the longest rows first.
 
 Room card. Lives here: one raw op, opaque to torch.compile, as its fastest implementation on a GPU is a Triton kernel.
-May
-import: torch, ``_register``, ``_triton``. Must not be here: which backend wants an order.
+May import: torch, ``_register``, ``_triton``. Must not be here: which backend wants an order.
 """
 
 from __future__ import annotations
