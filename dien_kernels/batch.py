@@ -125,7 +125,7 @@ class Batch:
     def _make_histories(self) -> Histories:
         offsets = check_index("offsets", self.offsets, "[U + 1]")
         history_of = None if self.history_of is None else check_index("history_of", self.history_of, "[B]")
-        return Histories(None, offsets, history_of, None, self.rows_total)
+        return Histories(None, offsets, history_of, None, self.rows_total).trusted()
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 
 from dien_kernels.checks import check_index, check_tensor
 from dien_kernels.index_checks import (
+    assert_in_graph,
     check_history_of,
     check_layout,
     check_lengths,
@@ -68,7 +69,7 @@ class Histories:
     The constructor takes what it is given; ``of`` checks it first and is what users should call.
     """
 
-    __slots__ = ("_kept", "history_of", "lengths", "mask", "offsets", "rows_total")
+    __slots__ = ("_checked", "_kept", "history_of", "lengths", "mask", "offsets", "rows_total")
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Histories:
         self.mask = mask
         self.rows_total = rows_total
         self._kept: dict[Hashable, Any] = {}
+        self._checked = False  # whether types, dtypes and ranks are known to be right
 
     @classmethod
     def of(
@@ -123,6 +125,7 @@ class Histories:
         )
         histories._check_devices(name)
         histories.rows_total = histories._steps_of_rows(rows_total)
+        histories.trusted()
         if not torch.compiler.is_compiling():
             histories.check_values(name=name)
         return histories
@@ -158,7 +161,7 @@ class Histories:
             for other, value in (("lengths", lengths), ("offsets", offsets), ("mask", mask), ("history", history)):
                 if value is not None:
                     raise ValueError(f"{other} must be None where histories is given, got a {type(value).__name__}")
-            histories._keep("types", histories._check_types)
+            histories._check_types()
         histories.check_data(data, data_name, time_major)
         return histories
 
@@ -244,7 +247,7 @@ class Histories:
         return self if self.history_of is None else self._keep("each_once", self._each_once)
 
     def _each_once(self) -> Histories:
-        return Histories(self.lengths, self.offsets, None, self.mask)
+        return Histories(self.lengths, self.offsets, None, self.mask).trusted(self._checked)
 
     def compacted(self) -> Histories:
         """The layout after ``compact``: the steps of a mask, moved to the front of their histories, have lengths."""
@@ -396,6 +399,8 @@ class Histories:
 
     def _check_types(self) -> None:
         """What ``of`` checks, for a value that was made without it; index tensors of int32 are refused, not widened."""
+        if not torch.compiler.is_compiling() and self._checked:
+            return
         check_layout(self.lengths, self.offsets, self.mask)
         if self.history_of is not None:
             check_index("history_of", self.history_of, "[B]")
@@ -409,6 +414,13 @@ class Histories:
             check_rows_total_type(self.rows_total)
         elif self.rows_total != -1:
             raise ValueError(f"rows_total must be at least 0, or -1 where it is not known, got {self.rows_total}")
+        self.trusted()
+
+    def trusted(self, checked: bool = True) -> Histories:
+        """This value, after its maker has checked types, dtypes and ranks as ``of`` does."""
+        if not torch.compiler.is_compiling():
+            self._checked = checked
+        return self
 
     def check_values(
         self,
@@ -427,7 +439,7 @@ class Histories:
         repeats these checks (csrc/cpu/layout.cpp), in the same words.
         """
         if torch.compiler.is_compiling():
-            self._assert_values(total, name)
+            assert_in_graph(self.offsets, self.history_of, None if self.full else self.count(), total, name)
             return
         device = self.device()
         if device is None or device.type != "cpu":
@@ -441,17 +453,6 @@ class Histories:
             check_offsets(self.offsets, total)
         if self.history_of is not None:
             check_history_of(self.history_of, histories if self.full else self.count(), name)
-
-    def _assert_values(self, total: int | None, name: str) -> None:
-        """``check_values`` in a graph; the words must not name sizes, or there would be a graph for each of them."""
-        offsets, history_of = self.offsets, self.history_of
-        if offsets is not None and total is not None:
-            # No views: torch.compile refuses some of them in inference mode.
-            ascending = (offsets.min() == 0) & (offsets.max() == total) & (offsets.diff() >= 0).all()
-            torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of the jagged input")
-        if history_of is not None and history_of.numel() and not self.full:
-            inside = (history_of.min() >= 0) & (history_of.max() < self.count())
-            torch._assert_async(inside, f"{name} has a value below 0 or above the last there is")
 
     def check_attention_rows(self, attention_rows: int) -> None:
         """Raise ``ValueError`` where jagged attention has ``attention_rows`` values and the rows other than so many

@@ -81,3 +81,19 @@ def check_history_of(history_of: Tensor, histories: int | None, name: str) -> No
     if low < 0 or (histories is not None and high >= histories):
         allowed = "be at least 0" if histories is None else f"lie between 0 and U - 1 = {histories - 1}"
         raise ValueError(f"{name} must {allowed}, got values from {low} to {high}")
+
+
+def assert_in_graph(
+    offsets: Tensor | None, history_of: Tensor | None, histories: int | None, total: int | None, name: str
+) -> None:
+    """The checks of values in a graph that torch.compile makes: a wrong one is a ``RuntimeError`` when the graph runs.
+
+    The words must not name sizes, or there would be a graph for each of them.
+    """
+    if offsets is not None and total is not None:
+        # No views: torch.compile refuses some of them in inference mode.
+        ascending = (offsets.min() == 0) & (offsets.max() == total) & (offsets.diff() >= 0).all()
+        torch._assert_async(ascending, "offsets must ascend from 0 to N, the rows of the jagged input")
+    if history_of is not None and history_of.numel() and histories is not None:
+        inside = (history_of.min() >= 0) & (history_of.max() < histories)
+        torch._assert_async(inside, f"{name} has a value below 0 or above the last there is")
