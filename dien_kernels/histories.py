@@ -66,7 +66,7 @@ class Histories:
     exported with ``torch.export``, as it is a pytree of its attributes; it can be pickled, and ``to`` moves it to
     another device. No attribute has a gradient.
 
-    The constructor takes what it is given; ``of`` checks it first and is what users should call.
+    The constructor takes what it is given; users should call ``of``, which checks it.
     """
 
     __slots__ = ("_checked", "_kept", "history_of", "lengths", "mask", "offsets", "rows_total")
@@ -198,7 +198,7 @@ class Histories:
 
     @property
     def jagged(self) -> bool:
-        """Whether the data is [N, ...], one history after another."""
+        """Whether the data is [N, ...]."""
         return self.offsets is not None
 
     @property
@@ -358,9 +358,8 @@ class Histories:
 
     def row_mask_index(self) -> MaskIndex | None:
         """``mask_index`` of each row instead of each history."""
-        index = self.mask_index()
-        if index is None or self.history_of is None:
-            return index
+        if self.mask is None or self.history_of is None:
+            return self.mask_index()
         return self._keep("row_mask_index", self._row_mask_index)
 
     def _row_mask_index(self) -> MaskIndex:

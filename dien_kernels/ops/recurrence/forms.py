@@ -21,7 +21,7 @@ Padded = Literal["zero", "carry"]
 AUGRUForm = Literal["paper", "authors", "prediction_flow"]
 
 FORMS: tuple[str, ...] = get_args(AUGRUForm)
-"""The forms of AUGRU: three different functions of the attention."""
+"""The forms of AUGRU: different functions of the attention."""
 
 KINDS = ("gru", "aigru", "agru", *FORMS)
 """Every recurrence: a name that ``form_of`` knows."""

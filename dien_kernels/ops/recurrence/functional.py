@@ -115,7 +115,7 @@ def augru(
     padded: Padded = "zero",
     backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """A GRU whose update gate is scaled by attention (AUGRU); ``form`` says how: three different functions.
+    """A GRU whose update gate is scaled by attention (AUGRU); ``form`` says how; each form is another function.
 
     r and n are those of ``gru``; u is the gate as a step towards the candidate (the stored gate z if
     ``update`` is ``"candidate"``, 1 - z if it is ``"keep"``); a is the attention of the row and step::

@@ -1,6 +1,6 @@
 """The definition of the recurrence: docs/math.md, whose equation numbers stand beside the lines, in plain torch.
 
-GRU, AIGRU, AGRU and the three AUGRUs are one step whose coefficients ``forms.py`` names. Every backend is checked
+GRU, AIGRU, AGRU and the AUGRUs are one step whose coefficients ``forms.py`` names. Every backend is checked
 against this file, and autograd differentiates it.
 """
 
