@@ -160,15 +160,23 @@ assert losses[-1] < losses[0], losses
     run("-c", code)
 
 
-def test_a_log_format_in_two_files(follow: Callable[[str, int | None], Run]) -> None:
-    run = follow("add-a-log-format.md", 2)
+def test_a_log_format_in_two_files_and_a_test(follow: Callable[[str, int | None], Run]) -> None:
+    run = follow("add-a-log-format.md", 2 + 1)
+    assert passed(run("-m", "pytest", "-q", "tests/data/test_readers.py", "-k", "test_lines or test_taobao")) == 2
+    run("-m", "mypy", "dien_kernels/data")
     code = """
 import json
 from pathlib import Path
 from dien_kernels.data import prepare
 lines = [json.dumps({"u": n % 20, "i": n % 37, "t": n}) for n in range(200)]
-Path("log.jsonl").write_text("\\n".join(["no JSON", *lines, json.dumps({"u": 1})]))
-prepared = prepare("log.jsonl", "prepared", progress=False)
+bad = ['{"u": 99999999999999999999, "i": 1, "t": 1}', '{"u": 1, "i": Infinity, "t": 1}', '{"u": 1.7, "i": true, "t": 1}']
+bad += ["[" * 100_000, "no JSON", json.dumps({"u": 1})]
+Path("log.jsonl").write_text("\\n".join([*bad, *lines]))
+prepared = prepare("log.jsonl", "prepared", progress=False, max_bad_lines=len(bad))
 print(prepared.split_size("train"), prepared.schema.items["item"])
+try:
+    prepare("log.jsonl", "again", progress=False, max_bad_lines=len(bad) - 1)
+except ValueError as error:
+    print(str(error).count("log.jsonl:"))
 """
-    assert run("-c", code).split() == ["16", "38"]  # of 20 users, and 37 items beside "unknown"
+    assert run("-c", code).split() == ["16", "38", "6"]  # of 20 users, 37 items beside "unknown", and the bad lines
