@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
-    prepare.add_argument("sources", nargs="+", help="files of a log, or a folder of them (then with --format)")
+    prepare.add_argument("sources", nargs="+", help="files of a log, or their folder (Parquet, or as --format says)")
     prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
     prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
