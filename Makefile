@@ -62,6 +62,8 @@ demo: $(BUILT)
 	$(PY) examples/demo.py $(if $(DATA),--data '$(DATA)')
 
 build: $(BUILT)
+	@$(PY) -c 'import json; print("Built, and installed in $(VENV):", *json.load(open("$(BUILT)"))["backends"] or ["no native code"])'
+	@echo 'Try: make demo, make info, or $(VENV)/bin/dien-kernels train --help'
 
 info: $(BUILT)
 	$(PY) -m dien_kernels info

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if options.debug:
             raise
-        return _fail(" ".join(str(error).split()) or type(error).__name__)
+        return _fail(_one_line(str(error)) or type(error).__name__)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -71,6 +71,14 @@ def _words_first(arguments: Sequence[str]) -> list[str]:
     return [arguments[0], *words, *(word for word in arguments[1:] if not _WORD.match(word))]
 
 
+def _one_line(text: str) -> str:
+    """The lines of a message as one; blanks inside a line, which may be those of a value, stay."""
+    joined = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        joined += ("" if not joined else " " if joined.endswith((":", ";", ",")) else "; ") + line
+    return joined
+
+
 def _fail(text: str) -> int:
     print(f"dien-kernels: error: {text}", file=sys.stderr)
     return EXIT_ERROR
@@ -80,6 +88,20 @@ def _show_warning(message: Warning | str, *location: Any, **more: Any) -> None:
     print(f"dien-kernels: warning: {message}", file=sys.stderr)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Puts the names of the log formats in place of ``FORMATS``, only when help is shown: that needs an import."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if text is None or "FORMATS" not in text:
+            return text
+        try:
+            from dien_kernels.data import FORMATS
+        except ModuleNotFoundError:
+            return text.replace("FORMATS", "the formats that the extra [train] brings")
+        return text.replace("FORMATS", ", ".join(FORMATS))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dien-kernels", description="The Deep Interest Evolution Network, from behaviour logs to scores."
@@ -87,14 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
-        formatter = argparse.RawDescriptionHelpFormatter
-        subparser = commands.add_parser(name, help=text, description=text, formatter_class=formatter, **more)
+        subparser = commands.add_parser(name, help=text, description=text, formatter_class=_Help, **more)
         subparser.set_defaults(run=run)
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return subparser
 
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
-    prepare.add_argument("sources", nargs="+", help="Parquet, CSV or JSON files, or a folder of them")
+    prepare.add_argument("sources", nargs="+", help="files of a log, or their folder (Parquet, or as --format says)")
     prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
     prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
@@ -139,7 +160,7 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
 def _log_options(parser: argparse.ArgumentParser) -> None:
     """Options for raw logs; what is not given keeps the default of ``prepare``."""
     group = parser.add_argument_group("raw logs")
-    group.add_argument("--format", help="e.g. parquet, csv or amazon (default: as the name tells, else parquet)")
+    group.add_argument("--format", help="one of FORMATS (default: as a file's name tells, else parquet)")
     for role in ("user", "item", "timestamp", "label"):
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)")
     for kind, text in (
@@ -155,8 +176,8 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--negatives", type=int, help="fixed negatives of a validation or test positive")
     group.add_argument("--negative-sampling", help="popularity or uniform")
     group.add_argument("--min-count", type=int, help="rarer items become unknown")
-    group.add_argument("--delimiter", help="between the columns of CSV (default: a comma; .tsv: a tab)")
-    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="of Taobao: pv, cart, fav, buy (default: pv)")
+    group.add_argument("--delimiter", help="between columns, for csv (default: a comma; .tsv: a tab)")
+    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="for taobao: pv, cart, fav, buy (default: pv)")
     group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
     group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
 

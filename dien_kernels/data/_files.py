@@ -22,18 +22,22 @@ _BLOCK = 4 << 20  # bytes of a text file that are parsed at a time
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file raises that is cut or corrupt
 
 
-def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...]) -> list[Path]:
-    """The files that sources stand for; each exists and is not empty."""
+def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], remedy: str) -> list[Path]:
+    """The files that sources stand for; each exists and is not empty.
+
+    Capitals in a name do not matter to its ending. ``remedy`` ends the error for a folder that has no such file.
+    """
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not given:
         raise ValueError("sources must name at least one file, got none")
     paths: list[Path] = []
     for source in map(Path, given):
         if source.is_dir():
-            inside = sorted(path for path in source.iterdir() if path.name.endswith(endings))
+            inside = sorted(path for path in source.iterdir() if path.name.lower().endswith(endings))
             if not inside:
                 names = sorted(path.name for path in source.iterdir())[:10]
-                raise FileNotFoundError(f"{source} has no file ending in {' or '.join(endings)}; it has {names}")
+                wanted = " or ".join(endings)
+                raise FileNotFoundError(f"{source} has no file ending in {wanted}; it has {names}; {remedy}")
             paths += inside
         elif source.is_file():
             paths.append(source)
@@ -56,7 +60,7 @@ class Opened:
     def __init__(self, path: Path) -> None:
         self._raw = path.open("rb")
         self._seen = 0
-        zipped = path.name.endswith(".gz")
+        zipped = path.name.lower().endswith(".gz")
         self.stream: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=self._raw)) if zipped else self._raw
 
     def progress(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -65,12 +66,17 @@ def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
 
 
 def _lines(log: Log, path: Path) -> Iterator[tuple[bytes, int]]:
-    """The lines of a file that are not blank, with their numbers."""
+    """The lines of a file that are not blank, with their numbers, which count blank lines, too.
+
+    It unpacks gz, takes a byte order mark of UTF-8 away, and moves the progress bar.
+    """
     with Opened(path) as file:
         try:
             for number, line in enumerate(file.stream, start=1):
                 if number % _LINES == 0:
                     log.advance(file.progress())
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield line, number
         except DAMAGED as error:
@@ -182,7 +188,7 @@ def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
             genre_of.update(_genres(log, path))
         keys, values = pa.array(genre_of.keys(), pa.int64()), pa.array(genre_of.values(), pa.string())
         for path in ratings:
-            dat = ".dat" in path.name
+            dat = ".dat" in path.name.lower()
             # Read with ":" between, "::" is an empty column.
             names = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"] if dat else None
             wanted = ["userId", "movieId", "timestamp"]
@@ -197,7 +203,7 @@ def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
 
 
 def _genres(log: Log, path: Path) -> Iterator[tuple[int, str | None]]:
-    if ".dat" in path.name:  # titles have colons of their own
+    if ".dat" in path.name.lower():  # titles have colons of their own
         for line, number in _lines(log, path):
             words = line.decode("latin-1").strip().split("::")
             if len(words) != 3 or not words[0].isdecimal():

@@ -177,8 +177,18 @@ class Log:
     ) -> pa.RecordBatch:
         """A record batch from columns by standard name; rows that cannot be used are counted and dropped.
 
-        ``line_of`` gives the line (or row, from 1) in the file of a row of the columns.
+        Args:
+            columns: Arrow arrays of one length by the names in the log's ``Roles``, with null where a value is
+                missing: user, item and fields are int64 or string; timestamp is integers, floats or Arrow times;
+                label (only of a log that has labels) and dense columns are numbers.
+            path: the file, for messages.
+            line_of: gives the line (or row, from 1) in the file of a row of the columns.
+
+        Raises:
+            ValueError: the names are not those of the roles, a column is no Arrow array or of another type, or too
+                many lines are bad.
         """
+        self._check_columns(columns, path)
         columns = dict(columns)
         columns["timestamp"] = _timestamps(columns["timestamp"], path)
         reasons = {name: columns[name].is_null() for name in ("user", "item", "timestamp")}
@@ -196,6 +206,17 @@ class Log:
             name = next(name for name, mask in reasons.items() if mask[row].as_py())
             self.bad.add(path, line_of(row), f"no valid {name}")
         return batch.filter(pa.array(~wrong))
+
+    def _check_columns(self, columns: Mapping[str, pa.Array], path: Path | str) -> None:
+        wanted = ["user", "item", "timestamp", *["label"] * self.labelled]
+        wanted += [*self.item_fields, *self.user_fields, *self.dense]
+        if columns.keys() != set(wanted):
+            raise ValueError(f"{path}: the reader gives the columns {list(columns)}, but its Roles name {wanted}")
+        for name, column in columns.items():
+            if not isinstance(column, pa.Array):
+                raise ValueError(
+                    f"{path}: column {name!r} must be an Arrow array (pa.array), got {type(column).__name__}"
+                )
 
     def _dense(self, name: str, column: pa.Array, path: Path | str) -> pa.Array:
         try:

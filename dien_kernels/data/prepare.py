@@ -29,7 +29,7 @@ def prepare(
     format: str | None = None,
     columns: Columns | Mapping[str, object] | None = None,
     delimiter: str | None = None,
-    behaviours: Sequence[str] = ("pv",),
+    behaviours: Sequence[str] | None = None,
     labels: str = "next",
     targets: str = "last",
     split: str = "user",
@@ -104,7 +104,9 @@ def prepare(
             log.advance = bar.update
             scanned = scan(log, work, chunk_rows)
         if not scanned.rows:
-            raise ValueError(f"there is no usable row in {'the table' if isinstance(sources, pa.Table) else sources}")
+            where = "the table" if isinstance(sources, pa.Table) else sources
+            why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+            raise ValueError(f"there is no usable row in {where}{why}")
         Writer(folder, work, log, scanned, options, progress, partition_rows).write()
     prepared = Prepared.open(out)
     if log.bad.count:

@@ -27,7 +27,7 @@ Sources: TypeAlias = "str | Path | Sequence[str | Path] | pa.Table"
 
 
 class Reading(NamedTuple):
-    """What a reader is told beside its files."""
+    """What a reader is told beside its files. ``delimiter`` and ``behaviours`` are for formats that take them."""
 
     bad: BadLines
     columns: Columns
@@ -44,11 +44,13 @@ class Format(NamedTuple):
         endings: how the names of its files end; the files of a folder with these endings are read.
         read: from the files and ``Reading`` to a log. Nothing but headers is read before the log's stream is.
         named_columns: whether the files' columns have names that users choose: then ``columns`` and labels are allowed.
+        takes: which of ``delimiter`` and ``behaviours`` are options of the format; others refuse them.
     """
 
     endings: tuple[str, ...]
     read: Callable[[list[Path], Reading], Log]
     named_columns: bool = False
+    takes: tuple[str, ...] = ()
 
 
 def guess(source: str | Path) -> dict[str, str]:
@@ -74,7 +76,7 @@ def open_log(
     max_bad_lines: int = 100,
     chunk_rows: int = 1 << 18,
     delimiter: str | None = None,
-    behaviours: Sequence[str] = ("pv",),
+    behaviours: Sequence[str] | None = None,
 ) -> Log:
     """A log over files, a folder, or a ``pyarrow.Table``; nothing but headers is read before the stream is.
 
@@ -82,37 +84,53 @@ def open_log(
         sources: one path or several (read in the order given; a folder stands for its files of the format, by
             name), or a table in memory.
         format: a key of ``FORMATS``; None: as the name of the first source tells, and "parquet" where it tells
-            nothing.
+            nothing, as for a folder.
         columns: roles of the columns, for Parquet, CSV and tables.
         labelled: whether the rows' labels are wanted.
         max_bad_lines: how many lines may be unusable before the reading stops with an error.
         chunk_rows: rows of a Parquet file or table that are held at a time.
         delimiter: of CSV files; None: a comma, or a tab where the format is guessed from a name that ends in ".tsv".
-        behaviours: Taobao: which kinds of behaviour count, of ``pv`` (clicks), ``cart``, ``fav`` and ``buy``.
+        behaviours: Taobao: which kinds of behaviour count, of ``pv`` (clicks), ``cart``, ``fav`` and ``buy``; None:
+            clicks.
 
     Raises:
         FileNotFoundError: a source is absent, or a folder has no file of the format.
-        ValueError: an unknown format, a missing column (the message lists what is there), an empty file.
+        ValueError: an unknown format, an option that the format does not take, a missing column (the message lists
+            what is there), an empty file.
     """
+    options = {"delimiter": delimiter, "behaviours": behaviours}
     if format is None and not isinstance(sources, pa.Table):
         guessed = guess(sources if isinstance(sources, (str, Path)) else next(iter(sources), ""))
         format = guessed.get("format")
         delimiter = guessed.get("delimiter") if delimiter is None else delimiter
     format = "parquet" if format is None else format
-    delimiter = "," if delimiter is None else delimiter
     if format not in FORMATS:
         raise ValueError(f"format must be one of {tuple(FORMATS)}, got {format!r}")
+    entry = FORMATS[format]
+    for name, value in options.items():
+        if value is not None and (isinstance(sources, pa.Table) or name not in entry.takes):
+            takers = " or ".join(repr(other) for other, what in FORMATS.items() if name in what.takes)
+            got = "a table" if isinstance(sources, pa.Table) else f"format {format!r}"
+            raise ValueError(f"{name} is for format {takers}, got {got}")
+    delimiter = "," if delimiter is None else delimiter
     bad, roles = BadLines(max_bad_lines), Columns.of(columns)
     if isinstance(sources, pa.Table):
         return _table(sources, roles, labelled, bad, chunk_rows)
     if format == "csv" and (not isinstance(delimiter, str) or len(delimiter) != 1):
         raise ValueError(f"delimiter must be one character, got {delimiter!r}")
-    entry = FORMATS[format]
     if not entry.named_columns and (labelled or columns is not None):
         what = "labels='given' needs" if labelled else "columns are for"
         allowed = " or ".join(repr(name) for name, other in FORMATS.items() if other.named_columns)
         raise ValueError(f"{what} format {allowed}, got format {format!r}")
-    return entry.read(find(sources, entry.endings), Reading(bad, roles, labelled, chunk_rows, delimiter, behaviours))
+    kinds = ("pv",) if behaviours is None else behaviours
+    return entry.read(
+        find(sources, entry.endings, _remedy()), Reading(bad, roles, labelled, chunk_rows, delimiter, kinds)
+    )
+
+
+def _remedy() -> str:
+    """The end of errors that a wrong format is a likely cause of."""
+    return f"if it is of another format, name that with format= (--format): {', '.join(FORMATS)}"
 
 
 def _roles(paths: list[Path], headers: list[list[str]], columns: Columns, labelled: bool) -> list[Roles]:
@@ -161,7 +179,7 @@ def _parquet(paths: list[Path], how: Reading) -> Log:
         try:
             return pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+            raise ValueError(f"{path} cannot be read as Parquet: {error}; {_remedy()}") from error
 
     headers = []
     for path in paths:
@@ -210,9 +228,11 @@ def _csv(paths: list[Path], how: Reading) -> Log:
 
 FORMATS: dict[str, Format] = {
     "parquet": Format((".parquet", ".pq"), _parquet, named_columns=True),
-    "csv": Format((".csv", ".tsv", ".csv.gz", ".tsv.gz"), _csv, named_columns=True),
+    "csv": Format((".csv", ".tsv", ".csv.gz", ".tsv.gz"), _csv, named_columns=True, takes=("delimiter",)),
     "amazon": Format((".json", ".json.gz"), lambda paths, how: formats.amazon(paths, how.bad)),
-    "taobao": Format((".csv", ".csv.gz"), lambda paths, how: formats.taobao(paths, how.behaviours, how.bad)),
+    "taobao": Format(
+        (".csv", ".csv.gz"), lambda paths, how: formats.taobao(paths, how.behaviours, how.bad), takes=("behaviours",)
+    ),
     "movielens": Format((".csv", ".csv.gz", ".dat", ".dat.gz"), lambda paths, how: formats.movielens(paths, how.bad)),
 }
 """Every log format by its name: docs/add-a-log-format.md. Where two have an ending, the first is guessed from it."""

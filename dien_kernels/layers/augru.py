@@ -221,7 +221,7 @@ class AUGRU(_AttentionGRU):
         bias: True for two vectors ``bias_ih`` and ``bias_hh``; False for none; ``"single"`` for ``bias_ih``
             alone (torch-rechub, and every source whose reset comes before the product); ``"tied"`` for one
             vector under both names, whose gradient is the sum of both (DeepCTR-Torch's AUGRU).
-        form: ``"paper"``, ``"authors"`` or ``"prediction_flow"``, as above.
+        form: a name of ``AUGRUForm``, as above.
         reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
         update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n; None: the side that is named
             above.

@@ -43,7 +43,7 @@ class Weights(NamedTuple):
             the source ties both.
         reset: ``"after"``: the reset gate multiplies the product W_hn h + b_hn; ``"before"``: it multiplies h.
         update: ``"keep"`` or ``"candidate"``: the stored update gate multiplies h or n.
-        form: of an AUGRU: ``"paper"``, ``"authors"`` or ``"prediction_flow"``; None where the source is a GRU.
+        form: of an AUGRU, a name of ``AUGRUForm``; None where the source is a GRU.
     """
 
     w_ih: Tensor  # [3H, I]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,13 @@ def test_bad_options_say_what_is_allowed_and_leave_nothing(tmp_path: Path, optio
 
 
 def test_logs_without_usable_rows(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no usable row in the table"):
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n,b,1\na\n")
+    with pytest.raises(
+        ValueError, match=r"no usable row in .*log\.csv; bad lines: 2, the first: log\.csv:\d: "
+    ) as found:
+        prepare(tmp_path / "log.csv", tmp_path / "p", progress=False)
+    assert re.search(r"log\.csv:(2: no valid user|3: 1 columns instead of 3)$", str(found.value))
+    with pytest.raises(ValueError, match="no usable row in the table$"):
         made(TINY.slice(0, 0), tmp_path / "p")
     with pytest.raises(ValueError, match="split 'train' got no sample: 0 of 3 users"):
         made(TINY.take(pa.array([0, 1, 5])), tmp_path / "p")

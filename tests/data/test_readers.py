@@ -14,8 +14,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from dien_kernels.data import Columns, _files, open_log
-from dien_kernels.data.log import Log
+from dien_kernels.data import FORMATS, Columns, _files, open_log
+from dien_kernels.data.log import BadLines, Log, Roles
+
+REMEDY = rf"if it is of another format, name that with format= \(--format\): {', '.join(FORMATS)}$"
 
 
 def rows(log: Log) -> list[dict[str, Any]]:
@@ -151,7 +153,7 @@ def test_taobao(tmp_path: Path) -> None:
     ]
     assert log.bad.first == ["UserBehavior.csv:3: no valid user", "UserBehavior.csv:4: no valid item"]
     assert [row["item"] for row in rows(open_log(tmp_path, "taobao", behaviours=["buy"]))] == [11]
-    for kinds in (["click"], [["pv"]], "pv"):
+    for kinds in (["click"], [["pv"]], "pv", []):
         with pytest.raises(ValueError, match=r"behaviours must be .*'pv'.* got "):
             open_log(tmp_path, "taobao", behaviours=kinds)  # type: ignore[arg-type]
 
@@ -189,7 +191,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_log(path, columns={"users": "user"})
     with pytest.raises(FileNotFoundError, match=r"b.parquet does not exist; .* has \['a.parquet'\]"):
         open_log(tmp_path / "b.parquet")
-    with pytest.raises(FileNotFoundError, match=r"no file ending in .csv .*it has \['a.parquet'\]"):
+    with pytest.raises(FileNotFoundError, match=rf"no file ending in .csv .*it has \['a.parquet'\]; {REMEDY}"):
         open_log(tmp_path, "csv")
     with pytest.raises(ValueError, match="format must be one of .*'excel'"):
         open_log(path, "excel")
@@ -197,7 +199,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_log(path, "taobao", labelled=True)
     for name, content, words in (
         ("e.csv", b"", "is empty"),
-        ("c.parquet", b"PAR1 no", "cannot be read as Parquet"),
+        ("c.parquet", b"PAR1 no", f"cannot be read as Parquet: .*; {REMEDY}"),
         ("f.csv", b"user,item\n1,2\n", "has no timestamp column"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -337,3 +339,82 @@ def test_dense_integers_may_be_large(tmp_path: Path) -> None:
     log = open_log(table, columns={"dense": ["price"]})
     assert [row["price"] for row in rows(log)] == [20_000_000.0, float(2**60)]
     assert log.missing_dense == 0
+
+
+def test_capitals_in_endings(tmp_path: Path) -> None:
+    """In a folder as in the name of a file: gz is unpacked, and .dat is told from .csv."""
+    for name, text in (
+        ("CSV/LOG.CSV", "user,item,timestamp\n1,2,3\n"),
+        ("GZ/LOG.CSV.GZ", "user,item,timestamp\n1,2,3\n"),
+        ("DAT/ratings.DAT", "1::2::4::3\n"),
+        ("DAT/movies.DAT", "2::Heat::Crime\n"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".GZ") else text.encode())
+    for folder in ("CSV", "GZ"):
+        assert tuples(open_log(tmp_path / folder, "csv")) == [("1", "2", 3)]
+    assert tuples(open_log(tmp_path / "GZ" / "LOG.CSV.GZ")) == [("1", "2", 3)]
+    assert tuples(open_log(tmp_path / "DAT", "movielens")) == [(1, 2, 3, "Crime")]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path: Path) -> None:
+    lines = ['{"reviewerID": "A", "asin": "i1", "unixReviewTime": 5}', "", '{"reviewerID": "B"}', ""]
+    (tmp_path / "reviews_X.json").write_text("\n".join(lines), encoding="utf-8-sig")
+    (tmp_path / "meta_X.json").write_text('{"asin": "i1", "categories": [["Old"]]}', encoding="utf-8-sig")
+    log = open_log(tmp_path, "amazon")
+    assert tuples(log) == [("A", "i1", 5, "Old")]
+    assert log.bad.first == ["reviews_X.json:3: no valid item"]  # blank lines are counted
+    for format, name, text in (
+        ("movielens", "ratings.csv", "userId,movieId,rating,timestamp\n1,2,4.5,9\n"),
+        ("movielens", "movies.csv", "movieId,title,genres\n2,Heat,Crime\n"),
+        ("taobao", "UserBehavior.csv", "1,2,7,pv,9\n"),
+    ):
+        (tmp_path / format).mkdir(exist_ok=True)
+        (tmp_path / format / name).write_text(text, encoding="utf-8-sig")
+    assert tuples(open_log(tmp_path / "movielens", "movielens")) == [(1, 2, 9, "Crime")]
+    assert [set(row.values()) for row in rows(open_log(tmp_path / "taobao", "taobao"))] == [{1, 2, 7, 9}]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"format": "parquet", "delimiter": ","}, "delimiter is for format 'csv', got format 'parquet'"),
+        ({"format": "taobao", "delimiter": "\t"}, "delimiter is for format 'csv', got format 'taobao'"),
+        ({"format": "csv", "behaviours": ["pv"]}, "behaviours is for format 'taobao', got format 'csv'"),
+        ({"behaviours": ["buy"]}, "behaviours is for format 'taobao', got format 'amazon'"),  # as the name tells
+    ],
+)
+def test_options_that_a_format_does_not_take_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    (tmp_path / "log.json").write_text("{}")
+    with pytest.raises(ValueError, match=words):
+        open_log(tmp_path / "log.json", **options)
+    with pytest.raises(ValueError, match="delimiter is for format 'csv', got a table"):
+        open_log(pa.table({"user": [1], "item": [1], "timestamp": [1]}), delimiter=",")
+
+
+def test_a_reader_whose_columns_are_not_those_of_its_roles(tmp_path: Path) -> None:
+    """Otherwise a category that the roles do not name would be lost without a word."""
+    plain = {"user": pa.array([1]), "item": pa.array([2]), "timestamp": pa.array([3])}
+    named = Roles(item_fields={"category": "category"}, user_fields={"age": "years"}, dense={"price": "price"})
+    fields = {"category": pa.array([4]), "age": pa.array(["old"]), "price": pa.array([0.5])}
+
+    def standard(roles: Roles, columns: dict[str, Any]) -> list[dict[str, Any]]:
+        log = Log.of(roles, lambda: iter(()), 0, BadLines(0))
+        return log.standardise(columns, "a.log", lambda row: row + 1).to_pylist()
+
+    assert standard(named, plain | fields)[0]["age"] == "old"
+    for roles, columns in (
+        (Roles(), plain | {"category": pa.array([4])}),
+        (named, plain),
+        (Roles(), {"user": plain["user"], "item": plain["item"]}),
+        (Roles(label="label"), plain),
+        (Roles(), plain | {"label": pa.array([1])}),
+        (Roles(), plain | {"\xa0user": pa.array([1])}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"a\.log: the reader gives the columns .*, but its Roles name .*'timestamp'"
+        ):
+            standard(roles, columns)
+    with pytest.raises(ValueError, match=r"a\.log: column 'item' must be an Arrow array \(pa\.array\), got list"):
+        standard(Roles(), plain | {"item": [2]})

@@ -78,7 +78,7 @@ def test_the_layer_is_its_op(kind: str, history: bool, layout: str) -> None:
 FORMS = [("augru", {"form": form}) for form in forms.FORMS]
 
 
-@pytest.mark.parametrize("kind, form", [*FORMS, ("agru", {}), ("aigru", {})])
+@pytest.mark.parametrize("kind, form", [*FORMS, ("agru", {}), ("aigru", {})], ids=[*forms.FORMS, "agru", "aigru"])
 def test_every_option_reaches_the_op(kind: str, form: dict[str, str]) -> None:
     x, attention, rest = split(inputs("lengths", True))
     found: list[Tensor] = []

@@ -9,6 +9,7 @@ import torch
 
 from dien_kernels.batch import Batch
 from dien_kernels.models import MODELS
+from dien_kernels.ops.recurrence.forms import FORMS
 from tests.models.common import SMALL_OF, model_of, plain, random_batch, resolved
 from tests.models.transcription import Answer, transcribe
 
@@ -93,8 +94,7 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("dien", {}, {"evolution.kind": "agru"}),
     ("dien", {}, {"evolution.kind": "aigru"}),
     ("dien", {}, {"evolution.kind": "gru"}),
-    ("dien", {}, {"evolution.form": "authors"}),
-    ("dien", {}, {"evolution.form": "prediction_flow"}),
+    *(("dien", {}, {"evolution.form": form}) for form in FORMS if form != "paper"),
     ("dien", {"evolution.kind": "gru"}, {"evolution.readout": "last"}),
     ("dien", {}, {"extractor.reset": "before"}),
     ("dien", {}, {"extractor.update": "candidate"}),

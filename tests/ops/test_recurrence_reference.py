@@ -17,6 +17,7 @@ from dien_kernels.ops.recurrence.contract import Inputs
 from dien_kernels.ops.recurrence.forms import form_of
 from dien_kernels.ops.recurrence.op import recurrence
 from tests.cases import KINDS, LEAVES, Case, make, options_of, oracle, result_of
+from tests.forms_by_hand import BY_HAND
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 B, T, I, H = 5, 6, 3, 4  # noqa: E741
@@ -136,14 +137,7 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
         u = 1 - z if update == "keep" else z  # the step towards the candidate
         inner = r * (vn * h + cn) if reset == "after" else vn * (r * h) + cn
         n = math.tanh(wn * scaled + bn + inner)
-        g = {
-            "gru": u,
-            "aigru": u,
-            "agru": a,
-            "paper": a * u,
-            "authors": a + (1 - a) * u,
-            "prediction_flow": (1 - a) + a * u,
-        }[kind]
+        g = BY_HAND[kind].g(a, u)
         h = (1 - g) * h + g * n
         states.append(h)
     column = lambda *v: torch.tensor(v, dtype=torch.float64)  # noqa: E731
@@ -165,14 +159,9 @@ def test_two_steps_by_hand(kind: str, update: str, reset: str) -> None:
     same(h_n.flatten(), column(states[-1]))
 
 
-@pytest.mark.parametrize(
-    "kind, side",
-    [
-        ("gru", "keep"), ("aigru", "keep"), ("agru", "keep"),
-        ("paper", "candidate"), ("authors", "keep"), ("prediction_flow", "keep"),
-    ],
-)  # fmt: skip
-def test_default_update_side(kind: str, side: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_default_update_side(kind: str) -> None:
+    side = BY_HAND[kind].update
     assert form_of(kind).update == side
     case = Case(kind, torch.float64)
     inputs = make(case)

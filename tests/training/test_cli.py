@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dien_kernels import cli
-from dien_kernels.data import Prepared
+from dien_kernels.data import FORMATS, Prepared
 from dien_kernels.training import load, open_run
 
 TINY = [
@@ -144,6 +144,12 @@ def test_prepare_and_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["score", "{run}", "none.parquet", "out.parquet"], "there is no file none.parquet"),
         (["score", "{run}", "{logs}", "out.parquet"], "no column 'history'"),
         (["score", "{run}", "{logs}", "."], "out must be a file to write, got the folder ."),
+        (
+            ["prepare", "{logs}", "--out", "x", "--delimiter", ";"],
+            "delimiter is for format 'csv', got format 'parquet'",
+        ),
+        (["prepare", "{logs}", "--out", "x", "--behaviours", "pv"], "behaviours is for format 'taobao', got format"),
+        (["prepare", "none  twice", "--out", "x"], "none  twice does not exist"),  # with both blanks
     ],
 )
 def test_errors_are_one_line(
@@ -164,6 +170,24 @@ def test_errors_are_one_line(
     assert error.count("\n") == 1
     with pytest.raises((ValueError, TypeError, OSError)):
         cli.main([*words, "--debug"])
+
+
+def test_an_error_of_several_lines_is_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n1\n2\n3,4,5\n")
+    words = ["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "x"), "--max-bad-lines", "1"]
+    assert cli.main(words) == 2
+    said = "the first ones: log.csv:2: 1 columns instead of 3; log.csv:3: 1 columns instead of 3\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "compare"])
+def test_help_names_every_format(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "another", FORMATS["amazon"])
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert f"one of {', '.join(FORMATS)} (default" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["lr=1e-3/config.yaml", "runs.2/lr=1e-3/config.yml", "training.lr=1e-3/config.yaml"])
@@ -190,6 +214,10 @@ for name in ("pyarrow", "polars", "sklearn", "yaml", "tqdm", "matplotlib", "tens
     sys.modules[name] = None
 from dien_kernels import cli
 status = [cli.main(words) for words in (["train", "--data", "x"], ["prepare", "x", "--out", "y"], ["info"])]
+try:
+    cli.main(["train", "--help"])
+except SystemExit as stop:
+    assert stop.code == 0
 sys.exit(status != [2, 2, 0])
 """
 
@@ -203,3 +231,4 @@ def test_without_the_extras() -> None:
     assert len(lines) == 2
     assert all(line.endswith("pip install 'dien_kernels[train]'") for line in lines)
     assert "backends" in found.stdout
+    assert "--format FORMAT" in found.stdout  # in the help of train
