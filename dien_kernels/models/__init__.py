@@ -43,8 +43,8 @@ def build(
 
     Options of a group are overridden one by one where the group is given as a mapping. Every model has the presets
     "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises ``TypeError``
-    for options that are no mapping and ``ValueError`` naming an unknown model, preset or option, with what comes close, or the new name of an option that
-    has been renamed.
+    for options that are no mapping and ``ValueError`` naming an unknown model, preset or option, with what comes close,
+    or the new name of an option that has been renamed.
 
     >>> build("din", Schema(items={"item": 10}), {"head": {"units": (8,)}}, preset="paper").mlp.last.in_features
     8

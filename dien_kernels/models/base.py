@@ -302,9 +302,9 @@ class RankingModel(nn.Module):
         Args:
             output: of the forward pass.
             label: y, float [B], 1 for a click.
-            weight: w, float [B], finite and at least 0; None: all are 1. Where all are 0, so is the mean. The values are
-                not read here (that would wait for a device), and others give losses without a meaning: ``Batch.check``
-                refuses them, and ``training_step`` where they lie on the CPU.
+            weight: w, float [B], finite and at least 0; None: all are 1. Where all are 0, so is the mean. The values
+                are not read here (that would wait for a device), and others give losses without a meaning:
+                ``Batch.check`` refuses them, and ``training_step`` where they lie on the CPU.
             share: of this batch among several whose gradients are added up (``shares``): each loss is multiplied by its
                 share, and is 0 where its share is 0. None: the batch stands alone.
 

@@ -138,7 +138,7 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     if not resume and checkpoint.steps(folder / setup.CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
     found = checkpoint.load_latest(folder / setup.CHECKPOINTS) if resume else None
-    content = None if found is None else upgrade_checkpoint(found[0])
+    content = None if found is None else upgrade_checkpoint(*found)
     if content is not None:
         changed = differences(Config.from_dict(content["config"]).to_dict(), config.to_dict())
         if changed:

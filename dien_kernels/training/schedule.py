@@ -126,11 +126,10 @@ class _Still(Optimizer):
 
 def _made(optimizer: Optimizer, kind: Any, options: Mapping[str, Any]) -> LRScheduler:
     options = dict(options)
+    first: list[Any] = [optimizer]
     if _INNER in _options_of(kind.__name__):
         inner = [make_schedule(optimizer, one["name"], one.get("options")) for one in options.pop(_INNER)]
         first = [inner] if kind is ChainedScheduler else [optimizer, inner]
-    else:
-        first = [optimizer]
     schedule: LRScheduler = kind(*first, **options)
     return schedule
 
