@@ -42,9 +42,9 @@ def build(
     """The model ``name`` (a key of ``MODELS``) for ``schema`` with a ``preset``'s options, overridden by ``options``.
 
     Options of a group are overridden one by one where the group is given as a mapping. Every model has the presets
-    "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises
-    ``ValueError`` naming an unknown model, preset or option, with what comes close, or the new name of an option that
-    has been renamed.
+    "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises ``TypeError``
+    for options that are no mapping and ``ValueError`` naming an unknown model, preset or option, with what comes close,
+    or the new name of an option that has been renamed.
 
     >>> build("din", Schema(items={"item": 10}), {"head": {"units": (8,)}}, preset="paper").mlp.last.in_features
     8
@@ -52,6 +52,8 @@ def build(
     model = MODELS[_known("model", name, MODELS)]
     chosen = dict(model.PRESETS[_known("preset", preset, model.PRESETS)]) if preset is not None else {}
     known = list(model.options())
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options must be a mapping from names to values or None, got {type(options).__name__}")
     for option in options or {}:
         if option not in known:
             raise refuse(str(option), known)

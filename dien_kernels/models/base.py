@@ -302,9 +302,11 @@ class RankingModel(nn.Module):
         Args:
             output: of the forward pass.
             label: y, float [B], 1 for a click.
-            weight: w, float [B], at least 0; None: all are 1. Where all are 0, so is the mean.
+            weight: w, float [B], finite and at least 0; None: all are 1. Where all are 0, so is the mean. The values
+                are not read here (that would wait for a device), and others give losses without a meaning:
+                ``Batch.check`` refuses them, and ``training_step`` where they lie on the CPU.
             share: of this batch among several whose gradients are added up (``shares``): each loss is multiplied by its
-                share. None: the batch stands alone.
+                share, and is 0 where its share is 0. None: the batch stands alone.
 
         Raises ``ValueError`` without labels of shape [B], and for weights of another shape.
         """
@@ -330,10 +332,11 @@ class RankingModel(nn.Module):
         else:
             click = binary_cross_entropy_with_logits(x, y, reduction=reduction)
         auxiliary, squares = output.auxiliary, output.squares
-        if squares is not None:
+        if squares is not None and (share is None or share.rows):
             squares = squares / x.shape[0]
         if share is not None:
-            click = click * share.click
+            # The mean over a batch without rows is NaN, and so is 0 * NaN.
+            click = click * share.click if share.click else x[:0].sum()
             auxiliary = None if auxiliary is None else auxiliary * share.auxiliary
             squares = None if squares is None else squares * share.rows
         total = self.click.weight * click

@@ -320,11 +320,14 @@ def from_flat(model: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the first format, which had no groups, as the same model takes them now.
 
     ``model`` is a key of ``MODELS``. Runs of dien_kernels 0.1 up to November 2026 hold such options.
+    Raises ``ValueError`` where a group is no mapping.
     """
     nested: dict[str, Any] = {}
 
     def put(path: str, value: Any) -> None:
         group, _, name = path.partition(".")
+        if not isinstance(nested.get(group, {}), dict):
+            raise ValueError(f"the option {group} must be a mapping from names to values, got {nested[group]!r}")
         nested.setdefault(group, {})[name] = value
 
     without_auxiliary = flat.get("auxiliary", "" if model != "gru_attention" else None) is None
@@ -338,7 +341,7 @@ def from_flat(model: str, flat: Mapping[str, Any]) -> dict[str, Any]:
         elif name in RENAMED:
             put(RENAMED[name], value)
         else:
-            nested[name] = value
+            nested[name] = dict(value) if isinstance(value, Mapping) else value
     if "auxiliary" in flat and without_auxiliary:
         nested["auxiliary"] = None
     return nested

@@ -148,6 +148,9 @@ class ScheduleConfig(_Section):
     def _check(self) -> None:
         if self.name is not None:
             check_schedule(self.name, self.options)
+        elif self.options or self.every != "epoch":
+            key = "options" if self.options else "every"
+            raise ValueError(f"schedule.name must be set where schedule.{key} is, got null: there is no schedule")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from dien_kernels.training.logs import WORDS, Log
 from dien_kernels.training.metrics import HIGHER_IS_BETTER, measure
 from dien_kernels.training.optimizer import make_optimizer
 from dien_kernels.training.report import write_report
-from dien_kernels.training.schedule import make_schedule
+from dien_kernels.training.schedule import make_schedule, step_schedule
 from dien_kernels.training.step import training_step
 from dien_kernels.training.upgrade import upgrade_checkpoint
 
@@ -138,7 +138,7 @@ def train(config: Config, *, resume: bool = False, prepared: Prepared | None = N
     if not resume and checkpoint.steps(folder / setup.CHECKPOINTS):
         raise FileExistsError(f"{folder} holds a run already: resume it or choose another output.folder")
     found = checkpoint.load_latest(folder / setup.CHECKPOINTS) if resume else None
-    content = None if found is None else upgrade_checkpoint(found[0])
+    content = None if found is None else upgrade_checkpoint(*found)
     if content is not None:
         changed = differences(Config.from_dict(content["config"]).to_dict(), config.to_dict())
         if changed:
@@ -204,6 +204,7 @@ class _Trainer:
             self.state = State(**content["state"])
             self._look_for_best()
         expected = sum(-(-self.loaders["train"].steps(e) // options.accumulate) for e in range(options.epochs))
+        self._check_length_of_schedule(expected if self.every == "step" else options.epochs)
         output = config.output
         self.log = Log(
             self.folder,
@@ -215,6 +216,15 @@ class _Trainer:
         self.finishing = False
         self.autocast = functools.partial(setup.autocast, config)
         self._clear()
+
+    def _check_length_of_schedule(self, steps: int) -> None:
+        """``OneCycleLR`` refuses further steps at its end: better said before the training than after most of it."""
+        last = getattr(self.schedule, "total_steps", steps)
+        if last < steps:
+            raise ValueError(
+                f"schedule.options must let {self.config.schedule.name} make {steps} steps with schedule.every="
+                f"{self.every} and training.epochs={self.config.training.epochs}, got total_steps = {last}"
+            )
 
     def _look_for_best(self) -> None:
         """Without the best model so far, what comes counts: at the least the weights that the run goes on from."""
@@ -262,7 +272,7 @@ class _Trainer:
         if state.validated != state.total:
             self._validate()
         if self.schedule is not None and self.every == "epoch":
-            self.schedule.step()
+            step_schedule(self.schedule)
         state.epoch += 1
         state.step = 0
         self.save()
@@ -281,7 +291,7 @@ class _Trainer:
             autocast=self.autocast,
         )
         if self.schedule is not None and self.every == "step":
-            self.schedule.step()
+            step_schedule(self.schedule)
         auxiliary = result.auxiliary
         values = (result.total, result.click, result.click.new_zeros(()) if auxiliary is None else auxiliary)
         self._losses.append(torch.stack([v.double() for v in values]))
@@ -339,7 +349,7 @@ class _Trainer:
             why = metrics.reasons[name]
             self.log.warn(f"no validation {WORDS[name]}, {why}: the newest model counts as the best")
         if self.every == "validation" and not math.isnan(value):
-            self.schedule.step(value)
+            step_schedule(self.schedule, value)
         if self._is_better(value):
             state.best = None if math.isnan(value) else value
             state.best_total, state.worse = state.total, 0

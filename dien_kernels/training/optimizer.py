@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -159,6 +160,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
         if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
     },
 }
+_CPU = torch.device("cpu")
+# What torch makes of options that it cannot use.
+_REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError)
 _GIVEN = ("params", "dense", "tables", "lr", "table_lr")  # arguments that are no options of their own
 
 
@@ -209,23 +213,46 @@ def make_optimizer(
     try:
         if kind is LazyAdam:
             first = dense if table_lr is None else groups
-            return LazyAdam(first, tables, lr, table_lr=table_lr, **options)
+            found = LazyAdam(first, tables, lr, table_lr=table_lr, **options)
+            if (
+                reason := _refuses(functools.partial(LazyAdam, tables=[]), lr, options, _CPU, sparse=False)
+            ) is not None:
+                raise ValueError(reason)
+            return found
         if tables:
             group = {"params": tables, "lr": lr if table_lr is None else table_lr}
             if "weight_decay" in inspect.signature(kind).parameters:
                 group["weight_decay"] = 0.0
             groups.append(group)
         optimizer: Optimizer = kind(groups, lr=lr, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the optimizer {name} refuses its options or the model: {error}") from error
+    except _REFUSALS as error:
+        words = f"the optimizer {name} refuses its options or the model: {error}"
+        raise ValueError(f"{words}{_refused_options(kind, lr, options)}") from error
     if tables and (reason := _refuses(kind, lr, options, tables[0].device, sparse=True)) is not None:
         raise ValueError(
             f"the optimizer {name} cannot take the sparse gradients of the embedding tables ({reason}): make the model "
             "with sparse=False (model.options.embedding.sparse=false), or take LazyAdam"
         )
     if dense and (reason := _refuses(kind, lr, options, dense[0].device, sparse=False)) is not None:
-        raise ValueError(f"the optimizer {name} cannot move parameters with dense gradients ({reason})")
+        raise ValueError(
+            f"the optimizer {name} cannot move parameters with dense gradients ({reason})"
+            f"{_refused_options(kind, lr, options)}"
+        )
     return optimizer
+
+
+def _refused_options(kind: Any, lr: float, options: Mapping[str, Any]) -> str:
+    """For the end of a message: the options without which the optimizer would do, or all where it is not one alone."""
+    if kind is LazyAdam:
+        kind = functools.partial(LazyAdam, tables=[])
+
+    def fits(some: Mapping[str, Any]) -> bool:
+        return _refuses(kind, lr, some, _CPU, sparse=False) is None
+
+    if not fits({}):
+        return ""  # it is not the options
+    wrong = [o for o in options if fits({other: v for other, v in options.items() if other != o})] or list(options)
+    return f" (from {', '.join(f'optimizer.options.{o} = {options[o]!r}' for o in wrong)})"
 
 
 def _refuses(kind: Any, lr: float, options: Mapping[str, Any], device: torch.device, *, sparse: bool) -> str | None:
@@ -245,7 +272,7 @@ def _refuses(kind: Any, lr: float, options: Mapping[str, Any], device: torch.dev
                 gradient = torch.sparse_coo_tensor(row, gradient[:1], (3, 2), check_invariants=False)
             parameter.grad = gradient
             optimizer.step()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except _REFUSALS as error:
         return str(error).splitlines()[0]
     return None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
 from dien_kernels._options import unknown_name
 
@@ -17,6 +20,8 @@ SCHEDULES: dict[str, type[LRScheduler]] = {
     if isinstance(kind, type) and issubclass(kind, LRScheduler) and kind is not LRScheduler and name[0] != "_"
 }
 _INNER = "schedulers"  # the option of SequentialLR and ChainedScheduler that holds further schedules
+# What torch makes of options that it cannot use; it looks at few of them before the first step.
+_REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
 def _options_of(name: str) -> dict[str, inspect.Parameter]:
@@ -71,7 +76,8 @@ def make_schedule(
             ``schedulers``, each a mapping with ``name`` and ``options``.
         higher_is_better: the direction of the metric that ``ReduceLROnPlateau`` is given, unless ``mode`` says it.
 
-    Raises ``ValueError`` for an unknown name or option, and for values that torch refuses.
+    The schedule is tried in two steps on an optimizer of its own first. Raises ``ValueError`` for an unknown name or
+    option, for values that torch refuses, and for step sizes that are not finite or negative.
     """
     options = dict(options or {})
     check_schedule(name, options)
@@ -79,12 +85,61 @@ def make_schedule(
     if issubclass(kind, ReduceLROnPlateau):
         options.setdefault("mode", "max" if higher_is_better else "min")
     try:
-        if issubclass(kind, (SequentialLR, ChainedScheduler)):
-            inner = [make_schedule(optimizer, one["name"], one.get("options")) for one in options.pop(_INNER)]
-            found = kind(inner, **options) if kind is ChainedScheduler else kind(optimizer, inner, **options)
-        else:
-            found = kind(optimizer, **options)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"the schedule {name} refuses its options: {error}") from error
-    schedule: LRScheduler = found
+        trial = _Still(optimizer)
+        tried = _made(trial, kind, options)
+        _check_step_sizes(tried)
+        for _ in range(min(2, getattr(tried, "total_steps", 2))):
+            trial.step()
+            _move(tried, *([0.5] if isinstance(tried, ReduceLROnPlateau) else []))
+        return _made(optimizer, kind, options)
+    except _REFUSALS as error:
+        raise ValueError(f"the schedule {name} refuses its options (schedule.options): {error}") from error
+
+
+def step_schedule(schedule: LRScheduler, *metric: float) -> None:
+    """Let ``schedule`` move the step sizes on; ``metric`` is the value that ``ReduceLROnPlateau`` is given.
+
+    Raises ``ValueError`` naming the schedule where torch refuses the step, as ``OneCycleLR`` does after its last, and
+    for step sizes that are not finite or negative.
+    """
+    try:
+        _move(schedule, *metric)
+    except _REFUSALS as error:
+        raise ValueError(
+            f"the schedule {type(schedule).__name__} cannot go on: {error}. Change schedule.options, schedule.every or "
+            "training.epochs"
+        ) from error
+
+
+class _Still(Optimizer):
+    """The step sizes and options of another optimizer on parameters of its own, which it never moves."""
+
+    def __init__(self, other: Optimizer) -> None:
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in other.param_groups]
+        super().__init__(
+            [{**copy.deepcopy(group), "params": [torch.zeros(1)]} for group in groups], copy.deepcopy(other.defaults)
+        )
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def _made(optimizer: Optimizer, kind: Any, options: Mapping[str, Any]) -> LRScheduler:
+    options = dict(options)
+    first: list[Any] = [optimizer]
+    if _INNER in _options_of(kind.__name__):
+        inner = [make_schedule(optimizer, one["name"], one.get("options")) for one in options.pop(_INNER)]
+        first = [inner] if kind is ChainedScheduler else [optimizer, inner]
+    schedule: LRScheduler = kind(*first, **options)
     return schedule
+
+
+def _move(schedule: Any, *metric: float) -> None:
+    schedule.step(*metric)
+    _check_step_sizes(schedule)
+
+
+def _check_step_sizes(schedule: LRScheduler) -> None:
+    for group in schedule.optimizer.param_groups:
+        if not (math.isfinite(group["lr"]) and group["lr"] >= 0):
+            raise ValueError(f"step sizes must be finite and at least 0, but it makes one of {group['lr']}")

@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
 
 def training_step(
     model: RankingModel,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch] | Batch,
     optimizer: Optimizer,
     *,
     device: torch.device | None = None,
@@ -46,7 +46,8 @@ def training_step(
 
     Args:
         model: in training mode.
-        batches: at least one; they need as much memory as the largest of them.
+        batches: at least one, with at least one row among them; they need as much memory as the largest of them. A
+            batch without rows counts for nothing and does not run.
         optimizer: of the model's parameters.
         device: to which batches are moved; None: they are there.
         scaler: of the loss, for float16.
@@ -55,11 +56,11 @@ def training_step(
         watch: called with ``"forward"``, ``"loss"``, ``"backward"`` and ``"optimizer"`` when this part begins, and with
             the loss where there is one; ``"end"`` at last.
 
-    The gradients stay in the parameters until the next step. Nothing is read from the device. Raises ``ValueError`` for
-    no batches, and what model and optimizer raise.
+    The gradients stay in the parameters until the next step. Nothing is read from the device. Raises ``TypeError`` for
+    what is no batch, ``ValueError`` for no batches, no rows, and weights of rows that are not finite or negative where
+    they lie on the CPU (on a device they are not read), and what model and optimizer raise.
     """
-    if not batches:
-        raise ValueError("batches must hold at least one batch, got none")
+    batches = _with_rows(batches)
     several = len(batches) > 1
     shares = model.shares(batches) if several else [None]
     if watch is not None:
@@ -103,6 +104,28 @@ def training_step(
     if watch is not None:
         watch("end", None)
     return _joined(parts) if several else parts[0]
+
+
+def _with_rows(batches: Sequence[Batch] | Batch) -> list[Batch]:
+    """The batches that have rows, checked as ``training_step`` says."""
+    batches = [batches] if isinstance(batches, Batch) else list(batches)
+    if not batches:
+        raise ValueError("batches must hold at least one batch, got none")
+    for i, batch in enumerate(batches):
+        if not isinstance(batch, Batch):
+            raise TypeError(f"batches must be a Batch or a list of them, got {type(batch).__name__} as batches[{i}]")
+    found = [batch for batch in batches if batch.rows]
+    if not found:
+        raise ValueError("batches must have at least one row, got none")
+    for i, batch in enumerate(batches):
+        weight = batch.weight
+        if weight is not None and weight.device.type == "cpu" and weight.numel():
+            low, high = torch.aminmax(weight)  # NaN if one is
+            if not (low >= 0 and high < float("inf")):
+                raise ValueError(
+                    f"batches[{i}].weight must be finite and at least 0, got values from {float(low)} to {float(high)}"
+                )
+    return found
 
 
 def _joined(parts: list[StepResult]) -> StepResult:

@@ -143,3 +143,9 @@ def test_examples_of_docstrings(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"dien_kernels.{module}"), optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+@pytest.mark.parametrize("wrong", [5, [1], "head"])
+def test_options_must_be_a_mapping(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="options must be a mapping from names to values or None, got "):
+        build("dien", SCHEMA, wrong)

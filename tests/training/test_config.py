@@ -84,6 +84,8 @@ def test_dump_is_read_back(tmp_path: Path) -> None:
         ("schedule.name=StepLr", "unknown schedule StepLr: did you mean StepLR"),
         ("schedule.name=StepLR", "schedule.options must have 'step_size' for StepLR"),
         ("schedule.name=LambdaLR", "must be a schedule without functions"),
+        ("schedule.every=step", "schedule.name must be set where schedule.every is, got null"),
+        ("schedule.options.gamma=0.5", "schedule.name must be set where schedule.options is, got null"),
         ("schedule.every=batch", "schedule.every must be one of 'epoch', 'step', got 'batch'"),
     ],
 )

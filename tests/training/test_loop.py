@@ -533,3 +533,17 @@ def test_target_only_sees_no_history(config_of: MakeConfig, prepared: Prepared) 
 def test_open_run_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no run"):
         open_run(tmp_path)
+
+
+def test_a_schedule_that_is_too_short_is_refused_before_the_training(config_of: MakeConfig) -> None:
+    words = ["schedule.name=OneCycleLR", "schedule.every=step", "schedule.options={max_lr: 0.1, total_steps: 3}"]
+    config = config_of("run", *words)
+    with pytest.raises(ValueError, match=r"schedule.options must let OneCycleLR make \d+ steps .* got total_steps = 3"):
+        train(config)
+    assert not ck.steps(Path(config.output.folder) / "checkpoints")
+
+
+def test_a_schedule_that_fails_in_the_training_is_named(config_of: MakeConfig) -> None:
+    words = ["schedule.name=MultiStepLR", "schedule.every=step", "schedule.options={milestones: [4], gamma: -1}"]
+    with pytest.raises(ValueError, match="the schedule MultiStepLR cannot go on: step sizes must be finite and at"):
+        train(config_of("run", *words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -230,3 +231,22 @@ def test_closure_is_called_with_gradients() -> None:
         return float(loss.detach())
 
     assert optimizer.step(closure) == pytest.approx(float(model.loss(ids_of(0)).detach()), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, options, wrong",
+    [
+        ("LazyAdam", {"betas": "x"}, ["betas"]),
+        ("LazyAdam", {"betas": [0.9]}, ["betas"]),
+        ("LazyAdam", {"betas": [0.9, 0.99, 0.999]}, ["betas"]),
+        ("LazyAdam", {"eps": 1e-8, "weight_decay": "x"}, ["weight_decay"]),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": "x"}, ["weight_decay"]),
+        ("Adam", {"betas": "x", "eps": -1}, ["betas", "eps"]),
+        ("AdamW", {"betas": [0.9]}, ["betas"]),
+    ],
+)
+def test_a_refused_option_is_named(name: str, options: dict[str, Any], wrong: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"the optimizer {name} ") as error:
+        make_optimizer(Toy(sparse=False), name, **options)
+    named = [word.partition(" = ")[0] for word in str(error.value).split("optimizer.options.")[1:]]
+    assert named == wrong

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dien_kernels.training.optimizer import LazyAdam
-from dien_kernels.training.schedule import SCHEDULES, make_schedule
+from dien_kernels.training.schedule import SCHEDULES, make_schedule, step_schedule
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ChainedScheduler": {"schedulers": [{"name": "ConstantLR"}, {"name": "ExponentialLR", "options": {"gamma": 0.5}}]},
@@ -102,6 +102,20 @@ def test_plateau_knows_the_direction_of_the_metric(higher: bool) -> None:
         ("StepLR", {"step_size": 1, "gama": 0.5}, "unknown option schedule.options.gama: did you mean gamma"),
         ("StepLR", {}, "schedule.options must have 'step_size' for StepLR"),
         ("Step", {}, "unknown schedule Step: did you mean StepLR"),
+        ("StepLR", {"step_size": 0}, "the schedule StepLR refuses its options .schedule.options.: .*zero"),
+        ("ExponentialLR", {"gamma": "x"}, "the schedule ExponentialLR refuses its options"),
+        ("ExponentialLR", {"gamma": -1}, "step sizes must be finite and at least 0, but it makes one of -0.1"),
+        ("ExponentialLR", {"gamma": float("nan")}, "step sizes must be finite and at least 0, but it makes one of nan"),
+        ("CyclicLR", {"base_lr": -1.0, "max_lr": 1.0}, "step sizes must be finite and at least 0"),
+        ("CosineAnnealingLR", {"T_max": 0}, "the schedule CosineAnnealingLR refuses its options"),
+        (
+            "SequentialLR",
+            {
+                "schedulers": [{"name": "ConstantLR"}, {"name": "StepLR", "options": {"step_size": 0}}],
+                "milestones": [9],
+            },
+            "the schedule StepLR refuses its options",
+        ),
         ("CosineAnnealingWarmRestarts", {"T_0": 0}, "the schedule CosineAnnealingWarmRestarts refuses its options"),
         ("SequentialLR", {"schedulers": ["StepLR"], "milestones": []}, "must be a list of schedules, each with name"),
         (
@@ -119,3 +133,28 @@ def test_plateau_knows_the_direction_of_the_metric(higher: bool) -> None:
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_schedule(optimizer(), name, options)
+
+
+def test_a_schedule_is_tried_on_another_optimizer() -> None:
+    found = optimizer()
+    make_schedule(found, "ExponentialLR", {"gamma": 0.5})
+    assert [group["lr"] for group in found.param_groups] == [0.1, 0.3]
+    assert make_schedule(optimizer(), "OneCycleLR", {"max_lr": 0.1, "total_steps": 1}).last_epoch == 0
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 3}, "the schedule OneCycleLR cannot go on: Tried to step"),
+        ("MultiStepLR", {"milestones": [4], "gamma": -1}, "the schedule MultiStepLR cannot go on: step sizes must be"),
+    ],
+)
+def test_a_later_step_that_is_refused_names_the_schedule(name: str, options: dict[str, Any], message: str) -> None:
+    found = optimizer()
+    schedule = make_schedule(found, name, options)
+    for _ in range(3):
+        found.step()
+        step_schedule(schedule)
+    with pytest.raises(ValueError, match=message) as error:
+        step_schedule(schedule)
+    assert "Change schedule.options, schedule.every or training.epochs" in str(error.value)

@@ -129,6 +129,66 @@ def test_no_batches() -> None:
         training_step(model, [], make_optimizer(model))
 
 
+def test_one_batch_needs_no_list() -> None:
+    batch = random_batch([3, 2])
+    one, other = model_of({}), model_of({})
+    first = training_step(one, batch, make_optimizer(one))
+    assert first.total == training_step(other, [batch], make_optimizer(other)).total
+    with pytest.raises(TypeError, match=r"batches must be a Batch or a list of them, got NoneType as batches\[1\]"):
+        training_step(one, [batch, None], make_optimizer(one))  # type: ignore[list-item]
+
+
+EMPTY: list[dict[str, Any]] = [
+    {},
+    {"embedding.l2": 0.1, "click.eps": 1e-8},
+    {"click.reduction": "sum"},
+    {"head.activation": "dice"},
+]
+
+
+@pytest.mark.parametrize("options", EMPTY, ids=str)
+@pytest.mark.parametrize("weights", [False, True])
+def test_an_empty_batch_among_several_counts_for_nothing(options: dict[str, Any], weights: bool) -> None:
+    batch = random_batch([3, 0, 5, 1])
+    batch = weighted(batch) if weights else batch
+    empty = part_of(batch, range(2, 2))
+    assert empty.rows == 0
+    with_it, without = model_of(options), model_of(options)
+    found = training_step(with_it, [empty, batch, empty], torch.optim.SGD(with_it.parameters(), 0.1))
+    expected = training_step(without, [batch], torch.optim.SGD(without.parameters(), 0.1))
+    assert bool(found.total.isfinite())
+    for a, b in zip(found, expected, strict=True):
+        assert a is None if b is None else torch.equal(a, b)
+    for name, value in with_it.state_dict().items():
+        assert torch.equal(value, without.state_dict()[name]), name
+    with pytest.raises(ValueError, match="batches must have at least one row, got none"):
+        training_step(with_it, [empty], torch.optim.SGD(with_it.parameters(), 0.1))
+
+
+@pytest.mark.parametrize("options", EMPTY[:3], ids=str)
+def test_losses_of_an_empty_batch_with_its_share_are_zero(options: dict[str, Any]) -> None:
+    batch = random_batch([3, 0, 5, 1])
+    empty = part_of(batch, range(2, 2))
+    model = model_of(options)
+    _, share = model.shares([batch, empty])
+    losses = model.loss(model(empty), empty.label, share=share)
+    for loss in losses:
+        assert loss is None or float(loss.detach()) == 0
+    losses.total.backward()
+    assert all(float(gradient.abs().sum()) == 0 for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
+def test_a_step_refuses_wrong_weights_and_moves_nothing(value: float) -> None:
+    model = model_of({}, "average")
+    batch = random_batch([3, 2])
+    wrong = replace(batch, weight=torch.tensor([1.0, value]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"batches\[1\].weight must be finite and at least 0"):
+        training_step(model, [batch, wrong], torch.optim.SGD(model.parameters(), 0.1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_weights_of_rows(reduction: str, eps: float) -> None:

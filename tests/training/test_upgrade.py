@@ -183,3 +183,41 @@ def test_an_auxiliary_loss_that_was_off_stays_off() -> None:
     assert from_flat("dien", {"auxiliary": None, "auxiliary_weight": 0.5}) == {"auxiliary": None}
     assert from_flat("gru_attention", {"auxiliary_units": [3]}) == {}
     assert from_flat("dien", {"auxiliary_units": [3]}) == {"auxiliary": {"units": [3]}}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"version": 3}, "checkpoint here.pt must be of version 2 or older, got version 3"),
+        ({"version": "two"}, "must be of version 2 or older, got version 'two'"),
+        ({"config": None}, "checkpoint here.pt is none of a training step: it has no config$"),
+        ({"state": {"epoch": 1}}, "checkpoint here.pt is none of a training step: it has no state.best_auc$"),
+        ({"state": 3}, "it has no state.best_auc, state.epoch"),
+        ({"version": 2}, "it has no schedule$"),
+        ({"config": {"model": "dien"}}, "here.pt of the first version cannot be converted: model must be a mapping"),
+    ],
+)
+def test_checkpoints_that_cannot_be_read_are_named(change: dict[str, Any], message: str) -> None:
+    content = {**decoded(STORED["checkpoint"]), **change}
+    content = {name: part for name, part in content.items() if part is not None}
+    with pytest.raises(ck.CheckpointError, match=message):
+        upgrade_checkpoint(content, "here.pt")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: {options: [1]}", r"model.options must be a mapping from names to values, got \[1\]"),
+        ("model: {options: {1: 2}}", "model.options must be a mapping from names to values, got {1: 2}"),
+        ("model: {options: {head: 3, mlp: [4]}}", "the option head must be a mapping from names to values, got 3"),
+        ("model: dien", "model must be a mapping from names to values, got 'dien'"),
+        ("training: [1]", r"training must be a mapping from names to values, got \[1\]"),
+        ("optimizer: {name: SGD}", "version must be 2 in a config with the section optimizer, got none: add the line"),
+        ("schedule: {name: ConstantLR}", "version must be 2 in a config with the section schedule"),
+    ],
+)
+def test_saved_configs_that_cannot_be_read_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"config.yaml: {message}"):
+        load_saved(path)
