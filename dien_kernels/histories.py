@@ -150,11 +150,12 @@ class Histories:
         Errors call ``history_of`` "history", as the ops do.
         """
         if histories is None:
-            histories = cls(
-                *check_layout(lengths, offsets, mask),
-                None if history is None else check_index("history", history, "[B]"),
-                mask,
-            )
+            histories = cls()
+            if lengths is not None or offsets is not None or mask is not None:
+                histories.lengths, histories.offsets = check_layout(lengths, offsets, mask)
+                histories.mask = mask
+            if history is not None:
+                histories.history_of = check_index("history", history, "[B]")
         else:
             if not isinstance(histories, Histories):
                 raise TypeError(f"histories must be a dien_kernels.Histories, got {type(histories).__name__}")
@@ -215,9 +216,7 @@ class Histories:
         if known is not None:
             return known.shape[0]
         if data is None:
-            raise ValueError(
-                "data must be given where every history is full: nothing else says how many there are, got None"
-            )
+            raise ValueError("data must be given where every history is full, to say how many there are, got None")
         return data.shape[1 if time_major else 0]
 
     def rows(self, data: Tensor | None = None, time_major: bool = False) -> int:
@@ -380,9 +379,10 @@ class Histories:
             if data.dim() != 2:
                 raise ValueError(f"{name} must be [N, features] with offsets, got shape {tuple(data.shape)}")
         elif data.dim() != 3:
-            raise ValueError(
-                f"{name} must be [B, T, features], or [N, features] with offsets, got shape {tuple(data.shape)}"
-            )
+            given = tuple(data.shape)
+            raise ValueError(f"{name} must be [B, T, features], or [N, features] with offsets, got shape {given}")
+        elif self.lengths is None and self.mask is None and self.history_of is None:
+            return
         else:
             u, t = (data.shape[1], data.shape[0]) if time_major else (data.shape[0], data.shape[1])
             if self.lengths is not None and self.lengths.shape[0] != u:

@@ -98,7 +98,10 @@ def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors if torch.is_grad_enabled() and not torch.compiler.is_compiling() else ()
+        compiling = torch.compiler.is_compiling()
+        if not compiling and not torch.is_grad_enabled():
+            return backward(ctx, *arriving)
+        saved = () if compiling else ctx.saved_tensors
         with torch.no_grad():
             gradients = backward(ctx, *arriving)
         causes = [t for t in (*arriving, *saved) if t is not None and t.requires_grad]
@@ -123,9 +126,9 @@ def function_of(
     Args:
         forward: ``forward(backend, groups, options, tensors)`` returns a tensor or a tuple of tensors.
         kept: of these, the ones that the backward needs, beside the inputs.
-        backward: ``backward(ctx, gradients, tensors, kept)`` returns a gradient or None for each of the tensors;
-            ``ctx.backend``, ``ctx.groups`` and ``ctx.options`` are those of the call, and a gradient that does not
-            arrive is None.
+        backward: ``backward(ctx, gradients, saved)`` returns a gradient or None for each of the tensors. ``saved`` are
+            the ``ctx.count`` tensors, then what was kept; ``ctx.backend``, ``ctx.groups`` and ``ctx.options`` are those
+            of the call, and a gradient that does not arrive is None.
         outputs: how many of the outputs, from the first on, have a derivative.
     """
 
@@ -137,21 +140,21 @@ def function_of(
 
         @staticmethod
         def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-            ctx.backend, ctx.groups, ctx.options, *tensors = inputs
-            ctx.count = len(tensors)
+            ctx.backend, ctx.groups, ctx.options = inputs[:3]
+            ctx.count = len(inputs) - 3
             results = output if isinstance(output, tuple) else (output,)
             ctx.set_materialize_grads(False)
             if len(results) > outputs:  # Dynamo takes the empty call only where there are several results
                 ctx.mark_non_differentiable(*results[outputs:])
-            ctx.save_for_backward(*tensors, *kept(results))
+            ctx.save_for_backward(*inputs[3:], *kept(results))
 
         @staticmethod
         @differentiable_once
         def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
-            saved = ctx.saved_tensors
-            if all(gradient is None for gradient in gradients[:outputs]):
-                return (None,) * (3 + ctx.count)
-            found = backward(ctx, gradients[:outputs], saved[: ctx.count], saved[ctx.count :])
-            return (None, None, None, *found)
+            gradients = gradients[:outputs]
+            for gradient in gradients:
+                if gradient is not None:
+                    return (None, None, None, *backward(ctx, gradients, ctx.saved_tensors))
+            return (None,) * (3 + ctx.count)
 
     return Function

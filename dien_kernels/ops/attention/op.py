@@ -91,9 +91,9 @@ def _forward(backend: str, counts: tuple[int, int, int], options: Options, tenso
     return _FWD[backend](*_arguments(counts, tensors), *options)
 
 
-def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
-    arguments = _arguments(ctx.groups, tensors)
-    dtarget, dstates, *dlayers = _BWD[ctx.backend](*arriving, *arguments, *kept, *ctx.options)
+def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[Any, ...]:
+    *tensors, scores = saved
+    dtarget, dstates, *dlayers = _BWD[ctx.backend](*arriving, *_arguments(ctx.groups, tensors), scores, *ctx.options)
     return dtarget, dstates, *(None,) * _LAYOUT, *dlayers
 
 

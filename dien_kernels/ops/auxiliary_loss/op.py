@@ -92,11 +92,11 @@ def _forward(backend: str, counts: tuple[int, int, int], options: Options, tenso
     return tuple(_FWD_BWD[backend](states, positive, negative, *split, lengths, offsets, *options))
 
 
-def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
+def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[Any, ...]:
     """The derivative of a scalar is known but for a factor: the forward has computed it with the loss, and here it is
     scaled. So nothing is computed twice and no logits are kept; what is kept has the inputs' size. The inputs are saved
     for their dtypes, and so that a second derivative can be refused by each of them."""
-    states, positive, negative, _, _, *layers = tensors
+    (states, positive, negative, _, _, *layers), kept = saved[: ctx.count], saved[ctx.count :]
     inputs = (states, positive, negative, *layers)
     dstates, dpositive, dnegative, *dlayers = ((d * arriving[0]).to(t.dtype) for d, t in zip(kept, inputs, strict=True))
     return dstates, dpositive, dnegative, None, None, *dlayers

@@ -22,7 +22,7 @@ from dien_kernels.checks import (
     check_tensor,
     compute_dtype,
 )
-from dien_kernels.histories import Histories
+from dien_kernels.histories import Histories, MaskIndex
 from dien_kernels.ops import _gates
 from dien_kernels.ops._autograd import needs_autograd
 from dien_kernels.ops._cpu import refuses_cpu
@@ -114,14 +114,23 @@ def _forward(backend: str, _: None, options: Options, tensors: tuple[Any, ...]) 
     return _FWD[backend](*tensors, *options)
 
 
-def _backward(ctx: Any, arriving: Sequence[Any], tensors: Sequence[Any], kept: Sequence[Any]) -> tuple[Any, ...]:
+def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[Any, ...]:
     need_dx = ctx.needs_input_grad[3]  # behind the backend, the groups and the options
-    found = Gradients(*_BWD[ctx.backend](*arriving, *tensors, *kept, need_dx, *ctx.options))
-    inputs = Inputs(*tensors[:_INPUTS])
-    wanted = [None if given is None else gradient for given, gradient in zip(inputs, found, strict=True)]
-    if not need_dx:
-        wanted[0] = None
-    return *wanted, None, None, None, None
+    dx, d_attention, dw_ih, dw_hh, db_ih, db_hh, dh0 = _BWD[ctx.backend](*arriving, *saved, need_dx, *ctx.options)
+    _, attention, _, _, b_ih, b_hh, h0 = saved[:_INPUTS]
+    return (
+        dx if need_dx else None,
+        None if attention is None else d_attention,
+        dw_ih,
+        dw_hh,
+        None if b_ih is None else db_ih,
+        None if b_hh is None else db_hh,
+        None if h0 is None else dh0,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 RECURRENCE.derivative(_forward, lambda results: (results[0], results[2]), _backward, outputs=2)
@@ -144,24 +153,16 @@ def recurrence(
     each row runs from its last valid step to its first. ``histories`` has no mask: ``compact`` and
     ``Histories.compacted`` come first. Arguments are taken as checked.
     """
-    form, x, hidden = form_of(kind), inputs.x, inputs.w_hh.shape[1]
-    needs_grad = needs_autograd(inputs)
+    x, needs_grad = inputs.x, needs_autograd(inputs)
     name = select(
-        Call("recurrence", x.device.type, x.dtype, x.shape[-1], hidden, reset, backward=needs_grad),
-        backend,
+        Call("recurrence", x.device.type, x.dtype, x.shape[-1], inputs.w_hh.shape[1], reset, (), needs_grad), backend
     )
-    options = Options(
-        alpha0=form.alpha0,
-        alpha1=form.alpha1,
-        beta0=form.beta0,
-        beta1=form.beta1,
-        scale_input=form.scale_input,
-        keep_side=(update or form.update) == "keep",
-        reset_before=reset == "before",
-        reverse=reverse,
-        time_major=time_major,
-        kept_units=_gates.kept_units() if needs_grad and name in _KEEP_GATES else 0,
-    )
+    form, kept_units = form_of(kind), _gates.kept_units() if needs_grad and name in _KEEP_GATES else 0
+    keep_side = (update or form.update) == "keep"
+    options = Options(  # by position, which takes half the time and counts where a request is one short history
+        form.alpha0, form.alpha1, form.beta0, form.beta1, form.scale_input,
+        keep_side, reset == "before", reverse, time_major, kept_units,
+    )  # fmt: skip
     order = histories.order(longest_first) if name in _READ_ORDER else None
     tensors = (*inputs, histories.lengths, histories.offsets, histories.history_of, order)
     if needs_grad:
@@ -211,25 +212,26 @@ def run(
 
     ``layout`` has the keywords of ``Histories.given`` beside the data.
     """
-    check_option("reset", reset, ("after", "before"))
-    check_option("update", update, (None, "keep", "candidate"))
-    check_option("padded", padded, ("zero", "carry"))
+    if (reset, update, padded) != ("after", None, "zero"):  # the defaults, which most calls have
+        check_option("reset", reset, ("after", "before"))
+        check_option("update", update, (None, "keep", "candidate"))
+        check_option("padded", padded, ("zero", "carry"))
     x, attention, w_ih, w_hh, b_ih, b_hh, h0 = inputs
     check_storage("x", x)
     if autocast_dtype(x) is not None:  # the big operands take it; attention, biases, h0, state and sums stay float32
         w_ih, w_hh, x = autocast(w_ih, x), autocast(w_hh, x), autocast(x, x)
     histories = Histories.given(x, "x", **layout)
     b_ih, b_hh = check_weights(x, w_ih, w_hh, b_ih, b_hh)
-    batch = histories.rows(x)
     if kind != "gru":
-        attention = _check_attention(attention, x, histories, batch)
+        attention = _check_attention(attention, x, histories)
     elif histories.history_of is not None:
         raise ValueError("histories must not have history_of: a GRU runs each history once, got one that has")
     if h0 is not None:
-        h0 = check_compute_like("h0", h0, (batch, w_hh.shape[1]), "[B, H]", x, "x")
+        h0 = check_compute_like("h0", h0, (histories.rows(x), w_hh.shape[1]), "[B, H]", x, "x")
 
-    index, row_index = histories.mask_index(), histories.row_mask_index()
-    if index is not None and row_index is not None:
+    row_index = None
+    if histories.mask is not None:
+        index, row_index = cast(MaskIndex, histories.mask_index()), cast(MaskIndex, histories.row_mask_index())
         x, histories = compact(x, index), histories.compacted()
         if attention is not None:
             attention = compact(attention, row_index)
@@ -247,11 +249,11 @@ def run(
     return y, h_n
 
 
-def _check_attention(attention: Tensor | None, x: Tensor, histories: Histories, batch: int) -> Tensor:
+def _check_attention(attention: Tensor | None, x: Tensor, histories: Histories) -> Tensor:
     check_tensor("attention", attention)
     attention = cast(Tensor, attention)
     if not histories.jagged:
-        return check_compute_like("attention", attention, (batch, x.shape[1]), "[B, T]", x, "x")
+        return check_compute_like("attention", attention, (histories.rows(x), x.shape[1]), "[B, T]", x, "x")
     if attention.dim() != 1:
         raise ValueError(f"attention must have one dimension with offsets, got shape {tuple(attention.shape)}")
     rows = x.shape[0] if histories.history_of is None else attention.shape[0]
