@@ -61,8 +61,7 @@ def _fake_fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 
 
 def _fake_bwd(dscores: Tensor, inputs: Inputs, histories: Histories, scores: Tensor, options: Options) -> Gradients:
-    layers = Layers(*([t.new_empty(t.shape) for t in tensors] for tensors in inputs.layers))
-    return Gradients(inputs.target.new_empty(inputs.target.shape), inputs.states.new_empty(inputs.states.shape), layers)
+    return Gradients.like(inputs, lambda t: t.new_empty(t.shape))
 
 
 ATTENTION = Op(

@@ -7,12 +7,13 @@ here: mathematics, what one backend alone needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from dien_kernels.histories import Histories
-from dien_kernels.ops._mlp import Layers
+from dien_kernels.ops._mlp import Layers, split_layers
 
 Kind = Literal["inner", "mlp"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -42,6 +43,12 @@ class LossAndGradients(NamedTuple):
     positive: Tensor
     negative: Tensor
     layers: Layers
+
+    @classmethod
+    def of(cls, inputs: Inputs, loss: Tensor, gradients: Sequence[Tensor]) -> LossAndGradients:
+        """From the loss and gradients in the order of ``Inputs.tensors``."""
+        states, positive, negative, *rest = gradients
+        return cls(loss, states, positive, negative, split_layers(inputs.layers.counts(), rest))
 
     def tensors(self) -> list[Tensor]:
         """What the raw op returns: the loss, then the gradients in the order of ``Inputs.tensors``."""

@@ -61,15 +61,8 @@ def _fake_fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 
 def _fake_fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
     compute = compute_dtype(inputs.states.dtype)
-
-    def like(t: Tensor) -> Tensor:
-        return t.new_empty(t.shape, dtype=compute)
-
-    states, positive, negative, layers = inputs
-    gradients = Layers(*([like(t) for t in tensors] for tensors in layers))
-    return LossAndGradients(
-        _fake_fwd(inputs, histories, options), like(states), like(positive), like(negative), gradients
-    )
+    gradients = [t.new_empty(t.shape, dtype=compute) for t in inputs.tensors()]
+    return LossAndGradients.of(inputs, _fake_fwd(inputs, histories, options), gradients)
 
 
 AUXILIARY_LOSS = Op(

@@ -33,5 +33,5 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 
 
 def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
-    (loss,), (dstates, dpositive, dnegative, *dlayers) = outputs_and_gradients_of(*_call(inputs, histories, options))
-    return LossAndGradients(loss, dstates, dpositive, dnegative, split_layers(inputs.layers.counts(), dlayers))
+    (loss,), gradients = outputs_and_gradients_of(*_call(inputs, histories, options))
+    return LossAndGradients.of(inputs, loss, gradients)

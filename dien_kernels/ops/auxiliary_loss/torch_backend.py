@@ -25,7 +25,7 @@ from torch.nn.functional import linear, logsigmoid
 from dien_kernels.checks import compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._mlp import ACTIVATIONS, Layers, split_layers
+from dien_kernels.ops._mlp import ACTIVATIONS, Layers
 from dien_kernels.ops._torch_mlp import TILE, Tail, reads_are_free
 from dien_kernels.ops.auxiliary_loss.contract import (
     CLAMP,
@@ -289,13 +289,7 @@ def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
 
 def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
     check_index_values(inputs.states, histories)
-    pairs, layers = _pairs(inputs, histories, options), inputs.layers
-    result = forward_backward(_flatten_inputs(inputs), layers, pairs, options)
-    loss, dstates, dpositive, dnegative, dlayers = result
-    return LossAndGradients(
-        loss,
-        dstates.view(inputs.states.shape),
-        dpositive.view(inputs.positive.shape),
-        dnegative.view(inputs.negative.shape),
-        split_layers(layers.counts(), dlayers),
-    )
+    pairs = _pairs(inputs, histories, options)
+    loss, *flat, dlayers = forward_backward(_flatten_inputs(inputs), inputs.layers, pairs, options)
+    data = [g.view(t.shape) for g, t in zip(flat, inputs[:3], strict=True)]
+    return LossAndGradients.of(inputs, loss, [*data, *dlayers])
