@@ -150,12 +150,11 @@ class Histories:
         Errors call ``history_of`` "history", as the ops do.
         """
         if histories is None:
-            histories = cls()
-            if lengths is not None or offsets is not None or mask is not None:
-                histories.lengths, histories.offsets = check_layout(lengths, offsets, mask)
-                histories.mask = mask
-            if history is not None:
-                histories.history_of = check_index("history", history, "[B]")
+            if lengths is offsets is mask is history is None:
+                histories = _FULL
+            else:
+                row_of = None if history is None else check_index("history", history, "[B]")
+                histories = cls(*check_layout(lengths, offsets, mask), row_of, mask)
         else:
             if not isinstance(histories, Histories):
                 raise TypeError(f"histories must be a dien_kernels.Histories, got {type(histories).__name__}")
@@ -580,6 +579,7 @@ def longest_first(lengths: Tensor) -> Tensor:
     return lengths.argsort(descending=True, stable=True)
 
 
+_FULL = Histories()  # what ``given`` returns where no keyword is given
 _FIELDS = ("lengths", "offsets", "history_of", "mask", "rows_total")
 
 
