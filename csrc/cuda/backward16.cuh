@@ -15,25 +15,27 @@ struct Backward16 : Tile16<S, Padded> {
   using Tile = Tile16<S, Padded>;
   using Tile::group, Tile::lane, Tile::warp, Tile::place, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair, typename Tile::Operand;
-  static constexpr bool kLarge = Padded > 64;  // 128 registers a thread: no room for weights
-  // Buffers for what threads exchange with the reset after the product. With two of them a step has one barrier; those
-  // of float32 are too large for two.
+  // Blocks of 448 or 512 threads leave a thread 144 or 128 registers, which cannot hold weights.
+  static constexpr bool kLarge = Padded > 64;
+  // How many buffers there are for what threads exchange with the reset after the product. With two of them a step has
+  // one barrier, otherwise two. In float32 and above 64 units, two would take too much shared memory.
   static constexpr int kBuffers = S::kParts == 1 && !kLarge ? 2 : 1;
-  static constexpr int kDepth = kLarge ? 1 : 2;  // steps whose inputs are being loaded
+  static constexpr int kDepth = kLarge ? 1 : 2;  // how many steps ahead inputs are loaded
   static constexpr int kWarps = Padded / 8;
 
   struct Shared {
     alignas(16) Operand h[kBuffers];     // the state before the step
-    alignas(16) Operand q;               // r h, where the reset comes before the product
+    alignas(16) Operand q;               // r h, if the reset comes before the product
     alignas(16) Operand d[kBuffers][3];  // da_r, da_u, dgh_n
     alignas(16) float bias[4][Padded];
     float d_attention[kBuffers][16][kWarps + 1];
   };
 
-  // A thread's part of a step's inputs.
+  // The inputs of a step `t` that a thread loads ahead. `h` is the state before step t - 1, not `t`, because a state is
+  // written to shared memory one step before it is used.
   struct Ahead {
     float2 gate[2][3];
-    Pair h[2], dy[2];  // h of one step earlier, as shared memory gets it one step ahead
+    Pair h[2], dy[2];
     float attention[2];
   };
 
@@ -47,12 +49,12 @@ struct Backward16 : Tile16<S, Padded> {
   int last[2], longest = 0;
   int x_start[2], y_start[2], attention_start[2];
   int x_stride, y_stride, attention_stride;
-  // Addresses of the thread's two units in row 0, and the bytes from row to row. An absent tensor is `kNothing` in all
-  // rows.
+  // Addresses of the thread's two units in row 0, and the bytes from row to row. For an absent tensor, every row is
+  // at `kNothing`.
   const unsigned char *projection, *attention, *y, *dy;
   unsigned char *gates, *states;
   int y_width, dy_width;
-  Pair h[2];  // before the step
+  Pair h[2];  // the state before the step
   Ahead ahead[kDepth];
 
   // The dynamic shared memory; small sizes have only static memory.
@@ -105,7 +107,7 @@ struct Backward16 : Tile16<S, Padded> {
     return static_cast<const unsigned char*>(exist ? rows : kNothing);
   }
 
-  // One multiply-add instruction; the compiler would split it into several.
+  // rows + row * width as one multiply-add instruction; the compiler would use several.
   template <class T>
   __device__ __forceinline__ static T* at(T* rows, int row, int width) {
     T* result;
@@ -114,15 +116,15 @@ struct Backward16 : Tile16<S, Padded> {
     return result;
   }
 
-  // The state before step `t`, except for the first step, where it is h0.
+  // Load the state before step `t` from y. In the first step `state_before` puts h0 in its place.
   __device__ __forceinline__ void fetch_state(Pair (&to)[2], int t) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       to[i] = *reinterpret_cast<const Pair*>(at(y, y_start[i] + min(max(t - 1, 0), last[i]) * y_stride, y_width));
   }
 
-  // Load the inputs of step `t`. A row that is shorter loads its last step until `t` reaches it, and past its first
-  // step it loads the first again; those values are not used.
+  // Load the inputs of step `t`. For a step past a row's end its last step is loaded instead, and for negative `t` its
+  // first; those values are not used.
   __device__ __forceinline__ void fetch(Ahead& to, int t) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -154,13 +156,15 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // Once this step's inputs are used: load those of the step `kDepth` before it, and the state before the next step.
+  // Called once the inputs of step `t` are used: take over the state before step t - 1, which is the next to be
+  // computed, and load the inputs of step t - kDepth.
   __device__ __forceinline__ void advance(Ahead& now, int t) {
     h[0] = now.h[0], h[1] = now.h[1];
     fetch(now, t - kDepth);
   }
 
-  // The unscaled projection, and the start values of the products with W_hh, for `Count` gates from `First` on.
+  // For `Count` gates from `First` on, set `x` to the unscaled projection W_ih x, and the accumulators `c` of the
+  // products with W_hh to their start values, the scaled projection and the biases.
   template <bool Scale, int First, int Count>
   __device__ __forceinline__ void start(float (&c)[3][4], float (&x)[3][4], const Ahead& now) const {
 #pragma unroll
@@ -178,7 +182,7 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // c += tile W_gate^T
+  // c += W_gate^T d for each row, where `tile` holds d.
   __device__ __forceinline__ void multiply_transposed(float (&c)[4], const Operand& tile, int gate) const {
     const uint32_t from = Tile::fragments(tile);
     float small[4] = {};
@@ -206,7 +210,7 @@ struct Backward16 : Tile16<S, Padded> {
     for (int e = 0; e < 4; ++e) d_bias[gate][e & 1] += v[e];
   }
 
-  // The attention's gradient: summed over the warp's units here, and over warps after the next barrier.
+  // Sum the attention's gradient over the warp's units. `store_attention` sums over warps after the next barrier.
   __device__ __forceinline__ void share_attention(float (&part)[16][kWarps + 1], const float (&d_a)[2]) const {
     if (!p.d_attention) return;
 #pragma unroll
@@ -229,7 +233,8 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // (10) to (13) and the attention's part of (21), for one value of the thread; zeros where the step does not exist.
+  // Equations (10) to (13) and one unit's term of (21), for one value of the thread. Where the step does not exist, the
+  // gradients are zero, and `stay`, the part of dh that does not pass through the gates, is all of dh.
   struct Gradient {
     float an, au, stay, d_a;
   };
@@ -245,7 +250,7 @@ struct Backward16 : Tile16<S, Padded> {
     return {valid ? d.an : 0.f, valid ? au : 0.f, valid ? d.dh : dh[e], valid ? d_a : 0.f};
   }
 
-  // The reset after the product.
+  // One step with the reset after the product.
   template <bool Scale>
   __device__ __forceinline__ void step_after(int t, int buffer, Ahead& now, float sign) {
     constexpr bool kTwo = kBuffers == 2;
@@ -314,7 +319,7 @@ struct Backward16 : Tile16<S, Padded> {
     }
   }
 
-  // r, u and q of a step whose state is in shared memory; q goes there too.
+  // Compute r, u and q = r h of step `t`. The state before the step is in shared memory; q is written there too.
   template <bool Scale>
   __device__ __forceinline__ void reset_of(float (&r)[4], float (&u)[4], float (&x)[3][4], const Ahead& now, int t,
                                            float sign) {
@@ -330,7 +335,8 @@ struct Backward16 : Tile16<S, Padded> {
     Tile::share(shared.q, q);
   }
 
-  // The reset before the product. r, u and q of this step are already known; those of the next step are computed here.
+  // One step with the reset before the product. r, u and q of this step are already known; those of step t - 1 are
+  // computed here.
   template <bool Scale>
   __device__ __forceinline__ void step_before(int t, float (&r)[4], float (&u)[4], Ahead& now, const Ahead& next,
                                               float sign) {
@@ -455,8 +461,8 @@ struct Backward16 : Tile16<S, Padded> {
   }
 };
 
-// One block for each multiprocessor is enough. Without this bound ptxas spills in small instances to make room for
-// more.
+// One block for each multiprocessor is enough. Without this bound, ptxas spills registers in small instances so that
+// more blocks fit.
 template <class S, int Padded>
 __global__ void __launch_bounds__(Tile16<S, Padded>::kThreads, 1) backward16(const Backward p) {
   using Kernel = Backward16<S, Padded>;

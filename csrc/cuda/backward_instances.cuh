@@ -1,5 +1,5 @@
-// The backward's instances for one storage dtype, by padded hidden size. Each dtype has a file of its own, so that they
-// are compiled side by side.
+// The instances of the backward for one storage dtype, one for each padded hidden size. Each dtype has its own .cu
+// file, so that they are compiled in parallel.
 #pragma once
 #include "backward16.cuh"
 #include "instances.h"

@@ -1,4 +1,4 @@
-// Where the backward keeps W_hh and its transpose. Up to 64 units (float32: up to 40) registers hold both.
+// Where the backward keeps W_hh and its transpose. Registers hold both up to 64 units, in float32 up to 40.
 #pragma once
 #include "tile16.cuh"
 
@@ -8,9 +8,9 @@ extern __shared__ __align__(16) unsigned char dynamic_memory[];
 
 enum class Home {
   kRegisters,
-  kHalf,      // the transpose in shared memory: each thread's own fragments
-  kMatrix,    // one W_hh for both in shared memory, as ldmatrix transposes 16 bits
-  kStreamed,  // in global memory, as fragments: the L2 cache brings them each step
+  kHalf,      // W_hh in registers; the transpose in shared memory, as each thread's own fragments
+  kMatrix,    // one copy of W_hh in shared memory for both, because ldmatrix can transpose 16-bit elements
+  kStreamed,  // both in global memory, as fragments, which each step reads from the L2 cache
 };
 
 template <class S, int Padded>
@@ -18,7 +18,8 @@ constexpr Home kHome = Padded > 64                     ? S::kParts == 1 ? Home::
                        : S::kParts == 2 && Padded > 40 ? Home::kHalf
                                                        : Home::kRegisters;
 
-// `w` and `transposed` have what Tile16::parts_of takes, for each gate; kBytes of dynamic shared memory hold them.
+// `w` and `transposed` are the right factors of each gate in a form that Tile16::parts_of takes. kBytes is the dynamic
+// shared memory that they need.
 template <class S, int Padded, Home = kHome<S, Padded>>
 struct BackwardWeights {
   using Tile = Tile16<S, Padded>;
@@ -66,8 +67,8 @@ struct BackwardWeights<S, Padded, Home::kHalf> {
 template <class S, int Padded>
 struct BackwardWeights<S, Padded, Home::kMatrix> {
   using Tile = Tile16<S, Padded>;
-  static constexpr int kChunks = Padded * 2 / 16;  // pieces of 16 bytes in a row
-  // Rows are 16 bytes apart more often, so that eight neighbours meet no bank conflict.
+  static constexpr int kChunks = Padded * 2 / 16;  // chunks of 16 bytes in a row
+  // After every kGap rows 16 bytes are left free, so that the eight rows of an ldmatrix have no bank conflict.
   static constexpr int kGap = kChunks % 8 == 0 ? 1 : kChunks % 4 == 0 ? 2 : 4;
   static_assert(kChunks % 2 == 0, "an even number of chunks needs a gap after each four rows at least");
   static constexpr int kGate = (Padded * kChunks + Padded / kGap) * 16;

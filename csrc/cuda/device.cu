@@ -1,4 +1,4 @@
-// What the library says about CUDA itself.
+// Error messages and versions of CUDA.
 #include "launch.h"
 
 namespace dien::cuda {

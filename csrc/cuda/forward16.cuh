@@ -3,8 +3,8 @@
 // The state is float32 in registers. The product reads a rounded copy of it in shared memory. There are two buffers for
 // it, so that a fast warp can write the next step's copy while slower ones still read this step's.
 //
-// A tile may have only 8 rows. The products then take as long, but the activations, the longer part of a step, take
-// half.
+// A tile may have only 8 rows. The products then take as long as for 16, but the activations, the longer part of a
+// step, take half the time.
 #pragma once
 #include "input16.cuh"
 
@@ -43,40 +43,40 @@ struct Forward16 : Tile16<S, Padded> {
   using Tile::group, Tile::unit, Tile::in;
   using typename Tile::Element, typename Tile::Pair;
   static constexpr bool kFuses = S::kParts == 1 && Padded <= 64;
-  // Not where W_hh in 16 bits leaves no registers for it; those sizes have forward8.cuh.
+  // In 16 bits above 64 units, W_hh leaves no registers for a second loop; there, forward8.cuh has the tiles of 8 rows.
   static constexpr bool kHasTilesOf8 = Padded <= 64 || Tile::kStreamed;
   struct Nothing {};
-  // Blocks on a multiprocessor at least: with a fused loop the compiler would take registers for one.
+  // The number of blocks that must fit on a multiprocessor. In a kernel with a fused loop the compiler would otherwise
+  // use so many registers that only one fits.
   static constexpr int kResident = kFuses ? 512 / Tile::kThreads : 1;
-  // Steps whose inputs are being loaded. Short steps take less time than a load, so that there are more of them; long
-  // steps need the registers.
-  // Of a fused loop that is the attention alone, neighbours in memory.
+  // How many steps ahead inputs are loaded: two where a step is shorter than a load, one where a long step needs the
+  // registers. In a fused loop these inputs are the attention alone, whose values are neighbours in memory.
   template <class From>
   static constexpr int kDepth = kFuses && std::is_same_v<From, Nothing> ? 2 : 1;
 
   struct Ring {
     alignas(16) typename Input::Slots slots;
-    BlockRows block;  // read again at the end, because registers are scarce
+    BlockRows block;  // kept here until the end of the kernel, because registers are scarce
   };
   struct Shared : std::conditional_t<kFuses, Ring, Nothing> {
-    alignas(16) typename Tile::Operand h[2];  // with the reset before the product, h is in one and r h in the other
+    alignas(16) typename Tile::Operand h[2];  // with the reset before the product, h[0] is h and h[1] is r h
     alignas(16) float bias[4][Padded];
   };
 
-  // A thread's part of a step's inputs.
+  // The inputs of a step that a thread loads ahead.
   struct Ahead {
     Pair gate[2][3];
     float attention[2];
   };
 
   Shared& shared;
-  const float& update;  // Forward::update, a kernel's constant: it takes no register
+  const float& update;  // Forward::update; read from the kernel's parameters, it takes no register
   std::conditional_t<Tile::kStreamed, typename Tile::Streamed, typename Tile::Weights> w[3];
   float h[4] = {0, 0, 0, 0};
   const unsigned char* projection[2];
   const float* attention[2];
   Element* y[2];
-  int length[2];  // 0 in threads of padded units, which have nothing to load, change or store
+  int length[2];  // 0 in threads of padded units, whose state stays zero and is not stored
   int longest = 0;
   int64_t projection_step, attention_step, y_step;
   Ahead ahead[2];
@@ -84,18 +84,18 @@ struct Forward16 : Tile16<S, Padded> {
   __device__ __forceinline__ Forward16(const Forward& p, const BlockRows& block, Shared& memory)
       : Tile(p.in, block.first, block.rows), shared(memory), update(p.update) {
     load_weights(p);
-    clear(shared);  // also keeps the weights' loads, which take many registers, apart from what follows
+    clear(shared);  // its barrier also separates the loads of weights, which take many registers, from the rest
     const Strides strides = strides_of(in.rows);
     constexpr int64_t kWidth = 3 * Padded * Tile::kSize;
     projection_step = strides.x * kWidth;
     attention_step = in.attention ? strides.attention : 0;
-    y_step = p.y ? strides.y * in.cell.hidden : 0;  // without y, all steps write to where the last state goes
+    y_step = p.y ? strides.y * in.cell.hidden : 0;  // without y, every step writes to the place of the last state
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Row row = Tile::row(group + 8 * i);
       longest = max(longest, row.length);
       length[i] = unit < in.cell.hidden ? row.length : 0;
-      const int64_t x = row.length > 0 ? row.x : 0;  // a row without steps may start past the end
+      const int64_t x = row.length > 0 ? row.x : 0;  // a row without steps may start past the end of x
       projection[i] = static_cast<const unsigned char*>(in.projection) + x * kWidth + unit * Tile::kSize;
       attention[i] = in.attention && row.length > 0 ? in.attention + row.attention : kNothing;
       y[i] = static_cast<Element*>(p.y ? p.y : p.h_n) + (p.y ? row.y : row.index) * in.cell.hidden + unit;
@@ -119,7 +119,7 @@ struct Forward16 : Tile16<S, Padded> {
       extern __shared__ uint2 resident[];
       const auto* streamed = static_cast<const uint2*>(p.streamed) + threadIdx.x;
       for (int i = 0; i < p.resident * Tile::kGateFragments; i += Tile::kThreads)
-        resident[threadIdx.x + i] = streamed[i];  // read by the same thread
+        resident[threadIdx.x + i] = streamed[i];  // only this thread reads them, so no barrier is needed
 #pragma unroll
       for (int gate = 0; gate < 3; ++gate)
         w[gate].at = (gate < p.resident ? resident + threadIdx.x : streamed) + gate * Tile::kGateFragments;
@@ -133,7 +133,7 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // Load the inputs of step `t`. Past a row's end the last step is loaded again and not used.
+  // Load the inputs of step `t`. Past a row's end its last step is loaded again, and not used.
   template <int Halves, bool Projected>
   __device__ __forceinline__ void fetch(Ahead& to, int t) {
 #pragma unroll
@@ -149,7 +149,8 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // The start values of the products with W_hh, and W_in x where it is kept apart from the product.
+  // Set the accumulators `c` of the products with W_hh to their start values. With the reset after the product, W_in x
+  // goes to `x_n` instead, because the reset gate does not multiply it.
   template <bool Before, bool Scale, int Halves>
   __device__ __forceinline__ void start(float (&c)[3][4], float (&x_n)[4], const Ahead& now, const float (&b_hn)[2]) {
 #pragma unroll
@@ -169,7 +170,7 @@ struct Forward16 : Tile16<S, Padded> {
     }
   }
 
-  // `input` is `Nothing` where the projection was computed before the kernel.
+  // One step. `From` is `Nothing` if the projection was computed before the kernel, and `Input` if the loop does so.
   template <bool Before, bool Scale, int Halves, class From>
   __device__ __forceinline__ void step(int t, int buffer, Ahead& now, From& input, const float (&b_hn)[2]) {
     constexpr bool kProjected = std::is_same_v<From, Nothing>;
@@ -256,7 +257,7 @@ struct Forward16 : Tile16<S, Padded> {
       block = rows_of_block<kHasTilesOf8>(p);
     }
     int thread = threadIdx.x;
-    asm volatile("" : "+r"(thread));  // what depends on it is computed here, and takes no registers in the loop
+    asm volatile("" : "+r"(thread));  // hides its value: what depends on it is computed here, not kept during the loop
     const Tile tile(in, block.first, block.rows, thread);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {

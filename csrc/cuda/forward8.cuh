@@ -1,9 +1,9 @@
 // The forward on tiles of 8 rows, for 16-bit storage. There are twice as many tiles as with 16 rows, and each has half
 // of the activations to compute. It is for small batches, whose time is the latency of their steps.
 //
-// The weights are the left operand here: a warp owns 16 units for all three gates, and a thread has units g and g + 8
-// of rows 2q and 2q + 1. The projection's rows are copied to shared memory three steps ahead (four slots, in a ring)
-// and read transposed; states are transposed by movmatrix before they are stored.
+// The weights are the left operand here: a warp owns 16 units for all three gates, and lane 4 g + q (group g, place q)
+// has the units g and g + 8 of rows 2q and 2q + 1. The projection's rows are copied to a ring of four slots in shared
+// memory, three steps ahead, and read transposed. States are transposed by movmatrix before they are stored.
 #pragma once
 #include "tile.cuh"
 
@@ -14,15 +14,15 @@ struct Forward8 {
   static_assert(sizeof(typename S::Element) == 2, "movmatrix moves 16 bits");
   static constexpr int kWarps = (Padded + 15) / 16;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kBytes = (Padded * 2 + 31) / 32 * 32;  // of a row's operand
-  static constexpr int kSteps = kBytes / 32;                  // of the product
-  static constexpr int kStride = kBytes + 16;  // odd numbers of 16 bytes: ldmatrix meets no bank conflict
+  static constexpr int kBytes = (Padded * 2 + 31) / 32 * 32;  // of one row of an operand
+  static constexpr int kSteps = kBytes / 32;                  // matrix instructions along a row
+  static constexpr int kStride = kBytes + 16;  // an odd multiple of 16, so that ldmatrix has no bank conflict
   static constexpr int kTile = 8 * kStride;
   static constexpr int kGate = Padded * 2;  // bytes of a gate in a row of the projection
   static constexpr int kWidth = 3 * kGate;
   static constexpr int kRowStride = kWidth % 32 ? kWidth : kWidth + 16;
   static constexpr int kSlots = 4, kAhead = kSlots - 1;
-  static constexpr int kChunks = 8 * kWidth / 16;  // of 16 bytes, in a slot
+  static constexpr int kChunks = 8 * kWidth / 16;  // chunks of 16 bytes in a slot
   static constexpr int kCopies = (kChunks + kThreads - 1) / kThreads;
 
   struct Slot {
@@ -31,24 +31,24 @@ struct Forward8 {
   };
   struct Shared {
     alignas(16) unsigned char h[2][kTile];
-    alignas(16) unsigned char q[kTile];  // r h, where the reset comes before the product
+    alignas(16) unsigned char q[kTile];  // r h, if the reset comes before the product
     Slot slot[kSlots];
   };
 
   const Inputs& in;
   Shared& shared;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = lane >> 2, place = lane & 3;
-  const int first = warp * 16;                               // of the warp's units
-  const bool both = Padded % 16 == 0 || first + 8 < Padded;  // halves of the sixteen
+  const int first = warp * 16;                               // the first of the warp's 16 units
+  const bool both = Padded % 16 == 0 || first + 8 < Padded;  // whether the second eight of them exist
   uint32_t w[3][kSteps][4];
   float h[4] = {0, 0, 0, 0};  // units g, g, g + 8, g + 8 of rows 2q, 2q + 1, 2q, 2q + 1
-  int length[2];              // of rows 2q, 2q + 1
+  int length[2];              // the lengths of rows 2q, 2q + 1
   int longest = 0;
-  // Row g, whose states the thread stores, two units at a time.
+  // The thread stores the states of row g, two units at a time.
   int store_length[2];
   typename S::Element* y;
   int64_t y_step;
-  // What the thread copies into each slot.
+  // The part of the projection and of the attention that the thread copies into each slot.
   const unsigned char* source[kCopies];
   uint32_t target[kCopies];
   int copy_length[kCopies];
@@ -96,7 +96,7 @@ struct Forward8 {
     return b && unit < in.cell.hidden ? b[gate * in.cell.hidden + unit] : 0.f;
   }
 
-  // Gates that nothing reads (AGRU's update) have no weights.
+  // A gate that nothing reads (AGRU's update gate) has zeros for weights, so that a NaN in them has no effect.
   __device__ __forceinline__ void load_weights() {
     const int hidden = in.cell.hidden;
     const auto* weights = static_cast<const typename S::Element*>(in.w_hh);
@@ -137,7 +137,8 @@ struct Forward8 {
     __syncthreads();
   }
 
-  // Row g's units 2q, 2q + 1 of the first and second eight.
+  // Round `v` and transpose it within the warp. The thread gets units 2q and 2q + 1 of row g: in words[0] those of the
+  // warp's first eight units, in words[1] those of the second eight.
   __device__ __forceinline__ void transpose(uint32_t (&words)[2], const float (&v)[4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -160,7 +161,7 @@ struct Forward8 {
       uint32_t b[4];
       if (k + 1 < kSteps) {
         load_matrix_x4(b, from + k * 32);
-      } else {  // lanes of the half that does not exist would read past the row
+      } else {  // ldmatrix.x4 would read past the end of the row
         load_matrix_x2(b, shared_address(tile + (lane & 7) * kStride + ((lane >> 3) & 1) * 16) + k * 32);
       }
 #pragma unroll
@@ -172,7 +173,7 @@ struct Forward8 {
     }
   }
 
-  // Copy step `t` into its slot. Past a row's end the last step is copied again and not used.
+  // Start to copy step `t` into its slot. Past a row's end its last projection is copied again, and not used.
   __device__ __forceinline__ void copy(int t) {
     const uint32_t slot = (t & (kSlots - 1)) * uint32_t(sizeof(Slot));
 #pragma unroll
@@ -204,8 +205,9 @@ struct Forward8 {
       }
     }
     const float sign = in.cell.keep_side ? kLog2E : -kLog2E;
-    // Of the six 8 x 8 blocks of the projection: lanes 0 to 7 name the rows of r's first, 8 to 15 of its second, and
-    // so on for u; then those of n. A half that is not there reads the other's.
+    // The projection of the warp's units is two 8 x 8 blocks for each gate. For ldmatrix, lanes 0 to 7 give the
+    // addresses of the rows of r's first block, lanes 8 to 15 of its second, and lanes 16 to 31 those of u. Another
+    // ldmatrix loads n. Where the second block does not exist, the first is loaded in its place.
     const int half = both ? (lane >> 3) & 1 : 0;
     const uint32_t block =
         shared_address(shared.slot[0].projection + (lane & 7) * kRowStride + (lane >> 4) * kGate + first * 2) +

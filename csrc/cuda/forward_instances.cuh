@@ -1,5 +1,5 @@
-// The forward's instances for one storage dtype, by padded hidden size and rows of a tile. Each dtype has a file of its
-// own, so that they are compiled side by side.
+// The instances of the forward for one storage dtype, one for each padded hidden size and number of rows in a tile.
+// Each dtype has its own .cu file, so that they are compiled in parallel.
 #pragma once
 #include "forward8.cuh"
 #include "instances.h"
@@ -8,7 +8,7 @@
 
 namespace dien::cuda {
 
-// S: the storage dtype. Tiles of 8 rows exist for 16-bit storage alone.
+// S is the storage dtype. `forward8` exists for 16-bit storage only.
 template <class S>
 int forward_instance(const Forward& p, int padded, int rows, Stream stream) {
 #define DIEN_CASE(P)                                                                     \

@@ -1,6 +1,6 @@
-// W_ih x inside the forward's loop, for 16-bit storage and at most P inputs: W_ih in registers beside W_hh, x on its
-// way to shared memory three steps before it is read, and the product made while the step before waits for its
-// activations.
+// Computes W_ih x inside the forward's loop, for 16-bit storage and at most P inputs. W_ih stays in registers beside
+// W_hh. The copy of x to shared memory starts three steps before it is read, and the product for the next step is
+// computed while the current step waits for its activations.
 #pragma once
 #include "tile16.cuh"
 
@@ -9,7 +9,7 @@ namespace dien::cuda {
 template <class S, int Padded>
 struct Input16 {
   using Tile = Tile16<S, Padded>;
-  static constexpr int kSlots = 4;                     // of a ring: one is read, the others are on their way
+  static constexpr int kSlots = 4;                     // slots of a ring: one is read, the others are being filled
   static constexpr int kPerRow = Tile::kThreads / 16;  // threads that copy a row of x, four inputs each
   using Slots = typename Tile::Operand[kSlots];
 
@@ -17,10 +17,10 @@ struct Input16 {
   Slots& slots;
   const float (&bias)[4][Padded];
   typename Tile::Weights w[3];
-  float next[3][4];  // biases and product of the coming step
+  float next[3][4];  // biases plus W_ih x of the next step
   const unsigned char* source;
   uint32_t target;
-  int length;  // steps that the thread copies
+  int length;  // how many steps the thread copies
   int64_t step;
 
   __device__ __forceinline__ Input16(const Forward& p, const Tile& its, Slots& ring, const float (&biases)[4][Padded])
@@ -42,10 +42,10 @@ struct Input16 {
     wait();
     __syncthreads();
     prepare(0);
-    __syncthreads();  // the first step's slot is free
+    __syncthreads();  // all warps have read the slot of step 0, which may now be overwritten
   }
 
-  // Step `t` into its slot; past the row's end what is in the slot stays there, and is not used.
+  // Start to copy step `t` into its slot. Past the row's end nothing is copied; the slot's old values are not used.
   __device__ __forceinline__ void copy(int t) {
     if (t < length) {
       const uint32_t slot = (t & (kSlots - 1)) * uint32_t(sizeof(slots[0]));
@@ -55,7 +55,8 @@ struct Input16 {
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
 
-  // Until all but the last two steps that were asked for are there; other threads' need a barrier too.
+  // Wait until the thread's copies have arrived, except for those of the last two steps. Before a thread reads what
+  // other threads have copied, a barrier must follow.
   __device__ __forceinline__ static void wait() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
 
   __device__ __forceinline__ void prepare(int t) {

@@ -1,6 +1,6 @@
-// The one list of padded hidden sizes. For each of them and each storage dtype there is a forward (in 16 bits two, for
-// tiles of 16 and of 8 rows) and a backward: 35 and 21 instances, and sum_rows_of_history for each dtype. Tests and
-// reports compile one size: -DDIEN_ONLY=64.
+// The only list of padded hidden sizes. Each size has, for each storage dtype, a forward (in 16 bits two: forward16 and
+// forward8) and a backward. These are 35 and 21 instances; sum_rows_of_history has one for each dtype. Tests and
+// reports compile a single size, with -DDIEN_ONLY=64 for example.
 #pragma once
 
 #ifdef DIEN_ONLY

@@ -1,5 +1,5 @@
-// One launch of a kernel on tiles of `rows` rows, with `dynamic` bytes of shared memory beside its own and `more`
-// tiles.
+// Launch a kernel with one block for each tile of `rows` rows and `more` blocks in addition, each with `dynamic` bytes
+// of dynamic shared memory.
 #pragma once
 #include "launch.h"
 
@@ -8,7 +8,7 @@ namespace dien::cuda {
 template <class Params>
 int run(void (*kernel)(Params), int threads, const Params& p, int rows, Stream stream, int dynamic = 0,
         int64_t more = 0) {
-  if (dynamic > 0) {  // above 48 KB in all, a kernel must ask for it
+  if (dynamic > 0) {  // a kernel must ask for more than 48 KB of shared memory
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
     if (const cudaError_t error = cudaGetLastError()) return error;  // reading the error also clears it
   }

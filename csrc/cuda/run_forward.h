@@ -1,4 +1,4 @@
-// One launch of a forward on tiles of 16 rows.
+// Launches the forward on tiles of 16 rows.
 #pragma once
 #include <algorithm>
 
@@ -29,7 +29,7 @@ int run_forward16(Forward p, Stream stream) {
     dynamic = p.resident * kGate;
   }
   const int64_t more =
-      std::min<int64_t>((p.tiles_of_8 + 1) / 2, (p.in.rows.batch + 15) / 16);  // two tiles of 8 for each tile of 16
+      std::min<int64_t>((p.tiles_of_8 + 1) / 2, (p.in.rows.batch + 15) / 16);  // two tiles of 8 replace one of 16
   return run(forward16<S, Padded>, Tile::kThreads, p, 16, stream, dynamic, more);
 }
 

@@ -1,4 +1,4 @@
-// Sums over the rows of a history, for every storage dtype.
+// Launches the sums over the rows of a history, for every storage dtype.
 #include "launch.h"
 #include "sum_rows_of_history.cuh"
 
@@ -7,7 +7,7 @@
 namespace dien::cuda {
 
 int sum_rows_of_history(const SumRowsOfHistory& p, Store store, Stream stream) {
-  // A jagged history's length is not known here; its blocks stride over its steps.
+  // The host does not know the length of a jagged history; 64 blocks stride over its steps.
   const int64_t steps = p.rows.offsets ? 64 : std::clamp<int64_t>(p.rows.steps, 1, 65535);
   const dim3 grid(unsigned(p.rows.histories), unsigned(steps));
   if (store == Store::bf16) sum_rows_of_history<BFloat16><<<grid, 128, 0, stream>>>(p);

@@ -1,10 +1,11 @@
-// Shared histories: the gate gradients of the rows of a history, summed for each of its steps, in row order.
+// For shared histories: sums the gate gradients of the rows that read a history, for each of its steps, in row order.
 #pragma once
 #include "tile.cuh"
 
 namespace dien::cuda {
 
-// A thread owns a pair of columns of a history's step; blocks (history, step) stride over steps.
+// A thread sums a pair of columns of one step of a history. Block (u, s) takes the steps s, s + gridDim.y and so on of
+// history u.
 template <class S>
 __global__ void __launch_bounds__(128) sum_rows_of_history(const SumRowsOfHistory p) {
   const int64_t history = blockIdx.x;

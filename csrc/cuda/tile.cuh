@@ -1,7 +1,8 @@
 // The common parts of the kernels: storage dtypes and their matrix instruction, activations, and rows of the batch.
 //
-// A matrix fragment is addressed in bytes, so that 16 bits and TF32 share one code: a step of the product is 32 bytes
-// of a row (16 or 8 values), and lane (group g, place q) of a warp holds bytes 4q and 16 + 4q of it.
+// Matrix fragments are addressed in bytes, so that 16-bit dtypes and TF32 share their code. One step of a product takes
+// 32 bytes of each row (16 or 8 values), and lane 4 g + q of a warp (group g, place q) holds the words at bytes 4q and
+// 16 + 4q of it.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -28,7 +29,8 @@ __device__ __forceinline__ float logistic2(float x) {
 
 __device__ __forceinline__ float tanh_of(float x) { return fmaf(2.f, logistic2(-2.f * kLog2E * x), -1.f); }
 
-// Near 0 the subtraction above loses most digits of float32; a least-squares fit with an error of 4e-8 replaces it.
+// Near 0 the subtraction in tanh_of loses most digits of float32; there a least-squares fit replaces it, with an error
+// of 4e-8.
 __device__ __forceinline__ float exact_tanh_of(float x) {
   const float s = x * x;
   const float p = fmaf(fmaf(fmaf(0.01643201f, s, -0.05266803f), s, 0.13320643f), s, -0.33332941f);
@@ -72,12 +74,12 @@ __device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2], uint
                : "+f"(C[0]), "+f"(C[1]), "+f"(C[2]), "+f"(C[3])             \
                : "r"(A[0]), "r"(A[1]), "r"(A[2]), "r"(A[3]), "r"(B0), "r"(B1))
 
-// A storage dtype of 16 bits: two neighbouring values travel in one word.
+// A storage dtype of 16 bits; two neighbouring values are handled as one word.
 template <class T>
 struct Narrow {
   using Element = T;
   using Pair = uint32_t;
-  static constexpr int kParts = 1;  // of an operand of the product
+  static constexpr int kParts = 1;  // how many parts an operand of a product is split into
 
   static __device__ __forceinline__ float widen(T v) { return float(v); }
   static __device__ __forceinline__ float tanh(float x) { return tanh_of(x); }
@@ -111,8 +113,8 @@ struct Float16 : Narrow<__half> {
   }
 };
 
-// float32 to its own accuracy on TF32 units: an operand is the sum of two TF32 numbers, good to 2^-22, and the product
-// of the low parts, below 2^-20 of the whole, is left out.
+// float32 on TF32 tensor cores, with the accuracy of float32. An operand is split into two TF32 numbers, whose sum has
+// a relative error of 2^-22. The product of the two low parts, less than 2^-20 of the whole, is left out.
 struct Float32 {
   using Element = float;
   using Pair = float2;
@@ -123,7 +125,7 @@ struct Float32 {
   static __device__ __forceinline__ float round(float v) { return v; }
   static __device__ __forceinline__ float2 widen_pair(float2 v) { return v; }
   static __device__ __forceinline__ float2 round_pair(float a, float b) { return make_float2(a, b); }
-  // The high part is cut off, as the instruction does with the last 13 bits; the low part is rounded.
+  // The high part is truncated: mma ignores the last 13 bits. Adding half of the last kept bit rounds the low part.
   static __device__ __forceinline__ void split(uint32_t (&parts)[2], uint32_t word) {
     parts[0] = word & 0xffffe000u;
     parts[1] = bits_of(__uint_as_float(word) - __uint_as_float(parts[0])) + 0x1000u;
@@ -133,7 +135,7 @@ struct Float32 {
   }
 };
 
-// Fill with zeros: products read what lies past a row's units, and nothing else writes it.
+// Fill shared memory with zeros, because products read past a row's units, where nothing else writes.
 template <class Shared>
 __device__ __forceinline__ void clear(Shared& shared) {
   uint32_t* words = reinterpret_cast<uint32_t*>(&shared);
@@ -141,7 +143,7 @@ __device__ __forceinline__ void clear(Shared& shared) {
   __syncthreads();
 }
 
-// One row of the batch: its index (of h0, h_n), its steps, and the flat rows of x, y and attention where they start.
+// One row of the batch: its index in h0 and h_n, its length, and the flat rows of x, y and attention of its step 0.
 struct Row {
   int64_t index, x, y, attention;
   int length;
@@ -149,7 +151,7 @@ struct Row {
 
 __device__ __forceinline__ int64_t clamp(int64_t v, int64_t low, int64_t high) { return max(low, min(v, high)); }
 
-// The `at`-th row in the kernel's order; past the end of the batch it is row 0, without steps.
+// The row at place `at` of the order in which the kernel takes rows; past the end of the batch, row 0 without steps.
 __device__ __forceinline__ Row row_at(const Rows& r, int64_t at) {
   const bool live = at < r.batch;
   Row row{};
@@ -187,12 +189,12 @@ __device__ __forceinline__ Strides strides_of(const Rows& r) {
   return {r.time_major ? sign * r.histories : sign, r.time_major ? sign * r.batch : sign, sign};
 }
 
-// A row of the kernel's order in [batch, H]: where its state is among those of the batch.
+// Where a [batch, H] tensor has the value of `unit` for the row at `place` of the kernel's order.
 __device__ __forceinline__ int64_t state_at(const Inputs& in, int64_t place, int unit) {
   return (in.rows.order ? in.rows.order[place] : place) * in.cell.hidden + unit;
 }
 
-// The kernel's loop for the form of the cell that is asked for.
+// Run the instance of the kernel's loop for the cell's reset and input scaling.
 template <class Kernel>
 __device__ __forceinline__ void run_form(Kernel& kernel, const Cell& cell) {
   if (cell.reset_before) {
@@ -202,7 +204,7 @@ __device__ __forceinline__ void run_form(Kernel& kernel, const Cell& cell) {
   }
 }
 
-// Stands for an absent input: zero for both values of a pair.
+// Zeros that are read in place of an absent tensor; two, because some tensors are read in pairs.
 alignas(8) __device__ const float kNothing[2] = {0.f, 0.f};
 
 }  // namespace dien::cuda

@@ -1,7 +1,7 @@
-// A tile of 16 rows: which thread has which values, and the products with W_hh, whose fragments stay in registers.
+// A tile of 16 rows: which thread has which values, and the products with W_hh.
 //
-// A warp owns 8 units for all three gates, so that r, u and n of a unit meet in one thread: that of rows g and g + 8,
-// units 2q and 2q + 1 of the warp's eight. An array of four values is rows g, g, g + 8, g + 8 and units 2q, 2q + 1, ...
+// A warp owns 8 units for all three gates, so that r, u and n of a unit are in the same thread. Lane 4 g + q (group g,
+// place q) has four values of each, in this order: of row g units 2q and 2q + 1, and of row g + 8 the same two units.
 #pragma once
 #include <type_traits>
 
@@ -16,20 +16,20 @@ struct Tile16 {
   static constexpr int kSize = int(sizeof(Element));
   static constexpr int kParts = S::kParts;
   static constexpr int kThreads = Padded / 8 * 32;
-  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;           // of a row's operand
-  static constexpr int kSteps = kBytes / 32;                               // of the product
-  static constexpr int kUnroll = kParts == 2 && Padded > 64 ? 1 : kSteps;  // weights read ahead take registers
-  static constexpr int kStride = kBytes + 16;  // an odd number of 16 bytes: ldmatrix meets no bank conflict
+  static constexpr int kBytes = (Padded * kSize + 31) / 32 * 32;           // of one row of an operand
+  static constexpr int kSteps = kBytes / 32;                               // matrix instructions along a row
+  static constexpr int kUnroll = kParts == 2 && Padded > 64 ? 1 : kSteps;  // weights read ahead would take registers
+  static constexpr int kStride = kBytes + 16;  // an odd multiple of 16, so that ldmatrix has no bank conflict
 
-  using Operand = unsigned char[kParts][16 * kStride];  // in shared memory; past P it stays zero
-  using Weights = uint32_t[kSteps][kParts][2];          // of one gate
+  using Operand = unsigned char[kParts][16 * kStride];  // the left factor in shared memory; past P it stays zero
+  using Weights = uint32_t[kSteps][kParts][2];          // a thread's fragments of one gate's right factor
   using Raw = uint32_t[kSteps][2];                      // the same, not yet split into parts
 
-  // Where registers do not hold the weights each step reads them, from shared memory or, where that is too small, from
-  // the cache. A warp's read is 256 bytes in a row: the host has put the weights in the order of threads.
+  // Where registers cannot hold the weights, each step reads them from shared memory or, where that is too small, from
+  // the cache. A warp reads 256 contiguous bytes, because the host has stored the weights in the order of threads.
   static constexpr bool kStreamed = kParts == 2 && Padded > 64;
   static constexpr int kGateFragments = kSteps * kThreads;
-  struct Streamed {  // of one gate
+  struct Streamed {  // the right factor of one gate
     const uint2* at;
     __device__ __forceinline__ void load(uint32_t (&parts)[kParts][2], int k) const {
       parts_of(parts, at[k * kThreads]);
@@ -37,10 +37,10 @@ struct Tile16 {
   };
 
   const int lane, warp, group, place;
-  const int unit;  // and the next one
+  const int unit;  // the first of the thread's two units
   const Inputs& in;
-  int64_t first;   // of its rows, in the kernel's order
-  const int rows;  // 16, or 8: then the other eight do not exist
+  int64_t first;   // the place of the tile's first row in the kernel's order
+  const int rows;  // 16, or 8 if the last eight rows do not exist
 
   __device__ __forceinline__ explicit Tile16(const Inputs& inputs) : Tile16(inputs, int64_t(blockIdx.x) * 16, 16) {}
   __device__ __forceinline__ Tile16(const Inputs& inputs, int64_t first_row, int count, int thread = threadIdx.x)
@@ -55,15 +55,15 @@ struct Tile16 {
 
   __device__ __forceinline__ Row row(int i) const { return row_at(in.rows, i < rows ? first + i : in.rows.batch); }
 
-  // Whether the row and unit of a thread's `e`-th value exist; and where they are in a [batch, H] tensor. Looked up
-  // where it is needed, before and after the steps: it would cost registers in between.
+  // Whether the row and unit of a thread's `e`-th value exist, and where that value is in a [batch, H] tensor. This is
+  // looked up before and again after the loop, because keeping it would take registers in the loop.
   __device__ __forceinline__ bool exists(int e) const {
     return 8 * (e >> 1) < rows && place_of(e) < in.rows.batch && unit + (e & 1) < in.cell.hidden;
   }
   __device__ __forceinline__ int64_t place_of(int e) const { return first + group + 8 * (e >> 1); }
   __device__ __forceinline__ int64_t state_at(int e) const { return cuda::state_at(in, place_of(e), unit + (e & 1)); }
 
-  // A gate that nothing reads (AGRU's update) has no weights and no bias, so that a NaN in them has no effect.
+  // Whether a gate is read. AGRU's update gate is not; its weights and bias count as zero, so that a NaN has no effect.
   __device__ __forceinline__ bool used(int gate) const {
     return gate != 1 || in.cell.beta0 != 0.f || in.cell.beta1 != 0.f;
   }
@@ -72,9 +72,9 @@ struct Tile16 {
     return b && unit + j < in.cell.hidden ? b[gate * in.cell.hidden + unit + j] : 0.f;
   }
 
-  // The biases that are added to W_ih x and to gh_n, in shared memory. A thread reads those of its own two units.
+  // Write the biases that are added to W_ih x (0 to 2) and to gh_n (3) to shared memory.
   __device__ __forceinline__ void share_biases(float (&biases)[4][Padded]) const {
-    if (lane >= 4) return;  // one group does it for the warp's units
+    if (lane >= 4) return;  // four lanes write those of the warp's eight units
     const bool before = in.cell.reset_before;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -87,7 +87,7 @@ struct Tile16 {
     }
   }
 
-  // An element of a [3H, columns], zero where there is none.
+  // An element of a [3H, columns] matrix; zero outside of it.
   __device__ __forceinline__ Element weight(int gate, int row, int column, const void* from, int columns) const {
     const bool inside = used(gate) && row < in.cell.hidden && column < columns;
     return inside ? static_cast<const Element*>(from)[(int64_t(gate) * in.cell.hidden + row) * columns + column]
@@ -97,13 +97,14 @@ struct Tile16 {
     return weight(gate, row, column, in.w_hh, in.cell.hidden);
   }
 
-  // The right factor of one gate: columns are the warp's units. Transposed, W_hh^T.
+  // Load the right factor of one gate for the warp's units, its columns: W_gate^T for the product W_gate h or, if
+  // `Transposed`, W_gate for W_gate^T d.
   template <bool Transposed>
   __device__ __forceinline__ void load_weights(Raw& w, int gate) const {
     load_factor<Transposed>(w, gate, in.w_hh, in.cell.hidden);
   }
 
-  // ... of any [3H, columns].
+  // The same for any [3H, columns] matrix `from`.
   template <bool Transposed>
   __device__ __forceinline__ void load_factor(Raw& w, int gate, const void* from, int columns) const {
     const int own = warp * 8 + group;
@@ -136,8 +137,8 @@ struct Tile16 {
     }
   }
 
-  // Four values of the thread, rounded to storage. In float32 two threads meet in each bank: rows are spaced for
-  // ldmatrix, which is more frequent.
+  // Write a thread's four values to shared memory as part of an operand. In float32 two threads use the same bank at a
+  // time, because rows are spaced for ldmatrix, which runs more often.
   template <int Halves = 2>
   __device__ __forceinline__ void share(Operand& tile, const float (&v)[4]) const {
 #pragma unroll
@@ -165,8 +166,8 @@ struct Tile16 {
     for (int part = 0; part < kParts; ++part) load_matrix_x4(a[part], from + part * 16 * kStride + k * 32);
   }
 
-  // c += a w for one step of the product. The small parts are summed apart, which is more accurate and gives shorter
-  // chains of dependent instructions.
+  // c += a w for one step of the product. Products with a low part are summed in `small`, which is more accurate and
+  // makes the chains of dependent instructions shorter.
   __device__ __forceinline__ static void multiply_step(float (&c)[4], float (&small)[4], const uint32_t (&a)[kParts][4],
                                                        const uint32_t (&w)[kParts][2]) {
     S::multiply(c, a[0], w[0][0], w[0][1]);
@@ -184,7 +185,7 @@ struct Tile16 {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t word = words[half], split[kParts];
-      if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // stays in the loop: outside it would take registers
+      if constexpr (kParts == 2) asm volatile("" : "+r"(word));  // keeps the split in the loop, to save registers
       S::split(split, word);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) parts[part][half] = split[part];

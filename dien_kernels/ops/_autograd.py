@@ -1,4 +1,4 @@
-"""What the ops' ``autograd.Function``s share: when they are needed, and the refusal of every further derivative.
+"""What the ops' ``autograd.Function``s share: when a call needs one, and errors in place of derivatives that it lacks.
 
 Room card. Lives here: ``function_of``, which makes an op's ``autograd.Function``, and its parts. May import: torch.
 Must not be here: any op's own derivative.
@@ -17,10 +17,10 @@ from torch.autograd import forward_ad
 
 
 def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a call must go through its Function: a raw op alone has no derivative, and would silently give zero.
+    """Whether a call must go through its ``autograd.Function``, because a raw op alone has no derivative.
 
-    A dual tensor of forward mode does not require a gradient; inside a level of it, the Function, which has no ``jvp``,
-    is there to refuse.
+    A dual tensor of forward-mode differentiation need not require a gradient. So every call inside a forward-mode level
+    takes the Function, which has no ``jvp`` and therefore raises an error instead of giving a wrong derivative.
     """
     if forward_ad._current_level >= 0:
         return True
@@ -28,8 +28,10 @@ def needs_autograd(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def distinct(tensors: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The tensors; under ``torch.compile``, which refuses one of them in two places of a Function, the second time a
-    view."""
+    """The tensors, under ``torch.compile`` with a view in place of each repeated one.
+
+    ``torch.compile`` refuses a Function that gets the same tensor in two places.
+    """
     if not torch.compiler.is_compiling():
         return tuple(tensors)
     found: list[Tensor | None] = []
@@ -39,14 +41,18 @@ def distinct(tensors: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 
 class _Bound(NamedTuple):
+    """What ``Function.apply`` uses of an ``inspect.BoundArguments``."""
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def apply_defaults(self) -> None:
-        """There are none."""
+        """Do nothing, because every argument is given."""
 
 
 class _Signature(inspect.Signature):
+    """A signature that binds positional arguments without looking at each of them."""
+
     def __init__(self, parameters: Sequence[inspect.Parameter] | None = None, **rest: Any) -> None:
         super().__init__(parameters, **rest)
         self._fixed = sum(p.kind is not p.VAR_POSITIONAL for p in self.parameters.values())
@@ -55,22 +61,23 @@ class _Signature(inspect.Signature):
     def bind(self, /, *args: Any, **kwargs: Any) -> Any:
         more = len(args) - self._fixed
         if kwargs or more < 0 or (more and not self._open):
-            return super().bind(*args, **kwargs)  # says what is wrong
+            return super().bind(*args, **kwargs)  # raises the error that says what is wrong
         return _Bound(args, kwargs)
 
 
 def by_position(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """For ``forward`` methods whose arguments are all given, by position.
+    """Decorator for ``forward`` methods that are always given all their arguments by position.
 
-    ``Function.apply`` asks in every call for the signature of ``forward`` and binds the arguments to it, in case some
-    are left to their defaults: a third of a call at B = T = 1. This signature is there already and binds at once.
+    In every call, ``Function.apply`` computes the signature of ``forward`` and binds the arguments to it, to fill in
+    defaults. At B = T = 1 that takes a third of the time of a call. The signature stored here is computed once and
+    binds faster.
     """
     forward.__signature__ = _Signature(list(inspect.signature(forward).parameters.values()))  # type: ignore[attr-defined]
     return forward
 
 
 class _Refuse(torch.autograd.Function):
-    """The identity on the tensors behind the first ``count``, with an error for a derivative by any of them."""
+    """The identity on all tensors after the first ``count``; taking a derivative by any of the tensors is an error."""
 
     @staticmethod
     def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -89,11 +96,11 @@ class _Refuse(torch.autograd.Function):
 
 
 def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """For ``backward`` methods: gradients that refuse to be differentiated.
+    """Decorator for ``backward`` methods that makes it an error to differentiate the gradients again.
 
-    ``torch.autograd.function.once_differentiable`` does so only where the incoming gradient wants a derivative
-    itself; with a constant one (``y.sum()``) the terms that a second derivative lacks would go unnoticed. So the
-    gradients are made to hang on everything that they are functions of: what arrives, and what was saved.
+    ``torch.autograd.function.once_differentiable`` raises an error only where an incoming gradient requires a gradient
+    itself. Where it is constant, as for ``y.sum()``, a second derivative would lack terms without an error. Here the
+    gradients depend, through ``_Refuse``, on all they are functions of: the incoming gradients and the saved tensors.
     """
 
     @functools.wraps(backward)
@@ -121,15 +128,18 @@ def function_of(
     *,
     outputs: int,
 ) -> Any:
-    """The ``autograd.Function`` of an op, to be applied to ``(backend, groups, options, *tensors)``.
+    """Make the ``autograd.Function`` of an op, which is applied to ``(backend, groups, options, *tensors)``.
+
+    ``groups`` tells ``forward`` and ``backward`` how to regroup the flat list of tensors; its type is up to the op.
 
     Args:
         forward: ``forward(backend, groups, options, tensors)`` returns a tensor or a tuple of tensors.
-        kept: of these, the ones that the backward needs, beside the inputs.
-        backward: ``backward(ctx, gradients, saved)`` returns a gradient or None for each of the tensors. ``saved`` are
-            the ``ctx.count`` tensors, then what was kept; ``ctx.backend``, ``ctx.groups`` and ``ctx.options`` are those
-            of the call, and a gradient that does not arrive is None.
-        outputs: how many of the outputs, from the first on, have a derivative.
+        kept: takes these results as a tuple and returns the ones that the backward needs beside the inputs.
+        backward: ``backward(ctx, gradients, saved)`` returns a gradient or None for each of the tensors. ``saved``
+            holds the ``ctx.count`` tensors of the call, then those that ``kept`` returned; ``ctx.backend``,
+            ``ctx.groups`` and ``ctx.options`` are those of the call. An output that the loss does not depend on has
+            None in ``gradients``.
+        outputs: the number of outputs that have a derivative; they come first.
     """
 
     class Function(torch.autograd.Function):
@@ -144,7 +154,7 @@ def function_of(
             ctx.count = len(inputs) - 3
             results = output if isinstance(output, tuple) else (output,)
             ctx.set_materialize_grads(False)
-            if len(results) > outputs:  # Dynamo takes the empty call only where there are several results
+            if len(results) > outputs:  # Dynamo refuses a call without arguments for a single result
                 ctx.mark_non_differentiable(*results[outputs:])
             ctx.save_for_backward(*inputs[3:], *kept(results))
 

@@ -1,7 +1,7 @@
 """A small multilayer perceptron with one output: its layers, their checks, and its definition.
 
-Room card. Lives here: what attention scores and the auxiliary loss share of their networks. May import: torch,
-``_checks``. Must not be here: what one op or one backend alone needs.
+Room card. Lives here: what the networks of attention scores and of the auxiliary loss have in common. May import:
+torch, ``checks``. Must not be here: what one op or one backend alone needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ ACTIVATIONS: tuple[str | None, ...] = (*get_args(Activation), None)
 
 
 class Layers(NamedTuple):
-    """Checked layers: ``biases`` is empty or has one tensor a layer, of size 0 where a layer has none."""
+    """The checked layers of a network; M_0 is its number of inputs.
+
+    ``weights[i]`` is [M_{i+1}, M_i] in the storage dtype. ``biases`` is empty or has a tensor [M_{i+1}] for each layer,
+    of size 0 where the layer has no bias. ``slopes`` has a tensor [1] or [M_{i+1}] for each hidden layer if the
+    activation is "prelu", and is empty otherwise. Biases and slopes have the compute dtype.
+    """
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -66,7 +71,12 @@ def check_layers(
     like: Tensor,
     like_name: str,
 ) -> Layers:
-    """Check the layers of an MLP on ``inputs`` features against ``like``; biases and slopes upcast."""
+    """Check the layers of a network and return them, with biases and slopes cast to the compute dtype.
+
+    The first layer takes ``inputs`` features, called ``meaning`` in error messages; the last layer may have any number
+    of outputs that is in ``outputs``. Dtypes and devices are compared with those of ``like``, called ``like_name`` in
+    error messages. Raises ``TypeError`` or ``ValueError`` naming the argument.
+    """
     check_option("activation", activation, ACTIVATIONS)
     _check_list("weights", weights, "a list or tuple of tensors, one a layer")
     _check_list("biases", biases, "a list or tuple with a tensor or None for each layer, or empty")

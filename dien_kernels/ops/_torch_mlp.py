@@ -1,10 +1,10 @@
-"""The layers of a small multilayer perceptron behind the first, and their derivative by hand, in fast plain torch.
+"""All layers but the first of a small multilayer perceptron, with a hand-written derivative, in fast plain torch.
 
-Shared by the ``torch`` backends of attention scores and the auxiliary loss. Equation numbers are those of
+The ``torch`` backends of attention scores and of the auxiliary loss share this file. Equation numbers are those of
 docs/math-attention.md.
 
-Room card. Lives here: (M1) behind the first product, (M2), how much of z_1 is held at a time. May import: torch,
-``_mlp``. Must not be here: the first layer, whose input is never concatenated and which every op splits its own way.
+Room card. Lives here: (M1) from z_1 on, (M2), how much of z_1 is held at a time. May import: torch, ``_mlp``. Must not
+be here: the first layer, which every op splits in its own way so that its input is never concatenated.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from torch.nn.functional import linear
 
 from dien_kernels.ops._mlp import Layers
 
-TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # values of z_1 alive at a time
+TILE = {"cpu": 1 << 18, "cuda": 1 << 24}  # how many values of z_1, about, are held at a time
 
 
 def reads_are_free(device: torch.device) -> bool:
-    """Whether index tensors may be read, and sizes depend on them, without a synchronisation."""
+    """Whether the host can read index tensors, so that sizes depend on them, without waiting for the device."""
     return device.type == "cpu"
 
 
 class Tail:
-    """Equation (M1) after z_1 and its derivative; sums the gradients of layers 2 .. L and of the slopes."""
+    """Equation (M1) from z_1 on, computed in the dtype ``compute``, and its derivative.
+
+    ``backward`` adds the gradients of layers 2 to L and of the slopes to ``dw``, ``db`` and ``ds``.
+    """
 
     def __init__(self, layers: Layers, activation: str | None, compute: torch.dtype) -> None:
         self.weights = [w.to(compute) for w in layers.weights[1:]]
@@ -38,7 +41,7 @@ class Tail:
         self.ds = [torch.zeros_like(s) for s in self.slopes]
 
     def _act(self, z: Tensor, i: int) -> Tensor:
-        """In place where the derivative needs only the activation itself."""
+        """a_{i+1} = act(z_{i+1}); overwrites ``z`` where the derivative needs only the activation."""
         if self.activation == "sigmoid":
             return z.sigmoid_()
         if self.activation == "relu":
@@ -48,7 +51,7 @@ class Tail:
         return z
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """z_1 [P, M1], which it may overwrite, to z_L [P, 1] and what the backward wants."""
+        """Return z_L [P, 1] for z_1 [P, M1], which may be overwritten, and the pairs (z_i, a_i) for ``backward``."""
         kept = []
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             a = self._act(z, i)
@@ -57,7 +60,7 @@ class Tail:
         return z, kept
 
     def backward(self, d: Tensor, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """dz_L [P, 1] to dz_1 [P, M1]   (M2)"""
+        """Return dz_1 [P, M1] for dz_L [P, 1], and add the gradients of the layers: equation (M2)."""
         for i in range(len(kept) - 1, -1, -1):
             z, a = kept[i]
             self.dw[i].addmm_(d.t(), a)
@@ -66,7 +69,7 @@ class Tail:
             if self.activation == "sigmoid":
                 d = torch.ops.aten.sigmoid_backward.grad_input(d, a, grad_input=d)
             elif self.activation == "relu":
-                d = torch.where(a <= 0, 0, d)  # so written, NaN in a lets the gradient through, as in torch
+                d = torch.where(a <= 0, 0, d)  # a NaN in a lets the gradient pass, as in torch
             elif self.activation == "prelu":
                 part = torch.where(z > 0, 0, z * d).sum(0)
                 self.ds[i] += part.sum(0, True) if self.ds[i].numel() == 1 else part

@@ -1,11 +1,11 @@
 """What the Triton kernels of all ops share: the layout rule, activations, products, sums over shared histories.
 
-Room card. Lives here: device functions that know no op. May import: triton, ``_environment``. Must not be here: an op's
-mathematics. Imported at the first launch only, as importing Triton looks for drivers.
+Room card. Lives here: device functions that know no op. May import: torch, triton, ``_environment``. Must not be here:
+an op's mathematics. The file is imported at the first launch only, because importing Triton looks for drivers.
 """
 
 # mypy: ignore-errors
-# This is Triton's language, not Python's: its compiler checks it.
+# The functions below are in Triton's language, whose compiler checks them.
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _PTX = tl.constexpr(not triton.knobs.runtime.interpret and torch.version.hip is None)
 _FAST = tl.constexpr(FAST)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-# No kernel is compiled anew for another batch; ``hidden`` is H where a loop over its chunks shall stay a loop.
+# Arguments on whose values Triton must not specialise a kernel, so that a batch of another size compiles nothing.
+# ``hidden`` is H as a run-time number: a loop over chunks of it must not be unrolled.
 SIZES = ["batch", "histories", "steps", "x_rows", "y_rows", "hidden"]
 
 
 @triton.jit
 def _logistic2(x):
-    """1 / (1 + 2^-x) without a division: 2^-x may be inf, whose reciprocal is 0, and NaN passes."""
+    """1 / (1 + 2^-x), in PTX by an approximate reciprocal. 2^-x may be inf, whose reciprocal is 0; NaN gives NaN."""
     if _PTX:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1; add.ftz.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0;",
@@ -41,7 +42,10 @@ def _logistic2(x):
 
 @triton.jit
 def _tanh_approximately(x):
-    """One instruction, good to 5e-4, where ``_logistic2`` takes two of its kind (DIEN_KERNELS_FAST)."""
+    """tanh with an error of up to 5e-4, for DIEN_KERNELS_FAST.
+
+    It takes the special function unit one instruction; ``_logistic2`` takes it two.
+    """
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
     )  # fmt: skip
@@ -60,7 +64,7 @@ def tanh(x, DTYPE: tl.constexpr):
     if _FAST and _PTX:
         return _tanh_approximately(x)
     far = 2.0 * _logistic2(x * (2 * _LOG2_E)) - 1.0
-    if DTYPE == tl.float32:  # near 0 the subtraction leaves few of its digits: a least-squares fit, good to 4e-8
+    if DTYPE == tl.float32:  # near 0 the subtraction cancels digits: take a least-squares fit, good to 4e-8
         s = x * x
         p = ((0.01643201 * s - 0.05266803) * s + 0.13320643) * s - 0.33332941
         return tl.where(s < 0.3, x * s * p + x, far)
@@ -70,7 +74,7 @@ def tanh(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def to(x, DTYPE: tl.constexpr):
-    """Round to the nearest, which the interpreter does not do for bfloat16."""
+    """Convert float32 to DTYPE, rounding to nearest even, which Triton's interpreter does not do for bfloat16."""
     if _INTERPRETED and DTYPE == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -81,7 +85,8 @@ def to(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def dot(a, b, start, PRECISION: tl.constexpr):
-    if _INTERPRETED:  # which multiplies the bits of bfloat16 as integers
+    """``start + a @ b``, summed in float32."""
+    if _INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as integers
         return tl.dot(a.to(tl.float32), b.to(tl.float32), start, input_precision="ieee")
     else:
         return tl.dot(a, b, start, input_precision=PRECISION)
@@ -89,12 +94,13 @@ def dot(a, b, start, PRECISION: tl.constexpr):
 
 @triton.jit
 def store_row(at, value, mask):
+    """Store a tile whose row i begins at the pointer ``at[i]``."""
     tl.store(at[:, None] + tl.arange(0, value.shape[1])[None, :], value, mask=mask)
 
 
 @triton.jit
 def add(at, part, mask):
-    """To a partial sum of this program's own."""
+    """Add ``part`` to a partial sum in memory. No other program writes there, so no atomic operation is needed."""
     tl.store(at, tl.load(at, mask=mask, other=0.0) + part, mask=mask)
 
 
@@ -103,9 +109,10 @@ def rows(
     ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
     ROWS: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
 ):  # fmt: skip
-    """The layout rule (docs/design.md, "One layout") for this program's rows: where steps 0 of x, y and attention lie.
+    """Apply the layout rule (docs/design.md, "One layout") to the ROWS rows of this program.
 
-    Index values are clamped to what exists; on the CPU they have been checked.
+    Returns for each row its index, whether it exists, its length, and the flat rows of x, y and attention where its
+    step 0 lies. Index values are clamped to the range that exists, because tensors on a GPU have not been checked.
     """
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = at < batch
@@ -123,7 +130,7 @@ def place(
     row, live, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows,
     REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr,
 ):  # fmt: skip
-    """Of one row or a tile of rows: the history, the length, and where steps 0 of x, y and attention lie."""
+    """For one row or a tile of rows: the history, the length, and the flat rows of step 0 in x, y and attention."""
     source = row
     if HISTORY is not None:
         source = tl.load(HISTORY + row, mask=live, other=0)
@@ -161,7 +168,7 @@ def place(
 
 @triton.jit
 def steps_of(batch, histories, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr):
-    """From one step of a row to the next, in flat rows of x, of y and of attention."""
+    """The strides from one step of a row to the next, in flat rows of x, y and attention."""
     sign: tl.constexpr = -1 if REVERSE else 1
     if TIME_MAJOR:
         return sign * tl.cast(histories, tl.int64), sign * tl.cast(batch, tl.int64), sign
@@ -175,7 +182,10 @@ def sum_rows_of_history(
     TIME_MAJOR: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROW_WIDTH: tl.constexpr,
     TOTAL_WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """The rows' gradients summed for each step of a history, in row order: program (history, H columns)."""
+    """Sum the gradients BY_ROW of the rows that share a history, for each of its steps, in row order, into TOTAL.
+
+    Program (u, j) sums columns j H to (j + 1) H of history u.
+    """
     history = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * H
     unit = tl.arange(0, PADDED)

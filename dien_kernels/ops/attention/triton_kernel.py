@@ -1,16 +1,19 @@
 """Attention scores in Triton: scores, mask and softmax over time of a row in one launch, forward and backward.
 
-Equation numbers are those of docs/math-attention.md. A program owns a row and walks its history in blocks of STEPS
-steps; nothing of it is kept but what it returns. What is a number or a vector a row comes from torch: v = W q of (A1),
-r of (A5). The matrix a row of (A5) is made on chip, BLOCK rows of it at a time, where it is used: any width fits.
+Equation numbers are those of docs/math-attention.md. A program handles one row, in ``din_backward`` several rows one
+after another, and goes through its history in blocks of STEPS steps. The backward computes everything but the scores
+again. torch computes what is one number or one vector for each row: v = W q of (A1) and r = (W_q + W_d) q + b_1 of
+(A5). The matrix (W_k - W_d) + W_p diag(q), which (A5) has for each row, is computed on chip where it is used, BLOCK of
+its rows at a time, so that a first layer of any width fits.
 
-Limits: H <= 256, and 128 with hidden layers; 16 and 32 bits of storage; two hidden layers, the second 128 wide.
+Limits: H <= 256, with hidden layers H <= 128; float32, bfloat16 and float16 storage; at most two hidden layers, the
+second at most 128 wide.
 
-Only ``triton_launch`` imports this file, at the first call: importing Triton looks for drivers.
+Only ``triton_launch`` imports this file, at the first call, because importing Triton looks for drivers.
 """
 
 # mypy: ignore-errors
-# This is Triton's language, not Python's: its compiler checks it.
+# The functions below are in Triton's language, whose compiler checks them.
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def _exp(x):
 
 @triton.jit
 def _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows):
-    """A row's length, and where its steps begin among those of x and of y."""
+    """A row's length, and the flat rows of its step 0 among the states (x) and among the scores (y)."""
     _, length, x, y, _ = place(
         row, row < batch, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, False, False
     )  # fmt: skip
@@ -38,7 +41,7 @@ def _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_row
 
 @triton.jit
 def _valid_steps(t0, x, length, MASK, STEPS: tl.constexpr):
-    """A block of steps: their numbers, and which of them are valid."""
+    """The numbers of the steps in a block, and which of them are valid."""
     t = t0 + tl.arange(0, STEPS)
     valid = t < length
     if MASK is not None:
@@ -48,7 +51,7 @@ def _valid_steps(t0, x, length, MASK, STEPS: tl.constexpr):
 
 @triton.jit
 def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr):
-    """A block of steps with their states, zeros where none is valid."""
+    """The same as ``_valid_steps``, and the states of the steps [STEPS, PADDED], zeros at invalid steps."""
     t, valid = _valid_steps(t0, x, length, MASK, STEPS)
     unit = tl.arange(0, PADDED)
     k = tl.load(STATES + x * H + (t[:, None] * H + unit[None, :]), mask=valid[:, None] & (unit < H)[None, :], other=0.0)
@@ -57,7 +60,7 @@ def _steps(t0, x, length, STATES, MASK, H: tl.constexpr, PADDED: tl.constexpr, S
 
 @triton.jit
 def _scored(e, SCORES, at, valid, top, total, SCALE: tl.constexpr, SOFTMAX: tl.constexpr):
-    """Stores a block's scaled scores; of all up to this block the largest, and the sum of exp(e - top)."""
+    """Store a block's scaled scores and update the running maximum ``top`` and sum ``total`` of exp(e - top)."""
     e *= SCALE
     tl.store(SCORES + at, e, mask=valid)
     if SOFTMAX:
@@ -70,8 +73,8 @@ def _scored(e, SCORES, at, valid, top, total, SCALE: tl.constexpr, SOFTMAX: tl.c
 
 @triton.jit
 def _normalize(SCORES, MASK, x, y, length, top, total, STEPS: tl.constexpr):
-    """(A3), where the scores themselves stand."""
-    tl.debug_barrier()  # a thread reads what others have stored
+    """Replace a row's scores in memory by their softmax, equation (A3)."""
+    tl.debug_barrier()  # a thread reads scores that other threads have stored
     for t0 in range(0, length, STEPS):
         t, valid = _valid_steps(t0, x, length, MASK, STEPS)
         e = tl.load(SCORES + y + t, mask=valid, other=0.0)
@@ -80,7 +83,7 @@ def _normalize(SCORES, MASK, x, y, length, top, total, STEPS: tl.constexpr):
 
 @triton.jit
 def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, SOFTMAX: tl.constexpr, STEPS: tl.constexpr):
-    """The sum in (A13); 0 without a softmax."""
+    """The sum over s in equation (A13); 0 without a softmax."""
     mean = 0.0
     if SOFTMAX:
         for t0 in range(0, length, STEPS):
@@ -92,7 +95,7 @@ def _mean_gradient(SCORES, DSCORES, MASK, x, y, length, SOFTMAX: tl.constexpr, S
 
 @triton.jit
 def _de(SCORES, DSCORES, at, valid, mean, SCALE: tl.constexpr, SOFTMAX: tl.constexpr):
-    """(A13), times what the scores were scaled with."""
+    """The gradient of the scores before they are scaled: equation (A13) times SCALE, and zero at invalid steps."""
     de = tl.load(DSCORES + at, mask=valid, other=0.0)
     if SOFTMAX:
         de = tl.load(SCORES + at, mask=valid, other=0.0) * (de - mean)
@@ -105,7 +108,10 @@ def bilinear_forward(
     batch, histories, steps, x_rows, y_rows,
     SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """(A1) with v and, for a network of one layer, which is this too, an offset a row; (A3)."""
+    """Equations (A1), with V [B, H] in float32, and (A3).
+
+    A network of one layer is also of this form, with a number OFFSET [B] added to the scores of each row.
+    """
     row = tl.program_id(0).to(tl.int64)
     length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     unit = tl.arange(0, PADDED)
@@ -128,7 +134,7 @@ def bilinear_backward(
     batch, histories, steps, x_rows, y_rows,
     SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """(A13), and of (A6) the gradients of the states, by row, and of v."""
+    """Equation (A13), and from (A6) the gradients of the states (of each row, not yet summed by history) and of v."""
     row = tl.program_id(0).to(tl.int64)
     length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     unit = tl.arange(0, PADDED)
@@ -151,7 +157,7 @@ def bilinear_backward(
 
 @triton.jit
 def _act(z, slope, ACTIVATION: tl.constexpr):
-    """(M1); NaN passes through all four."""
+    """The activation of equation (M1). NaN gives NaN in all four cases."""
     if ACTIVATION == "sigmoid":
         return sigmoid(z)
     elif ACTIVATION == "relu":
@@ -164,7 +170,7 @@ def _act(z, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _act_backward(d, z, a, slope, ACTIVATION: tl.constexpr):
-    """(M2)"""
+    """The gradient of z given that of a = act(z), called ``d``: equation (M2)."""
     if ACTIVATION == "sigmoid":
         return d * a * (1.0 - a)
     elif ACTIVATION == "relu":
@@ -177,7 +183,7 @@ def _act_backward(d, z, a, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _vector(P, at, mask):
-    """Part of a vector in float32; zeros where there is none."""
+    """A part of a vector in float32; zeros if P is None."""
     if P is None:
         return tl.zeros(at.shape, tl.float32)
     else:
@@ -186,7 +192,11 @@ def _vector(P, at, mask):
 
 @triton.jit
 def _matrix(Q, W_STEP, W_P, m, unit, width, H: tl.constexpr, DTYPE: tl.constexpr):
-    """A part of (A5)'s matrix; ``m`` and ``unit`` are a row and a column of numbers, in either order."""
+    """A part of the matrix (W_k - W_d) + W_p diag(q) of (A5), in the storage dtype.
+
+    One of the index vectors ``m`` and ``unit`` is a row and the other a column, so that the caller chooses whether the
+    part is transposed.
+    """
     inside = (m < width) & (unit < H)
     at = m * H + unit
     q = tl.load(Q + unit, mask=unit < H, other=0.0)
@@ -198,7 +208,7 @@ def _first_layer(
     STATES, Q, R, W_STEP, W_P, SLOPE_1, t, valid, m, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(A5) of the units m: z_1, a_1 and the slopes. STATES, Q and R begin at the row's own."""
+    """Equation (A5) for the units ``m``: z_1, a_1 and the slopes. STATES, Q and R point to the row's first element."""
     DTYPE: tl.constexpr = STATES.dtype.element_ty
     wide = m < width
     r = tl.load(R + m, mask=wide, other=0.0)
@@ -208,7 +218,7 @@ def _first_layer(
         mask = valid[:, None] & (unit < H)[None, :]
         k = tl.load(STATES + (t[:, None] * H + unit[None, :]), mask=mask, other=0.0)
         z = dot(k, _matrix(Q, W_STEP, W_P, m[None, :], unit[:, None], width, H, DTYPE), z, PRECISION)
-    z = tl.where(wide[None, :], z, 0.0)  # an infinite state times the zeros of units that do not exist is NaN
+    z = tl.where(wide[None, :], z, 0.0)  # padded units: an infinite state times their zero weights is NaN
     slope = _vector(SLOPE_1, m, wide)
     return z, _act(z, slope[None, :], ACTIVATION), slope
 
@@ -218,7 +228,7 @@ def _second_layer(
     STATES, Q, R, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION: tl.constexpr, H: tl.constexpr,
     M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z_2 of a block of steps."""
+    """z_2 of a block of steps, computed from z_1 in blocks of BLOCK units."""
     DTYPE: tl.constexpr = STATES.dtype.element_ty
     m2 = tl.arange(0, PADDED_2)
     z = tl.zeros((t.shape[0], PADDED_2), tl.float32) + _vector(B_2, m2, m2 < M2)[None, :]
@@ -230,7 +240,7 @@ def _second_layer(
         inside = (m < width)[:, None] & (m2 < M2)[None, :]
         w = tl.load(W_2 + m2[None, :] * width + m[:, None], mask=inside, other=0.0)
         z = dot(to(a, DTYPE), w, z, PRECISION)
-    return tl.where((m2 < M2)[None, :], z, 0.0)  # as in the first layer
+    return tl.where((m2 < M2)[None, :], z, 0.0)  # padded units may be NaN, as in the first layer
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -241,7 +251,10 @@ def din_forward(
     ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr,
     M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(A2) by (A5), with one or two (M2 > 0) hidden layers, the first of them ``width`` wide; (A3)."""
+    """Equation (A2), computed as (A5), and (A3).
+
+    There are one or, if M2 > 0, two hidden layers; the first has ``width`` units, the second M2.
+    """
     row = tl.program_id(0).to(tl.int64)
     length, x, y = _row(row, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows)
     own, q, r = STATES + x * H, Q + row * H, R + row * width
@@ -281,13 +294,19 @@ def din_backward(
     ACTIVATION: tl.constexpr, SCALE: tl.constexpr, SOFTMAX: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr,
     M2: tl.constexpr, PADDED_2: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(A7) to (A13): rows n, n + programs, ... in program n, whose partial sums stand in the D_ buffers, zeros before.
+    """Equations (A7) to (A13). Program n handles the rows n, n + programs, n + 2 programs and so on.
 
-    D_STEP and D_P [programs, width, H]: A_k and W_p of (A9). D_W2 [programs, M2, width]. D_FIRST [programs, 2, width]:
-    the slopes' gradients and, with one hidden layer, the last weights'. D_SECOND [programs, 3, M2]: of the second layer
-    the bias, the slopes and the last weights. D_LAST_BIAS [programs]. DQ is without r's part of (A10), DR is (A8). DZ_2
-    [programs, STEPS, M2]: where z_2's gradients lie meanwhile. A product's operands are read where it is made, a block
-    at a time: kept, they leave no registers.
+    The gradients of the weights are partial sums, one for each program, in buffers that must be zero before:
+
+    - D_STEP and D_P [programs, width, H]: the gradients of W_k - W_d and of W_p, (A9) and (A12).
+    - D_W2 [programs, M2, width]: the gradient of W_2.
+    - D_FIRST [programs, 2, width]: the gradients of the slopes and, with one hidden layer, of the last weights.
+    - D_SECOND [programs, 3, M2]: the gradients of the second layer's bias and slopes and of the last weights.
+    - D_LAST_BIAS [programs]: the gradient of the last bias.
+
+    DQ [B, H] gets q's gradient (A12) without the term of r, which torch adds; DR [B, width] gets (A8). Both must be
+    zero before. DZ_2 [programs, STEPS, M2] holds the gradients of z_2 within a block of steps. Each product loads its
+    operands again, a block at a time, because registers could not hold them from one product to the next.
     """
     DTYPE: tl.constexpr = STATES.dtype.element_ty
     unit = tl.arange(0, PADDED)
@@ -306,7 +325,7 @@ def din_backward(
             t, valid = _valid_steps(t0, x, length, MASK, STEPS)
             de = _de(SCORES, DSCORES, y + t, valid, mean, SCALE, SOFTMAX)
             db_last += tl.sum(de, 0)
-            tl.debug_barrier()  # the last block's z_2 gradients have been read
+            tl.debug_barrier()  # all threads have read the gradients of z_2 of the previous block of steps
             if M2 > 0:
                 z_2 = _second_layer(
                     own, q, r, W_STEP, W_P, SLOPE_1, W_2, B_2, t, valid, width, hidden, ACTIVATION, H, M2, PADDED_2,
@@ -323,7 +342,7 @@ def din_backward(
                 every = (step[:, None] >= 0) & second[None, :]
                 tl.store(dz_at + (step[:, None] * M2 + m2[None, :]), to(dz_2, DTYPE), mask=every)
             dk = tl.zeros((STEPS, PADDED), tl.float32)
-            tl.debug_barrier()  # z_2's gradients and the partial sums of the last block have been stored
+            tl.debug_barrier()  # all threads have stored the gradients of z_2 and their last partial sums
             for m0 in tl.range(0, width, BLOCK, num_stages=1):
                 m = m0 + tl.arange(0, BLOCK)
                 wide = m < width
@@ -352,7 +371,7 @@ def din_backward(
                 dz_1 = _act_backward(da_1, z_1, a_1, slope_1[None, :], ACTIVATION)
                 add(DR + row * width + m, tl.sum(dz_1, 0), wide)
                 dz_1 = to(dz_1, DTYPE)
-                # (A12) of these units and steps, [unit, m]
+                # G of (A12) for these units and steps, transposed: [unit, m]
                 k_mask = (unit < H)[:, None] & valid[None, :]
                 k = tl.load(own + (t[None, :] * H + unit[:, None]), mask=k_mask, other=0.0)
                 g = dot(k, dz_1, tl.zeros((PADDED, BLOCK), tl.float32), PRECISION)

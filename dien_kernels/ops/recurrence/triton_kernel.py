@@ -1,17 +1,18 @@
 """The recurrence's forward in Triton, and what it shares with the backward (``triton_kernel_backward``).
 
-The whole time loop is one launch, with the state in registers. Equation numbers are those of docs/math.md. A program
-owns ROWS rows, longest first, and takes as many steps as the longest of them. W_ih x is made here where W_ih is small
-and x is read once (no shared history); else it comes in as a product of torch's.
+One launch runs the whole time loop, with the state in registers. Equation numbers are those of docs/math.md. Rows are
+sorted from longest to shortest; a program owns ROWS of them and makes as many steps as its longest row has. It computes
+W_ih x itself where W_ih is small and each history is read by one row. Otherwise torch computes W_ih x before.
 
-Limits: H <= 256, 16 and 32 bits of storage. CHUNK = 0 keeps W_hh on chip; else each step reads it in blocks of CHUNK
-rows, and the operand of the product goes through memory, since registers cannot be sliced.
+Limits: H <= 256; float32, bfloat16 and float16 storage. With CHUNK = 0, W_hh stays on chip. Otherwise each step reads
+W_hh from memory, CHUNK indices of the sum at a time. The left factor of the product then goes through memory too,
+because a tile in registers cannot be sliced.
 
-Only ``triton_launch`` imports this file, at the first call: importing Triton looks for drivers.
+Only ``triton_launch`` imports this file, at the first call, because importing Triton looks for drivers.
 """
 
 # mypy: ignore-errors
-# This is Triton's language, not Python's: its compiler checks it.
+# The functions below are in Triton's language, whose compiler checks them.
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ from dien_kernels.ops.triton_kernel import SIZES, dot, rows, sigmoid, steps_of, 
 
 @triton.jit
 def weights(W, K: tl.constexpr, K_PADDED: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr):
-    """One gate's block of W_ih or W_hh, K wide, as the right factor [k, unit]. Unused, it is not loaded."""
+    """Load one gate's block [H, K] of W_ih or W_hh, transposed to the right factor [k, unit] of a product.
+
+    The compiler removes the load where the result is not used.
+    """
     k, unit = tl.arange(0, K_PADDED), tl.arange(0, PADDED)
     inside = (k < K)[:, None] & (unit < H)[None, :]
     return tl.load(W + k[:, None] + unit[None, :] * K, mask=inside, other=0.0)
@@ -34,7 +38,11 @@ def product(
     start, value, w, at, live, W, k_step, unit_step, hidden,
     H: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``start + value @ w``, both on chip; or, in chunks, of the rows at ``at`` and one gate's block of W_hh."""
+    """Return ``start + value @ w`` if CHUNK = 0.
+
+    Otherwise both factors are read in chunks: the left one from the rows at ``at``, the right one from W, one gate's
+    block of W_hh, with the strides ``k_step`` along the sum and ``unit_step`` along the result.
+    """
     if CHUNK == 0:
         return dot(value, w, start, PRECISION)
     else:
@@ -51,7 +59,7 @@ def product(
 
 @triton.jit
 def bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """One gate's bias, the same in every row of a tile."""
+    """One gate's bias, repeated for every row of a tile; zeros if B is None."""
     tile = tl.zeros((ROWS, PADDED), tl.float32)
     if B is None:
         return tile
@@ -62,7 +70,7 @@ def bias(B, gate: tl.constexpr, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.
 
 @triton.jit
 def biases(B_IH, B_HH, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Of r and u both biases together; of n the input's and the state's."""
+    """The biases b_ih + b_hh of r and of u, then b_ih of n and b_hh of n, which r may multiply."""
     b_r = bias(B_IH, 0, H, PADDED, ROWS) + bias(B_HH, 0, H, PADDED, ROWS)
     b_u = bias(B_IH, 1, H, PADDED, ROWS) + bias(B_HH, 1, H, PADDED, ROWS)
     return b_r, b_u, bias(B_IH, 2, H, PADDED, ROWS), bias(B_HH, 2, H, PADDED, ROWS)
@@ -70,7 +78,7 @@ def biases(B_IH, B_HH, H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
 
 @triton.jit
 def gate_move(u, a, ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr):
-    """g = alpha + beta u (7), (9); what a coefficient of zero would multiply is not computed at all."""
+    """g = alpha + beta u, equations (7) and (9). Terms whose coefficient is zero are not computed at all."""
     if BETA1 != 0:
         g = (BETA0 + BETA1 * a)[:, None] * u
     elif BETA0 != 0:
@@ -86,7 +94,10 @@ def gate_move(u, a, ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.conste
 
 @triton.jit(do_not_specialize=["batch"])
 def length_order(LENGTHS, ORDER, batch, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows longest first by counting: a row's place is the number of rows before it. Equals keep their order."""
+    """Sort the rows from longest to shortest: a row's place is the number of rows that come before it.
+
+    Rows of equal length keep their order.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     own = tl.load(LENGTHS + row, mask=row < batch, other=0).to(tl.int32)
     place = tl.zeros((ROWS,), tl.int32)
@@ -108,7 +119,11 @@ def recurrence_forward(
     H: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     UNROLL: tl.constexpr, PRECISION: tl.constexpr, INPUT: tl.constexpr, I_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Equations (1) to (9); without W_IH, X is W_ih x. SCRATCH [B, 2H]: where chunks' operands are exchanged."""
+    """Equations (1) to (9).
+
+    X is x if W_IH is given, otherwise W_ih x in float32. If CHUNK > 0, the threads of a program exchange the left
+    factors of the products, h and r h, through SCRATCH [B, 2 H]. Y gets the state after each step, H_N the last states.
+    """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     X_WIDTH: tl.constexpr = 3 * H if W_IH is None else INPUT
     row, live, length, x, y, a_at = rows(
@@ -162,7 +177,7 @@ def recurrence_forward(
             gx_r, gx_u, gx_n = gx_r + b_r, gx_u + b_u, gx_n + b_n
         operand = to(h, DTYPE)
         if CHUNK != 0:
-            tl.debug_barrier()  # all have read what stood here in the last step
+            tl.debug_barrier()  # all threads have read the operand of the previous step
             store_row(h_at, operand, state_mask)
             tl.debug_barrier()
         a_r = product(gx_r, operand, w_r, h_at, live, W_HH, 1, H, hidden, H, PADDED, CHUNK, PRECISION)

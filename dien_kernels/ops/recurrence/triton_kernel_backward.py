@@ -1,14 +1,15 @@
-"""The recurrence's backward in Triton: time runs backwards in one launch, the gates are computed again from the states.
+"""The recurrence's backward in Triton: one launch runs from the last step to the first.
 
-Products over all steps are left to torch: dx and dW_ih of GATES, the gates' gradients; dW_hh of GATES and STATES.
-The gates' own products are made in the loop or, where W_hh and its transpose leave no room, as products over all
-steps too: ``operands`` writes what they read into STATES, and they come in as PRODUCTS_RU and PRODUCTS_N. Where not
-    even the transpose finds room, the loop is that of ``triton_kernel_wide``. Equation numbers are those of
-    docs/math.md; limits and layout are those of ``triton_kernel``.
+It computes the gates again from the states and writes their gradients to GATES and the operands of W_hh to STATES. From
+these torch computes dx, dW_ih and dW_hh as products over all steps. The products of the gates with W_hh are computed in
+the loop. Where W_hh and its transpose do not both fit on chip, torch computes these products too, for all steps before
+the loop: ``operands`` writes their operands to STATES, and the loop reads the results as PRODUCTS_RU and PRODUCTS_N.
+Where not even the transpose fits, the loop of ``triton_kernel_wide`` runs. Equation numbers are those of docs/math.md;
+limits and layout are those of ``triton_kernel``.
 """
 
 # mypy: ignore-errors
-# This is Triton's language, not Python's: its compiler checks it.
+# The functions below are in Triton's language, whose compiler checks them.
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from dien_kernels.ops.triton_kernel import SIZES, dot, rows, sigmoid, steps_of, 
 
 @triton.jit
 def state_before(Y, H0, row, at, t, length, unit, H: tl.constexpr):
-    """h_{t-1} in float32: y of the step before, at ``at``, or h0 at step 0."""
+    """The states before step ``t`` in float32: the rows of Y at ``at``, or at step 0 the rows of h0."""
     inside = (unit < H)[None, :]
-    step = length - length + t  # a scalar's comparison would be no mask in the interpreter
+    step = length - length + t  # t as a vector: in the interpreter a comparison of scalars is no mask
     later = (step < length) & (step > 0)
     h = tl.load((Y + at * H)[:, None] + unit[None, :], mask=later[:, None] & inside, other=0.0).to(tl.float32)
     if H0 is not None:
@@ -39,9 +40,10 @@ def operands(
     SCALE_INPUT: tl.constexpr, REVERSE: tl.constexpr, TIME_MAJOR: tl.constexpr, H: tl.constexpr,
     PADDED: tl.constexpr, ROWS: tl.constexpr, STATE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """What W_hh reads, for all steps at once: h of the step before or, once r and u have their products, q = r h.
+    """Write the operands of W_hh for all steps at once to STATES.
 
-    Program (rows, n) takes every step n + i * programs.
+    Without PRODUCTS_RU these are the states before the steps. With it, which gives the reset gate r, they are q = r h.
+    Program (i, n) takes the steps n, n + programs, n + 2 programs and so on of the i-th tile of rows.
     """
     DTYPE: tl.constexpr = Y.dtype.element_ty
     row, live, length, x, y, a_at = rows(
@@ -71,7 +73,10 @@ def update_gradients(
     dh, h, u, n, a, mask, ALPHA0: tl.constexpr, ALPHA1: tl.constexpr, BETA0: tl.constexpr, BETA1: tl.constexpr,
     KEEP_SIDE: tl.constexpr,
 ):  # fmt: skip
-    """(11) to (13), and (21) before its sum. A step that does not exist has none, whatever stands in its place."""
+    """Equations (11) to (13), and the terms of (21) before their sum over units.
+
+    da_u and da_n are zero where ``mask`` is false, whatever values were loaded there.
+    """
     g = gate_move(u, a, ALPHA0, ALPHA1, BETA0, BETA1)
     dg = dh * (n - h)  # (11)
     da_n = tl.where(mask, dh * g * (1.0 - n * n), 0.0)  # (12)
@@ -95,7 +100,7 @@ def store_gradients(
     at, dgh_u, dgh_n, da_u, da_n, a, mask, H: tl.constexpr, SCALE_INPUT: tl.constexpr, RESET_BEFORE: tl.constexpr,
     DGX: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
 ):  # fmt: skip
-    """Of u and n, into a step's columns (``gpu_problem.Gates``)."""
+    """Store the gradients of u and n in the columns of a step's row of GATES (``gpu_problem.Gates``)."""
     store_row(at + DGH_U, dgh_u, mask)
     store_row(at + DGH_N, dgh_n, mask)
     if SCALE_INPUT:
@@ -116,17 +121,18 @@ def recurrence_backward(
     PRECISION: tl.constexpr,
     GATE_WIDTH: tl.constexpr, DGX: tl.constexpr, DGH_R: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
 ):  # fmt: skip
-    """Equations (10) to (17), (21), (22) and the biases' sums, one partial sum [4, H] for each program.
+    """Equations (10) to (17), (21) and (22), and the sums of the biases' gradients.
 
-    A step's row of GATES has GATE_WIDTH values: the columns of dgx, times gamma, start at DGX, those of dgh at the
-    other three (``gpu_problem.Gates``). A row of STATES is what W_hh has read: h and, with the reset before, q.
+    D_BIAS [programs, 4, H] gets each program's sums over its rows and steps, for r, u, n and gh_n. A step's row of
+    GATES has GATE_WIDTH values: the columns of gamma dgx start at DGX, those of dgh at DGH_R, DGH_U and DGH_N
+    (``gpu_problem.Gates``). A step's row of STATES is the operand of W_hh: h and, with the reset before the product, q.
     """
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     STATE_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else H
-    RU_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else 3 * H  # with the reset after, one product has made all three
+    RU_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else 3 * H  # with the reset after, one product has all gates
     N_WIDTH: tl.constexpr = H if RESET_BEFORE else 3 * H
     N_COLUMN: tl.constexpr = 0 if RESET_BEFORE else 2 * H
-    # Here weights and tiles leave no registers for what can be read again.
+    # Weights and tiles fill the registers here, so that the projection is loaded twice instead of being kept.
     AGAIN: tl.constexpr = DTYPE == tl.float32 and PADDED == 64
     row, live, length, x, y, a_at = rows(
         ORDER, LENGTHS, OFFSETS, HISTORY, Y_START, batch, histories, steps, x_rows, y_rows, ROWS, REVERSE, TIME_MAJOR
@@ -147,7 +153,7 @@ def recurrence_backward(
     else:
         dh = tl.load(DH_N + state_at, mask=state_mask, other=0.0).to(tl.float32)
     if H0 is not None:
-        has_steps = (length > 0)[:, None]  # h0 of the others is no step's: zero times its NaN would reach a sum
+        has_steps = (length > 0)[:, None]  # elsewhere no step reads h0: zero times a NaN there would reach a sum
         h0 = tl.load(H0 + state_at, mask=has_steps & inside, other=0.0)
     bias_at = D_BIAS + tl.program_id(0).to(tl.int64) * (4 * H)
     db_r = tl.zeros((ROWS, PADDED), tl.float32)
@@ -177,7 +183,7 @@ def recurrence_backward(
         if SCALE_INPUT:
             gx_r, gx_u, gx_n = a[:, None] * p_r, a[:, None] * p_u, a[:, None] * p_n
 
-        # The gates, once more, from the forward's operands.
+        # Compute the gates again, with the operands that the forward's products had.
         states_at = STATES + y * STATE_WIDTH
         if PRODUCTS_RU is None:
             operand = to(h, DTYPE)
@@ -205,7 +211,7 @@ def recurrence_backward(
                 gh_n = dot(operand, w_n, b_hn, PRECISION)
             n = tanh(gx_n + b_n + r * gh_n, DTYPE)
 
-        # Their gradients.
+        # Compute the gradients of the gates.
         gates_at = GATES + y * GATE_WIDTH
         if DY is not None:
             dh += tl.load((DY + y * H)[:, None] + unit[None, :], mask=mask, other=0.0).to(tl.float32)  # (10)

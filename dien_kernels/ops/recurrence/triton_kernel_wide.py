@@ -1,12 +1,13 @@
 """The recurrence's backward in Triton for weights that do not fit on chip: the loop takes BLOCK units at a time.
 
-The gates' products come in (``triton_kernel_backward.operands``), so that a step is elementwise work and the products
-with the transpose of W_hh, which is read in chunks. What a step hands on, dh and the gates' gradients, goes through
-memory: a tile of all units would leave no registers. Equation numbers are those of docs/math.md.
+The products of the gates with W_hh are computed before (``triton_kernel_backward.operands``). A step then consists of
+elementwise operations and of the products with the transpose of W_hh in (14b) and (17), which read W_hh from memory in
+chunks of CHUNK rows. dh and the gates' gradients go through memory from block to block and from step to step, because
+tiles of all units would not fit into registers. Equation numbers are those of docs/math.md.
 """
 
 # mypy: ignore-errors
-# This is Triton's language, not Python's: its compiler checks it.
+# The functions below are in Triton's language, whose compiler checks them.
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from dien_kernels.ops.triton_kernel import SIZES, add, dot, rows, sigmoid, steps
 
 @triton.jit
 def _bias(B, at, mask, like):
-    """Part of a bias, for every row of a tile."""
+    """A part of a bias, repeated for every row of the tile ``like``; zeros if B is None."""
     if B is None:
         return tl.zeros(like.shape, tl.float32)
     else:
@@ -30,7 +31,7 @@ def _bias(B, at, mask, like):
 def _product(
     start, at, live, W, unit, hidden, H: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``start`` plus the rows at ``at`` times a gate's block of W_hh, for the units ``unit``."""
+    """``start`` plus the product of the rows at ``at`` and the columns ``unit`` of W, one gate's block of W_hh."""
     result = start
     for k0 in tl.range(0, hidden, CHUNK, num_stages=2):
         k = k0 + tl.arange(0, CHUNK)
@@ -42,8 +43,10 @@ def _product(
 
 @triton.jit
 def _sum_rows(x, mask):
-    """A choice stands between products and their sum, so that they are not fused: several lanes hold a copy of the sum,
-    and fused each would leave another of its terms unrounded, and chance would say which copy is stored.
+    """Sum a tile over its rows, without fused multiply-adds.
+
+    Several lanes hold a copy of the sum. If the multiplications that gave ``x`` were fused with the additions, each
+    copy could leave a different term unrounded, and chance would decide which copy is stored. ``tl.where`` prevents it.
     """
     return tl.sum(tl.where(mask, x, 0.0), 0)
 
@@ -58,7 +61,7 @@ def recurrence_backward_wide(
     H: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     GATE_WIDTH: tl.constexpr, DGX: tl.constexpr, DGH_R: tl.constexpr, DGH_U: tl.constexpr, DGH_N: tl.constexpr,
 ):  # fmt: skip
-    """As ``recurrence_backward``. DH0 holds dh on its way; D_BIAS is zero before."""
+    """The same function as ``recurrence_backward``. DH0 holds dh between the steps, and D_BIAS must be zero before."""
     DTYPE: tl.constexpr = W_HH.dtype.element_ty
     RU_WIDTH: tl.constexpr = 2 * H if RESET_BEFORE else 3 * H
     N_WIDTH: tl.constexpr = H if RESET_BEFORE else 3 * H
@@ -87,7 +90,7 @@ def recurrence_backward_wide(
             a = tl.load(ATTENTION + a_at, mask=valid, other=0.0)
         d_a = tl.zeros((ROWS,), tl.float32)
         gates_at = GATES + y * GATE_WIDTH
-        tl.debug_barrier()  # dh has been stored
+        tl.debug_barrier()  # all threads have stored dh
         for j in tl.range(0, hidden, BLOCK, num_stages=1):
             unit = j + tl.arange(0, BLOCK)
             inside = unit < H
@@ -134,7 +137,7 @@ def recurrence_backward_wide(
                     store_row(gates_at + (DGX + j), to(a[:, None] * da_r, DTYPE), mask)
                     d_a_tile += da_r * p_r
             d_a += tl.sum(d_a_tile, 1)
-        tl.debug_barrier()  # products read what all threads wrote
+        tl.debug_barrier()  # the products read what other threads have written
         if RESET_BEFORE:
             for j in tl.range(0, hidden, BLOCK, num_stages=1):
                 unit = j + tl.arange(0, BLOCK)
