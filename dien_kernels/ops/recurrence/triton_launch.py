@@ -25,7 +25,7 @@ def refuses(call: Call) -> str | None:
 class Launch(NamedTuple):
     """How a kernel is compiled and launched for one size."""
 
-    chunk: int  # rows of W_hh read at a time, 0: all are kept on chip
+    chunk: int  # how much of the summed index of W_hh is read at a time, 0: all of it is kept on chip
     stages: int  # 2: the next step's inputs are on their way during this one
     unroll: int  # steps that share one read of the weights from shared memory to registers
     warps: int
