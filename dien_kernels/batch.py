@@ -29,29 +29,59 @@ class Schema:
             others (category, brand, ...) are attributes of it. Histories, targets and negatives have all of them.
         users: user-side fields of a row, name to vocabulary size.
         dense: names of float features of a row, in the order of ``Batch.dense``'s columns.
+        several: item fields that have several values (the genres of a film), name to the largest number of values of
+            an item; every name is one of ``items`` and not its first. Ids of such a field have one dimension more, of
+            this size; 0 stands where an item has fewer values.
+        behaviours: categorical fields of a behaviour itself and not of its item (action, page, device), name to
+            vocabulary size. Histories alone have them; targets and negatives have not happened yet.
+        behaviour_dense: names of numbers of a behaviour (dwell time, rating), in the order of the columns of
+            ``Batch.behaviour_dense``.
+        sequences: names of further sequences of a user (purchases beside clicks). Each has all fields of the items and
+            of the behaviours.
     """
 
     items: Mapping[str, int]
     users: Mapping[str, int] = field(default_factory=dict)
     dense: tuple[str, ...] = ()
+    several: Mapping[str, int] = field(default_factory=dict)
+    behaviours: Mapping[str, int] = field(default_factory=dict)
+    behaviour_dense: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.items:
             raise ValueError("items must name at least one field, got none")
-        for kind, sizes in (("items", self.items), ("users", self.users)):
+        for name in self.several:
+            if name not in list(self.items)[1:]:
+                raise ValueError(f"several must name fields of items after the first, got {name!r}")
+        for kind, sizes in (
+            ("items", self.items),
+            ("users", self.users),
+            ("several", self.several),
+            ("behaviours", self.behaviours),
+        ):
             for name, size in sizes.items():
                 if not isinstance(size, int) or size < 1:
-                    raise ValueError(f"{kind}[{name!r}] must be a vocabulary size of at least 1, got {size!r}")
+                    raise ValueError(f"{kind}[{name!r}] must be a size of at least 1, got {size!r}")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON and checkpoints."""
-        return {"items": dict(self.items), "users": dict(self.users), "dense": list(self.dense)}
+        plain: dict[str, object] = {"items": dict(self.items), "users": dict(self.users), "dense": list(self.dense)}
+        further = {
+            "several": dict(self.several),
+            "behaviours": dict(self.behaviours),
+            "behaviour_dense": list(self.behaviour_dense),
+            "sequences": list(self.sequences),
+        }
+        return plain | {name: value for name, value in further.items() if value}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, object]) -> Schema:
         """The inverse of ``to_dict``."""
-        items, users, dense = plain["items"], plain.get("users", {}), plain.get("dense", ())
-        return cls(dict(items), dict(users), tuple(dense))  # type: ignore[call-overload, arg-type]
+        given: dict[str, Any] = {"items": dict(plain["items"])}  # type: ignore[call-overload]
+        given |= {name: dict(plain.get(name, {})) for name in ("users", "several", "behaviours")}  # type: ignore[call-overload]
+        given |= {name: tuple(plain.get(name, ())) for name in ("dense", "behaviour_dense", "sequences")}  # type: ignore[arg-type]
+        return cls(**given)
 
 
 _Made = tuple[Tensor, "Tensor | None", int, Histories]
