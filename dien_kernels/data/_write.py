@@ -1,317 +1,372 @@
-"""The passes of ``prepare`` after the first one: they write vocabularies, sorted histories, samples, negatives and
-the meta file."""
+"""The second pass of ``prepare``: sorts the rows of one shard after another and writes its users.
+
+Room card. Lives here: ``ShardWriter`` and what it counts on the way. May import: numpy, pyarrow, polars, ``_deal``,
+``_ids``, ``_samples``, ``_numbers``, ``folder``. Must not be here: the reading of logs, the meta file.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from dien_kernels.batch import Schema
-from dien_kernels.data._arrow import Array, GrowingArray, digest, write_columns
-from dien_kernels.data._samples import SPLITS, Rule, cut_times, given_samples, next_samples, split_users
-from dien_kernels.data._scan import Rows, Scan, Spill
+from dien_kernels.data._arrow import Array
+from dien_kernels.data._ids import Ids
+from dien_kernels.data._numbers import Numbers
+from dien_kernels.data._samples import Rule, Users, last_times
+from dien_kernels.data.folder import (
+    GROUP_BEHAVIOURS,
+    GROUP_USERS,
+    PARQUET,
+    SHARDS,
+    SPLITS,
+    behaviour_column,
+    dense_column,
+    shard_file,
+    user_column,
+)
 from dien_kernels.data.log import Log
-from dien_kernels.data.negatives import SAMPLING, Negatives, stream
-from dien_kernels.data.prepared import FORMAT, META, VERSION, fingerprint_of
-from dien_kernels.data.vocabulary import Vocabulary
 
-_NEGATIVE_ROWS = 1 << 16  # so many samples draw their fixed negatives from one stream of random numbers
-_PARTITIONS = 512  # the largest number of partition files that are open at the same time
+DUPLICATES = ("keep", "drop")
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of ``prepare`` that change what is written. They are checked when the object is made."""
+@dataclass
+class Written:
+    """What the second pass has counted.
 
-    labels: str
-    targets: str
-    split: str
-    fractions: tuple[float, float, float]
-    negatives: int
-    negative_sampling: str
-    min_count: dict[str, int]
-    seed: int
+    Attributes:
+        shards: for ``meta["shards"]``.
+        report: irregularities of the log.
+        numbers: statistics of the training split, for each column of numbers.
+        users, behaviours, samples: of all shards.
+        longest: the most behaviours of a user.
+    """
 
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("labels", ("next", "given")),
-            ("targets", ("last", "every")),
-            ("split", ("user", "time")),
-            ("negative_sampling", SAMPLING),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        check_integer("negatives", self.negatives, 1)
-        check_integer("seed", self.seed, 0)
-        for name, number in self.min_count.items():
-            check_integer(f"min_count of {name!r}", number, 1)
-        shares = self.fractions
-        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
-            raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
+    numbers: dict[str, Numbers]
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    report: Counter[str] = field(default_factory=Counter)
+    users: int = 0
+    behaviours: int = 0
+    samples: Counter[str] = field(default_factory=Counter)
+    longest: int = 0
 
 
-def check_integer(name: str, number: object, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+class ShardWriter:
+    """Writes shards; the arguments are those of all shards.
 
+    Args:
+        folder: the folder that gets ``shards``.
+        columns: the columns of a shard.
+        log: which columns there are.
+        ids: what the ids of the values are.
+        rule: which behaviours are targets.
+        duplicates: ``"drop"``: rows that say the same as an earlier one, user, item, time (and label), are left out.
+    """
 
-class Writer:
-    """Runs the passes after the first one and holds the tables that they share."""
+    def __init__(self, folder: Path, columns: pa.Schema, log: Log, ids: Ids, rule: Rule, *, duplicates: str) -> None:
+        self.folder, self.columns, self.log, self.ids, self.rule = folder, columns, log, ids, rule
+        self.given, self.duplicates = log.labelled, duplicates
+        self.written = Written({name: Numbers() for name in (*log.dense, *log.behaviour_dense)})
+        self.all_items = ids.vocabularies["item"].size - 1 + (ids.rare > 0)
+        (folder / SHARDS).mkdir()
 
-    def __init__(
-        self,
-        folder: Path,
-        work: Path,
-        log: Log,
-        scanned: Scan,
-        options: Options,
-        progress: bool,
-        partition_rows: int,
-    ) -> None:
-        self.folder, self.work, self.log, self.scanned, self.options = folder, work, log, scanned, options
-        self.progress = progress
-        self.partition_rows = max(partition_rows, scanned.rows // _PARTITIONS + 1)
-        self.given = options.labels == "given"
-        self.report: Counter[str] = Counter(scanned.report)
-        self.sizes: dict[str, int] = {}
+    def write(self, rows: pa.Table | None) -> None:
+        """Sort the rows of the next shard and write it. A shard without users has no file and is not counted."""
+        if rows is None:
+            return
+        sorted_rows = self._sort(rows)
+        if sorted_rows.split.size == 0:
+            return
+        name = shard_file(len(self.written.shards))
+        groups = self._columns(sorted_rows).write(self.folder / name, self.columns)
+        for group in groups:
+            self.written.users += group["users"]
+            self.written.behaviours += group["behaviours"]
+            self.written.samples.update(group["samples"])
+        self.written.shards.append({"file": name, "groups": groups})
 
-    def write(self) -> None:
-        scanned = self.scanned
-        self._vocabularies()
-        self.rank = self._rank_users()
-        counts = (scanned.user_clicks if self.given else scanned.user_rows)[self.by_rank]
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])
-        if self.offsets[-1] == 0:
-            raise ValueError("no row has the label 1, so that there are no behaviours to learn from")
-        self.rule = self._rule()
-        self._sort()
-        write_columns(self.folder / "users.arrow", {"offset": self.offsets})
-        self._meta()
-
-    def _vocabularies(self) -> None:
-        """Give ids by frequency and write the vocabularies; ``self.ids`` maps each field to the id of each code."""
-        scanned, minimum = self.scanned, self.options.min_count
-        self.ids: dict[str, Array] = {}
-        self.vocabularies: dict[str, Vocabulary] = {}
-        for name, coder in scanned.coders.items():
-            if name == "user":
-                continue
-            unknown = 0
-            if name == "item":
-                counts = scanned.item_counts
-            elif name in scanned.item_field_codes:
-                field_codes = scanned.item_field_codes[name]
-                known = field_codes >= 0
-                weights = scanned.item_counts[known].astype(np.float64)
-                counts = np.bincount(field_codes[known], weights, minlength=len(coder)).astype(np.int64)
-                unknown = int(scanned.item_counts[~known].sum())
-            else:
-                counts = scanned.user_field_counts[name]
-                unknown = self.report[f"missing:{name}"]
-            self.vocabularies[name], self.ids[name] = coder.vocabulary(counts, minimum[name], unknown)
-            self.vocabularies[name].write(self.folder / f"vocabulary-{name}.parquet")
-        self.size = self.vocabularies["item"].size
-        self.rare = len(scanned.coders["item"]) - (self.size - 1)
-        self.report["rare_items"] = self.rare
-        tables = {}
-        for name, field_codes in scanned.item_field_codes.items():
-            table = np.zeros(self.size, np.int32)
-            table[self.ids["item"][:-1]] = self.ids[name][field_codes]
-            table[0] = 0
-            tables[name] = table
-        write_columns(self.folder / "items.arrow", tables or {"none": np.zeros(self.size, np.int32)})
-
-    def _rank_users(self) -> Array:
-        """The number of each user, int32 by code.
-
-        Users are numbered in the order of their raw values, so that the numbers do not depend on the partitions.
-        """
-        values = self.scanned.coders["user"].values()
-        order = pc.array_sort_indices(values)
-        pq.write_table(pa.table({"value": values.take(order)}), self.folder / "users.parquet")
-        self.by_rank = order.to_numpy()
-        rank = np.empty(len(values), np.int32)
-        rank[self.by_rank] = np.arange(len(values), dtype=np.int32)
-        return rank
-
-    def _rule(self) -> Rule:
-        options, scanned = self.options, self.scanned
-        eligible = scanned.user_rows[self.by_rank] >= (1 if self.given else 2)
-        if not self.given:
-            self.report["one_event_users"] = int((~eligible).sum())
-        every = options.targets == "every"
-        if options.split == "user":
-            split = split_users(eligible, options.fractions, options.seed)
-            return Rule(options.labels, every, split, (0, 0))
-        if self.given:
-            # The quantiles are over all impressions, which may not fit into memory: their times go to a mapped file.
-            times = GrowingArray(self.work / "times.bin", scanned.user_last.dtype.str)
-            for chunk in scanned.spill.chunks():
-                times.append(chunk["timestamp"])
-            cuts = cut_times(times.close(), options.fractions)
-        else:
-            cuts = cut_times(scanned.user_last[self.by_rank][eligible], options.fractions)
-        return Rule(options.labels, every, None, cuts)
-
-    def _partitions(self) -> Iterator[Rows]:
-        """Yield the rows of one range of users after another, with user numbers and ids, in the order of the log."""
-        total = np.cumsum(self.scanned.user_rows[self.by_rank])
-        partition_of = (total - 1) // self.partition_rows
-        _, partition_of = np.unique(partition_of, return_inverse=True)
-        count = int(partition_of[-1]) + 1
-        spills = [Spill(self.work / f"part-{part}.arrow") for part in range(count)]
-        for chunk in self.scanned.spill.chunks():
-            chunk["user"] = self.rank[chunk["user"]]
-            for name, ids in self.ids.items():
-                if name in chunk:
-                    chunk[name] = ids[chunk[name]]
-            part = partition_of[chunk["user"]]
-            order = np.argsort(part, kind="stable")
-            ends = np.searchsorted(part[order], np.arange(count + 1))
-            for p in np.flatnonzero(np.diff(ends)).tolist():
-                rows = order[ends[p] : ends[p + 1]]
-                spills[p].append({name: column[rows] for name, column in chunk.items()})
-        self.scanned.spill.path.unlink()
-        for spill in spills:
-            spill.close()
-        for spill in spills:
-            yield spill.read_all()
-            spill.path.unlink()
-
-    def _in_order(self, rows: Rows) -> Rows:
-        """Sort rows by user and then by time; rows with equal times stay in the order of the log."""
-        user, time = rows["user"], rows["timestamp"]
+    def _sort(self, table: pa.Table) -> _Sorted:
+        """Order the users by split and hash, and the rows of a user by time; rows of equal times stay as they are."""
+        report = self.written.report
+        users, time = Users.of(table["user"]), table["timestamp"].to_numpy()
+        label = table["label"].to_numpy() if self.given else None
+        sequence = table["sequence"].to_numpy() if self.log.sequences else None
+        main: Array | slice = slice(None) if sequence is None else sequence == 0
+        clicks = main if label is None else (label == 1) if sequence is None else (label == 1) & (sequence == 0)
+        behaviours = np.bincount(users.codes[clicks], minlength=len(users.values))
+        split = self._split_of_users(users, time, main)
+        order_of_users = np.lexsort((users.hashes, np.maximum(split, 0)))
+        place = np.empty(len(users.values), np.int32)
+        place[order_of_users] = np.arange(place.size, dtype=np.int32)
+        user = place[users.codes]
         order = np.argsort(user, kind="stable")
-        sorted_user, sorted_time = user[order], time[order]
-        back = (sorted_user[1:] == sorted_user[:-1]) & (sorted_time[1:] < sorted_time[:-1])
-        self.report["out_of_order"] += int(back.sum())
+        back = (np.diff(user[order]) == 0) & (np.diff(time[order]) < 0)
+        report["out_of_order"] += int(back.sum())
         if back.any():
             order = np.lexsort((time, user))
-        return {name: column[order] for name, column in rows.items()}
+        item = self.ids.vocabularies["item"].encode(table["item"])[order].astype(np.int32)
+        columns = {name: table[name] for name in table.column_names if name not in ("user", "item", "timestamp")}
+        result = _Sorted(
+            users.values.take(pa.array(order_of_users)), split[order_of_users], behaviours[order_of_users],
+            user[order], item, time[order], order, columns,
+        )  # fmt: skip
+        self.written.longest = max(self.written.longest, int(behaviours.max(initial=0)))
+        return self._without_duplicates(result)
 
-    def _sort(self) -> None:
-        """Sort one partition after another and write its histories, the items of its users, and its samples."""
-        work, extra = self.work, {}
-        if self.given:
-            extra["label"] = "i1"
-        extra |= dict.fromkeys(self.log.user_fields, "i4") | dict.fromkeys(self.log.dense, "f4")
-        dtypes = {
-            "user": "i4",
-            "end": "i8",
-            "target": "i4",
-            "timestamp": self.scanned.user_last.dtype.str,
-            **extra,
+    def _split_of_users(self, users: Users, time: Array, main: Array | slice) -> Array:
+        """The split of each user's last behaviour, or of all the impressions of a split by user; -1: of none."""
+        rows = np.bincount(users.codes[main], minlength=len(users.values))
+        if self.rule.thresholds is not None:
+            split = self.rule.of_users(users.hashes)
+        elif self.given:
+            return np.zeros(rows.size, np.int8)  # every impression by its own time
+        else:
+            split = self.rule.of_times(last_times(users, time, main))
+        enough = rows >= (1 if self.given else 2)
+        if not self.given:
+            self.written.report["one_event_users"] += int((~enough).sum())
+        return np.where(enough, split, -1).astype(np.int8)
+
+    def _without_duplicates(self, rows: _Sorted) -> _Sorted:
+        """Count rows that say the same as an earlier one, and leave them out where that is asked for."""
+        same = (np.diff(rows.user) == 0) & (np.diff(rows.time) == 0)
+        near = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        if not near.size:
+            return rows
+        keys = {"user": rows.user[near], "time": rows.time[near], "item": rows.item[near]}
+        for name in ("label", "sequence"):
+            if name in rows.columns:
+                keys[name] = rows.taken(name).to_numpy()[near]
+        first = pl.DataFrame(keys).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+        copies = near[~first & (rows.item[near] > 0)]
+        self.written.report["duplicate_rows"] += copies.size
+        if self.duplicates == "keep" or not copies.size:
+            return rows
+        return rows.without(copies, self.given)
+
+    def _columns(self, rows: _Sorted) -> _Users:
+        """The columns of the users of a shard, as flat arrays and offsets."""
+        sequence = rows.taken("sequence").to_numpy() if self.log.sequences else None
+        label = rows.taken("label").to_numpy() if self.given else None
+        main = np.ones(rows.user.size, bool) if sequence is None else sequence == 0
+        clicked = main if label is None else main & (label == 1)
+        users = _Users(rows.values, rows.split.size)
+        self._add_behaviours(users, None, rows, clicked)
+        for number, name in enumerate(self.log.sequences[1:], start=1):
+            assert sequence is not None
+            self._add_behaviours(users, name, rows, sequence == number)
+        user, item, offsets = rows.user[clicked], rows.item[clicked], users.offsets["item"]
+        owns_all = self._owners_of_all(user, item, offsets)
+        if label is None:
+            upto = self._add_next(users, rows, clicked, owns_all)
+        else:
+            upto = self._add_given(users, rows, main, label[main])
+        position = np.arange(user.size) - offsets[user]
+        for name in self.log.behaviour_dense:
+            self.written.numbers[name].add(users.lists[behaviour_column(name)][position < upto[user]])
+        return users
+
+    def _add_behaviours(self, users: _Users, sequence: str | None, rows: _Sorted, taken: Array) -> None:
+        before = "" if sequence is None else f"{sequence}."
+        users.add_list(f"{before}item", rows.user[taken], rows.item[taken])
+        users.add_list(f"{before}time", rows.user[taken], rows.time[taken])
+        fields = {behaviour_column(name, sequence): name for name in self.log.behaviour_fields}
+        numbers = {behaviour_column(name, sequence): name for name in self.log.behaviour_dense}
+        self._add_columns(users, fields, numbers, rows, taken)
+
+    def _add_rows(self, users: _Users, rows: _Sorted, taken: Array) -> None:
+        fields = {user_column(name): name for name in self.log.user_fields}
+        self._add_columns(users, fields, {dense_column(name): name for name in self.log.dense}, rows, taken)
+
+    def _add_columns(
+        self, users: _Users, fields: Mapping[str, str], numbers: Mapping[str, str], rows: _Sorted, taken: Array
+    ) -> None:
+        """Lists of ids and of numbers; the mappings are from the columns of a shard to those of the log."""
+        for column, name in fields.items():
+            ids = self.ids.vocabularies[name].encode(rows.taken(name)).astype(np.int32)
+            users.add_list(column, rows.user[taken], ids[taken])
+        for column, name in numbers.items():
+            values = rows.taken(name).to_numpy(zero_copy_only=False)
+            users.add_list(column, rows.user[taken], values[taken])
+
+    def _owners_of_all(self, user: Array, item: Array, offsets: Array) -> Array:
+        """bool [users]: whether a user has every item, so that there is no negative for them."""
+        owns = np.zeros(offsets.size - 1, bool)
+        for number in np.flatnonzero(np.diff(offsets) >= self.all_items).tolist():
+            owns[number] = np.unique(item[offsets[number] : offsets[number + 1]]).size >= self.all_items
+        return owns
+
+    def _add_next(self, users: _Users, rows: _Sorted, clicked: Array, owns_all: Array) -> Array:
+        """The samples of next-behaviour prediction; returns the end of each user's training positions."""
+        report, offsets, split = self.written.report, users.offsets["item"], rows.split
+        count = np.diff(offsets)
+        report["users_owning_every_item"] += int((owns_all & (split >= 0)).sum())
+        usable = (split >= 0) & ~owns_all & (count >= 2)
+        end = np.where(usable & (split == 0), count, 0)
+        first = np.where(end > 0, 1 if self.rule.every else end - 1, 0)
+        if self.rule.thresholds is None and self.rule.every:  # every behaviour before the time at which valid begins
+            early = np.concatenate([[0], np.cumsum(rows.time[clicked] < self.rule.cuts[0])])
+            end = np.where(split == 0, count, early[offsets[1:]] - early[offsets[:-1]])
+            end = np.where(usable & (end > 1), end, 0)
+            first = np.minimum(end, 1)
+        held = np.where(usable & (split > 0), split, 0).astype(np.int8)
+        users.add("train_from", first.astype(np.int32))
+        users.add("train_to", end.astype(np.int32))
+        users.add("held", held)
+        users.samples = {
+            "train": end - first,
+            "valid": (held == 1).astype(np.int64),
+            "test": (held == 2).astype(np.int64),
         }
-        growing = {
-            split: {name: GrowingArray(work / f"{split}-{name}.bin", dtype) for name, dtype in dtypes.items()}
-            for split in SPLITS
-        }
-        behaviours, user_items = GrowingArray(work / "items.bin", "i4"), GrowingArray(work / "owned.bin", "i8")
-        base = 0
-        all_items = self.size - 1 + (self.rare > 0)
-        with tqdm(
-            total=self.scanned.rows,
-            unit=" rows",
-            unit_scale=True,
-            desc="sort",
-            disable=None if self.progress else True,
-        ) as bar:
-            for raw in self._partitions():
-                rows = self._in_order(raw)
-                user = rows["user"].astype(np.int64)
-                clicked = rows["label"] == 1 if self.given else np.ones(user.size, bool)
-                behaviours.append(rows["item"][clicked])
-                keys = np.unique(user[clicked] * self.size + rows["item"][clicked])
-                user_items.append(keys)
-                if self.given:
-                    samples = given_samples(rows, self.rule, base)
-                    self.report["empty_histories"] += int((samples.end == self.offsets[user]).sum())
-                else:
-                    owners_seen, items_owned = np.unique(keys // self.size, return_counts=True)
-                    full = owners_seen[items_owned == all_items]
-                    self.report["users_owning_every_item"] += full.size
-                    samples = next_samples(rows, self.rule, base, np.isin(user, full))
-                base += int(clicked.sum())
-                for number, split in enumerate(SPLITS):
-                    row = samples.row[samples.split == number]
-                    columns = {**rows, "target": rows["item"]}
-                    for name, file in growing[split].items():
-                        file.append(samples.end[samples.split == number] if name == "end" else columns[name][row])
-                bar.update(user.size)
-        flat, keys = behaviours.close(), user_items.close()
-        write_columns(self.folder / "behaviours.arrow", {"item": flat})
-        write_columns(self.folder / "owned.arrow", {"key": keys})
-        sampler = Negatives(flat, keys, self.size, self.rare, self.options.negative_sampling)
-        for number, split in enumerate(SPLITS):
-            arrays = {name: file.close() for name, file in growing[split].items()}
-            self.sizes[split] = arrays["user"].size
-            self._require(split)
-            if split != "train" and not self.given:
-                arrays["negatives"] = self._fixed_negatives(sampler, arrays["user"], number)
-            write_columns(self.folder / f"{split}.arrow", arrays)
+        self._add_rows(users, rows, clicked)
+        user, item = rows.user[clicked], rows.item[clicked]
+        position = np.arange(user.size) - offsets[user]
+        training = (position >= first[user]) & (position < end[user])
+        target = training | ((held[user] > 0) & (position == count[user] - 1))
+        key = user.astype(np.int64) * self.ids.vocabularies["item"].size + item
+        repeated = ~pl.Series(key).is_first_distinct().to_numpy() & (item > 0)
+        report["repeated_behaviours"] += int(repeated.sum())
+        report["positives"] += int(target.sum())
+        report["positives_in_history"] += int((target & repeated).sum())
+        self._count_dense(users, training)
+        return end
 
-    def _require(self, split: str) -> None:
-        options = self.options
-        if self.sizes[split] or not options.fractions[SPLITS.index(split)]:
-            return
-        eligible = int((self.scanned.user_rows > (0 if self.given else 1)).sum())
-        owners = self.report["users_owning_every_item"]
-        raise ValueError(
-            f"split {split!r} got no sample: {eligible} of {self.rank.size} users have "
-            + ("an impression" if self.given else "two behaviours or more")
-            + (f" and {owners} users have had every item, so that there is no negative for them" if owners else "")
-            + f"; fractions={options.fractions}, split={options.split!r}"
-            + (
-                f", valid begins at time {self.rule.cuts[0]} and test at {self.rule.cuts[1]}"
-                if options.split == "time"
-                else ""
-            )
-        )
+    def _add_given(self, users: _Users, rows: _Sorted, main: Array, label: Array) -> Array:
+        """The samples of labelled impressions; returns how many behaviours of each user training reads."""
+        report = self.written.report
+        user, time, item = rows.user[main], rows.time[main], rows.item[main]
+        clicks = np.cumsum(label, dtype=np.int64)
+        starts = np.ones(user.size, bool)
+        starts[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
+        first = np.flatnonzero(starts)[np.cumsum(starts) - 1]  # of the rows of the same user and time
+        before = clicks[first] - label[first]
+        end = before - users.offsets["item"][user]
+        split = rows.split[user] if self.rule.thresholds is not None else self.rule.of_times(time)
+        users.add_list("target", user, item)
+        users.add_list("target_time", user, time)
+        users.add_list("label", user, label)
+        users.add_list("end", user, end.astype(np.int32))
+        users.add_list("target_split", user, split.astype(np.int8))
+        self._add_rows(users, rows, main)
+        count = users.offsets["item"].size - 1
+        users.samples = {name: np.bincount(user[split == n], minlength=count) for n, name in enumerate(SPLITS)}
+        report["empty_histories"] += int((end == 0).sum())
+        inside = self._in_history(user, item, end, user[label == 1], item[label == 1], users.offsets["item"])
+        for name, rows_of in (("positives", label == 1), ("negatives", label == 0)):
+            report[name] += int(rows_of.sum())
+            report[f"{name}_in_history"] += int((inside & rows_of).sum())
+        self._count_dense(users, split == 0)
+        upto = np.zeros(count, np.int64)
+        np.maximum.at(upto, user[split == 0], end[split == 0])
+        return upto
 
-    def _fixed_negatives(self, sampler: Negatives, user: Array, number: int) -> Array:
-        count, seed = self.options.negatives, self.options.seed
-        drawn = GrowingArray(self.work / f"negatives-{number}.bin", "i4", count)
-        for start in range(0, user.size, _NEGATIVE_ROWS):
-            rows = np.repeat(user[start : start + _NEGATIVE_ROWS].astype(np.int64), count)
-            drawn.append(sampler.draw(rows, stream(seed, 0, start // _NEGATIVE_ROWS, number)))
-        return drawn.close()
+    def _in_history(self, user: Array, item: Array, end: Array, owner: Array, owned: Array, offsets: Array) -> Array:
+        """Whether the item of an impression is one of the first ``end`` behaviours of its user."""
+        size = self.ids.vocabularies["item"].size
+        keys, first = np.unique(owner.astype(np.int64) * size + owned, return_index=True)
+        if not keys.size:
+            return np.zeros(user.size, bool)
+        wanted = user.astype(np.int64) * size + item
+        place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+        inside: Array = (keys[place] == wanted) & (first[place] - offsets[user] < end) & (item > 0)
+        return inside
 
-    def _meta(self) -> None:
-        """Write the meta file, as the last one and in one step: a folder that has this file is complete."""
-        log, sizes = self.log, {name: vocabulary.size for name, vocabulary in self.vocabularies.items()}
-        schema = Schema(
-            {"item": sizes["item"], **{name: sizes[name] for name in log.item_fields}},
-            {name: sizes[name] for name in log.user_fields},
-            log.dense,
-        )
-        files = sorted(path for path in self.folder.iterdir() if path.suffix in (".arrow", ".parquet"))
-        report = {"rows": self.scanned.rows, "bad_lines": log.bad.count, "missing_dense": log.missing_dense}
-        report.update(self.report)
-        meta: dict[str, object] = {
-            "format": FORMAT,
-            "version": VERSION,
-            "schema": schema.to_dict(),
-            "options": asdict(self.options),
-            "counts": {"users": self.rank.size, "behaviours": int(self.offsets[-1]), "samples": self.sizes},
-            "raw_items": len(self.scanned.coders["item"]),
-            "report": {name: int(number) for name, number in sorted(report.items())},
-            "first_bad_lines": log.bad.first,
-            "files": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files},
-        }
-        meta["fingerprint"] = fingerprint_of(meta)
-        temporary = self.folder / (META + ".tmp")
-        with temporary.open("w") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / META)
+    def _count_dense(self, users: _Users, rows: Array) -> None:
+        for name in self.log.dense:
+            self.written.numbers[name].add(users.lists[dense_column(name)][rows])
+
+
+@dataclass
+class _Sorted:
+    """The rows of a shard in order: users one after another, each by time.
+
+    ``values`` and ``split`` are of the users; ``user``, ``item`` and ``time`` of the rows. ``order`` is where each row
+    stands in ``columns``.
+    """
+
+    values: pa.Array
+    split: Array
+    behaviours: Array
+    user: Array
+    item: Array
+    time: Array
+    order: Array
+    columns: Mapping[str, pa.ChunkedArray]
+
+    def taken(self, name: str) -> pa.Array:
+        """A further column in the order of the rows."""
+        return self.columns[name].combine_chunks().take(pa.array(self.order))
+
+    def without(self, copies: Array, given: bool) -> _Sorted:
+        """The rows but for these. Users keep their places, as each keeps a row; those left with one behaviour give no
+        sample."""
+        kept = np.ones(self.user.size, bool)
+        kept[copies] = False
+        return _Sorted(
+            self.values, self.split, self.behaviours, self.user[kept], self.item[kept], self.time[kept],
+            self.order[kept], self.columns,
+        )  # fmt: skip
+
+
+class _Users:
+    """The columns of the users of a shard, and how they become row groups."""
+
+    def __init__(self, values: pa.Array, count: int) -> None:
+        self.count = count
+        self.values = values
+        self.flat: dict[str, Array] = {}
+        self.lists: dict[str, Array] = {}
+        self.offsets: dict[str, Array] = {}
+        self.samples: dict[str, Array] = {}
+
+    def add(self, name: str, values: Array) -> None:
+        """A column with a number for each user."""
+        self.flat[name] = values
+
+    def add_list(self, name: str, user: Array, values: Array) -> None:
+        """A column with a list for each user; ``user`` ascends."""
+        self.lists[name] = values
+        self.offsets[name] = np.searchsorted(user, np.arange(self.count + 1))
+
+    def write(self, path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+        """Write the file; returns the counts of its row groups."""
+        groups: list[dict[str, Any]] = []
+        writer: pq.ParquetWriter | None = None
+        for first, last in self._groups():
+            table = self._table(first, last, schema)
+            if writer is None:
+                writer = pq.ParquetWriter(path, schema, use_dictionary=False, **PARQUET)
+            writer.write_table(table, row_group_size=last - first)
+            behaviours = int(self.offsets["item"][last] - self.offsets["item"][first])
+            samples = {name: int(count[first:last].sum()) for name, count in self.samples.items()}
+            groups.append({"users": last - first, "behaviours": behaviours, "samples": samples})
+        assert writer is not None
+        writer.close()
+        return groups
+
+    def _groups(self) -> list[tuple[int, int]]:
+        """Runs of users with at most ``GROUP_USERS`` users and, if they are several, ``GROUP_BEHAVIOURS`` rows."""
+        longest = "target" if "target" in self.offsets else "item"
+        ends, cuts = self.offsets[longest], [0]
+        while cuts[-1] < self.count:
+            full = int(np.searchsorted(ends, ends[cuts[-1]] + GROUP_BEHAVIOURS, side="right")) - 1
+            cuts.append(min(self.count, cuts[-1] + GROUP_USERS, max(full, cuts[-1] + 1)))
+        return list(zip(cuts, cuts[1:], strict=False))
+
+    def _table(self, first: int, last: int, schema: pa.Schema) -> pa.Table:
+        columns: dict[str, pa.Array] = {}
+        columns["user"] = self.values.slice(first, last - first)
+        for name, values in self.flat.items():
+            columns[name] = pa.array(values[first:last])
+        for name, flat in self.lists.items():
+            offsets = self.offsets[name][first : last + 1]
+            part = pa.array(flat[offsets[0] : offsets[-1]])
+            columns[name] = pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), part)
+        return pa.table([columns[name] for name in schema.names], schema=schema)

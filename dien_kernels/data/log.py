@@ -165,6 +165,12 @@ class Log:
     total: int
     bad: BadLines
     advance: Callable[[int], object] = lambda _: None
+    behaviour_fields: tuple[str, ...] = ()
+    behaviour_dense: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
+    time_unit: str = "number"
+    seen: dict[str, object] = field(default_factory=dict)
     missing_dense: int = 0
 
     @classmethod
@@ -226,7 +232,7 @@ class Log:
             raise ValueError(f"{path}: dense column {name!r} must hold numbers, got {column.type}") from None
         missing = ~np.isfinite(values)
         self.missing_dense += int(missing.sum())
-        values[missing] = 0
+        values[missing] = np.nan
         return pa.array(values)
 
 

@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 from tqdm import tqdm
 
-from dien_kernels.data._scan import scan
-from dien_kernels.data._write import Options, Writer, check_integer
-from dien_kernels.data.log import Columns
-from dien_kernels.data.prepared import META, UNFINISHED, Prepared
+from dien_kernels.batch import Schema
+from dien_kernels.data._arrow import digest
+from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
+from dien_kernels.data._ids import Ids, give_ids
+from dien_kernels.data._place import filled, locked, stays_inside
+from dien_kernels.data._report import warnings_of
+from dien_kernels.data._samples import Rule, make_rule
+from dien_kernels.data._write import DUPLICATES, ShardWriter, Written
+from dien_kernels.data.folder import FORMAT, META, SPLITS, VERSION, seal, shard_schema
+from dien_kernels.data.log import Columns, Log
+from dien_kernels.data.negatives import SAMPLING
+from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
 
-_WORK, _NEW = ".work", ".new"
+_SHARD_ROWS = 1 << 19  # about so many rows are sorted at a time, where the log is not larger than 2^25 rows
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``prepare`` that change what is written. They are checked when the object is made."""
+
+    labels: str
+    targets: str
+    split: str
+    fractions: tuple[float, float, float]
+    negatives: int
+    negative_sampling: str
+    min_count: dict[str, int]
+    duplicates: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("labels", ("next", "given")),
+            ("targets", ("last", "every")),
+            ("split", ("user", "time")),
+            ("negative_sampling", SAMPLING),
+            ("duplicates", DUPLICATES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        check_integer("negatives", self.negatives, 1)
+        check_integer("seed", self.seed, 0)
+        for name, number in self.min_count.items():
+            check_integer(f"min_count of {name!r}", number, 1)
+        shares = self.fractions
+        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
+            raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
+
+
+def check_integer(name: str, number: object, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
 
 
 def prepare(
@@ -37,18 +84,19 @@ def prepare(
     negatives: int = 1,
     negative_sampling: str = "popularity",
     min_count: int | Mapping[str, int] = 1,
+    duplicates: str = "keep",
     max_bad_lines: int = 100,
     seed: int = 0,
     progress: bool = True,
     overwrite: bool = False,
     chunk_rows: int = 1 << 18,
-    partition_rows: int = 1 << 23,
+    shard_rows: int = _SHARD_ROWS,
 ) -> Prepared:
     """Turn behaviour logs into a prepared folder; docs/data.md has the folder's format and all semantics.
 
-    The log is read once and spilled as numbers, dealt to partitions by user, and sorted one partition at a
-    time. Memory holds a chunk, a partition (at least the longest user), and tables of the distinct users,
-    items and field values.
+    The log is read once. Its rows are dealt to temporary files by the hash of their user, so that each file can be
+    sorted by itself. Memory holds a chunk of the log, one shard, and a number or two for each distinct item and field
+    value.
 
     Args:
         sources, format, columns, delimiter, behaviours, max_bad_lines: as in ``open_log``.
@@ -59,21 +107,23 @@ def prepare(
             Users of valid and test have one, their last, either way.
         split: ``"user"``: users at random; ``"time"``: by quantiles of the targets' timestamps.
         fractions: of train, valid and test; their sum is 1.
-        negatives: for ``"next"``: negatives of each target of valid and test, which are fixed here.
-        negative_sampling: ``"popularity"`` (drawn from the list of all behaviours) or ``"uniform"``; never an
-            item of the user's log. Training draws the same way.
+        negatives: for ``"next"``: negatives of each target of valid and test; the same ones at every evaluation.
+        negative_sampling: ``"popularity"`` (an item as often as it is a behaviour) or ``"uniform"``. Training draws
+            the same way.
         min_count: values seen less often become "unknown"; a number, or a mapping of field name to number.
+        duplicates: ``"drop"`` leaves out rows with the user, item, time (and label) of an earlier row; ``"keep"``
+            counts them in the report.
         seed: of split and negatives.
         progress: show bars (on terminals).
         overwrite: replace a folder that is prepared already.
-        chunk_rows, partition_rows: rows handled at a time in the first pass, and sorted at a time. They bound
-            memory and change nothing else.
+        chunk_rows, shard_rows: about how many rows are held in the first pass, and sorted at a time. ``chunk_rows``
+            changes nothing else; ``shard_rows`` changes how the users are dealt to files.
 
     Raises:
         ValueError: a bad option, column or file, too many bad lines, too few users or too few times for a
-        split.
+            split.
         FileNotFoundError: a source is absent.
-        FileExistsError: ``out`` holds something else.
+        FileExistsError: ``out`` holds something else, or another process is writing there.
 
     >>> import tempfile
     >>> from dien_kernels.data import prepare, synthetic
@@ -82,7 +132,7 @@ def prepare(
     5
     """
     check_integer("chunk_rows", chunk_rows, 1)
-    check_integer("partition_rows", partition_rows, 1)
+    check_integer("shard_rows", shard_rows, 1)
     log = open_log(
         sources,
         format,
@@ -93,25 +143,147 @@ def prepare(
         delimiter=delimiter,
         behaviours=behaviours,
     )
-    minimum = _minimum(min_count, ("item", *log.item_fields, *log.user_fields))
+    fields = ("item", *log.item_fields, *log.user_fields, *log.behaviour_fields)
     try:
         first, second, third = map(float, fractions)
     except (TypeError, ValueError):
         raise ValueError(f"fractions must be three shares with the sum 1, got {fractions!r}") from None
-    options = Options(labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, seed)
-    with _folder(Path(out), overwrite) as (folder, work):
-        with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True) as bar:
-            log.advance = bar.update
-            scanned = scan(log, work, chunk_rows)
-        if not scanned.rows:
-            where = "the table" if isinstance(sources, pa.Table) else sources
-            why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
-            raise ValueError(f"there is no usable row in {where}{why}")
-        Writer(folder, work, log, scanned, options, progress, partition_rows).write()
+    minimum = _minimum(min_count, fields)
+    options = Options(
+        labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, duplicates, seed
+    )
+    out = Path(out)
+    with locked(out), filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
+        where = ", ".join(map(str, _paths(sources))) or "the table"
+        _write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
+    for warning in prepared.meta["warnings"]:
+        _log.warning("%s", warning)
     return prepared
+
+
+def _write(
+    log: Log, folder: Path, options: Options, where: str, chunk_rows: int, shard_rows: int, progress: bool
+) -> None:
+    work = folder / "rows"
+    work.mkdir()
+    quiet = None if progress else True
+    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
+        log.advance = bar.update
+        dealt = deal(log, work, chunk_rows)
+    given = options.labels == "given"
+    if not dealt.rows:
+        why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+        raise ValueError(f"there is no usable row in {where}{why}")
+    if not dealt.behaviours:
+        raise ValueError("no row has the label 1, so that there are no behaviours to learn from")
+    ids = give_ids(dealt, log, options.min_count)
+    ids.write(folder)
+    shards = shards_for(dealt.rows, shard_rows)
+    rule, eligible = make_rule(
+        dealt,
+        work,
+        given=given,
+        every=options.targets == "every",
+        by_user=options.split == "user",
+        fractions=options.fractions,
+        seed=options.seed,
+        shards=shards,
+    )
+    schema = _schema(log, ids)
+    assert dealt.schema is not None  # there are rows
+    columns = shard_schema(
+        schema, options.labels, dealt.schema.field("user").type, dealt.schema.field("timestamp").type
+    )
+    writer = ShardWriter(folder, columns, log, ids, rule, duplicates=options.duplicates)
+    with tqdm(total=dealt.rows, unit=" rows", unit_scale=True, desc="sort", disable=quiet) as bar:
+        for shard, rows in enumerate(read_shards(dealt, shards)):
+            writer.write(rows)
+            each = BUCKETS // shards
+            dealt.buckets.remove(range(shard * each, (shard + 1) * each))
+            bar.update(0 if rows is None else rows.num_rows)
+    _require_samples(writer.written, rule, options, eligible)
+    for path in work.iterdir():
+        path.unlink()
+    work.rmdir()
+    _write_meta(folder, schema, log, dealt, ids, rule, writer.written, options)
+
+
+def shards_for(rows: int, shard_rows: int) -> int:
+    """The number of shards for so many rows: a power of two, at most that of the buckets."""
+    shards = 1
+    while shards < BUCKETS and rows > shards * shard_rows:
+        shards *= 2
+    return shards
+
+
+def _require_samples(written: Written, rule: Rule, options: Options, eligible: int) -> None:
+    """Raise ``ValueError`` for a split that is to have samples and has none."""
+    for split, share in zip(SPLITS, options.fractions, strict=True):
+        if written.samples[split] or not share:
+            continue
+        owners = written.report["users_owning_every_item"]
+        raise ValueError(
+            f"split {split!r} got no sample: {eligible} of {written.users} users have "
+            + ("an impression" if options.labels == "given" else "two behaviours or more")
+            + (f" and {owners} users have had every item, so that there is no negative for them" if owners else "")
+            + f"; fractions={options.fractions}, split={options.split!r}"
+            + (f", valid begins at time {rule.cuts[0]} and test at {rule.cuts[1]}" if options.split == "time" else "")
+        )
+
+
+def _schema(log: Log, ids: Ids) -> Schema:
+    sizes = {name: vocabulary.size for name, vocabulary in ids.vocabularies.items()}
+    return Schema(
+        {"item": sizes["item"], **{name: sizes[name] for name in log.item_fields}},
+        {name: sizes[name] for name in log.user_fields},
+        log.dense,
+        ids.several,
+        {name: sizes[name] for name in log.behaviour_fields},
+        log.behaviour_dense,
+        tuple(log.sequences[1:]),
+    )
+
+
+def _write_meta(
+    folder: Path, schema: Schema, log: Log, dealt: Dealt, ids: Ids, rule: Rule, written: Written, options: Options
+) -> None:
+    """Write the meta file, as the last one: a folder that has this file is complete."""
+    report: Counter[str] = Counter(ids.report)
+    report.update(written.report)
+    report.update(rows=dealt.rows, bad_lines=log.bad.count, rare_items=ids.rare, longest_user=written.longest)
+    counts = {
+        "users": written.users,
+        "behaviours": written.behaviours,
+        "samples": {split: written.samples[split] for split in SPLITS},
+    }
+    plain_report = {name: int(number) for name, number in sorted(report.items())}
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "schema": schema.to_dict(),
+        "options": asdict(options),
+        "split": {"thresholds": rule.thresholds, "cuts": [cut if cut < float("inf") else None for cut in rule.cuts]},
+        "counts": counts,
+        "raw_items": ids.raw_items,
+        "time_unit": log.time_unit,
+        "dense": {name: numbers.to_dict() for name, numbers in written.numbers.items()},
+        "report": plain_report,
+        "seen": log.seen,
+        "warnings": warnings_of(plain_report, counts, schema, options, log),
+        "first_bad_lines": log.bad.first,
+        "shards": written.shards,
+        "files": {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest(path)}
+            for path in sorted(folder.rglob("*.parquet"))
+        },
+    }
+    with (folder / META).open("w") as file:
+        json.dump(seal(meta), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str, int]:
@@ -124,53 +296,22 @@ def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str,
     return dict.fromkeys(fields, 1) | dict(given)
 
 
-@contextmanager
-def _folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """The folder to fill, and one for temporary files.
+def _paths(sources: Sources) -> list[Path]:
+    """The files and folders that are read."""
+    if isinstance(sources, (str, Path)):
+        return [Path(sources)]
+    if isinstance(sources, Sequence):
+        return [Path(source) for source in sources if isinstance(source, (str, Path))]
+    return []
 
-    After a failure nothing is left behind; after a kill the file ``unfinished`` is left.
 
-    An older prepared folder is replaced only at the end: until then, and after a failure, it stays complete.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; the prepared data need a folder")
-    created = not out.exists()
-    names = sorted(path.name for path in out.iterdir()) if not created else []
-    if META in names:
-        Prepared.read_meta(out)
-        if not overwrite:
-            raise FileExistsError(f"{out} is prepared already; overwrite=True (--overwrite) would replace it")
-    elif names and UNFINISHED not in names:
-        raise FileExistsError(f"{out} holds other files ({', '.join(names[:5])}); choose an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    fill = out / _NEW if META in names else out
-    shutil.rmtree(out / _NEW, ignore_errors=True)
-    fill.mkdir(exist_ok=True)
-    (fill / UNFINISHED).write_text("prepare has not finished here\n")
-    _clear(fill)
-    work = fill / _WORK
-    work.mkdir()
+def _old_files(out: Path) -> list[str]:
+    """The files that the meta file of a prepared folder lists, whatever version wrote it."""
+    file = out / META
     try:
-        yield fill, work
-    except BaseException:
-        _clear(fill)
-        (fill / UNFINISHED).unlink(missing_ok=True)
-        if created or fill is not out:
-            fill.rmdir()
-        raise
-    shutil.rmtree(work)
-    if fill is not out:
-        os.replace(fill / UNFINISHED, out / UNFINISHED)
-        _clear(out)
-        for path in sorted(fill.iterdir(), key=lambda path: path.name == META):
-            os.replace(path, out / path.name)
-        fill.rmdir()
-    (out / UNFINISHED).unlink()
-
-
-def _clear(out: Path) -> None:
-    """Remove the files of a prepare. The meta file goes first: without it, the others are not taken for complete."""
-    (out / META).unlink(missing_ok=True)
-    shutil.rmtree(out / _WORK, ignore_errors=True)
-    for path in [*out.glob("*.arrow"), *out.glob("*.parquet"), *out.glob(META + ".*")]:
-        path.unlink()
+        meta = json.loads(file.read_text())
+    except ValueError as error:
+        raise FileExistsError(f"{out} holds a {META} that cannot be read ({error}); choose another folder") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("files"), dict):
+        raise FileExistsError(f"{out} holds a {META} of another program; choose another folder")
+    return [name for name in meta["files"] if stays_inside(name)]
