@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dien_kernels.data.folder import LOCK, META, UNFINISHED, WORK
 
@@ -43,6 +44,7 @@ def locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         try:
+            finish(out)
             yield
         finally:
             (out / LOCK).unlink(missing_ok=True)
@@ -75,7 +77,7 @@ def filled(out: Path, sources: Sequence[Path], old: Callable[[], Sequence[str]],
         if not overwrite:
             raise FileExistsError(f"{out} is prepared already; overwrite=True (--overwrite) would replace it")
     elif (out / UNFINISHED).exists():
-        replaced = _listed(out / UNFINISHED)
+        replaced = _said(out / UNFINISHED).get("files", [])
     strangers = [name for name in names if not any(name == Path(known).parts[0] for known in replaced)]
     if strangers and META not in names:
         raise FileExistsError(f"{out} holds other files ({', '.join(strangers[:5])}); choose an empty folder")
@@ -91,37 +93,85 @@ def filled(out: Path, sources: Sequence[Path], old: Callable[[], Sequence[str]],
         if META not in names and not replaced:
             (out / UNFINISHED).unlink(missing_ok=True)
         raise
-    fresh = sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file())
-    _mark(out, sorted({*replaced, *fresh}))
-    (out / META).unlink(missing_ok=True)
-    for name in replaced:
+    _take_over(out, replaced)
+
+
+@contextmanager
+def added(out: Path) -> Iterator[Path]:
+    """A folder to write to, whose files join those of ``out``, or take the place of those of the same name, when the
+    block ends without an error. ``out`` is locked by this process and prepared."""
+    work = out / WORK
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    _take_over(out, [])
+
+
+def _take_over(out: Path, replaced: Sequence[str]) -> None:
+    """Move the files of the temporary folder to their places. ``replaced`` are old files; those that no new file takes
+    the place of are deleted.
+
+    All new files are complete before the first one is moved. From then on the mark of an unfinished prepare says so,
+    and ``finish`` can do the rest after a kill.
+    """
+    work = out / WORK
+    fresh = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+    _mark(out, sorted({*replaced, *fresh}), ready=True, replaced=[name for name in replaced if name not in fresh])
+    finish(out)
+
+
+def finish(out: Path) -> None:
+    """Do what is left of a prepare whose files were all written; nothing where there is none.
+
+    The folder is locked by this process.
+    """
+    mark, work = out / UNFINISHED, out / WORK
+    said = _said(mark)
+    if not said.get("ready"):
+        return
+    (out / META).unlink(missing_ok=True) if (work / META).exists() else None
+    for name in said["replaced"]:
         (out / name).unlink(missing_ok=True)
+    fresh = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
     for name in sorted(fresh, key=lambda name: name == META):
         (out / name).parent.mkdir(exist_ok=True)
         os.replace(work / name, out / name)
-    shutil.rmtree(work)
-    (out / UNFINISHED).unlink()
+    shutil.rmtree(work, ignore_errors=True)
+    mark.unlink()
 
 
-def _mark(out: Path, names: Sequence[str]) -> None:
-    """Write the mark of an unfinished prepare, which lists the files that may be deleted by the next one."""
+def _mark(out: Path, names: Sequence[str], *, ready: bool = False, replaced: Sequence[str] = ()) -> None:
+    """Write the mark of an unfinished prepare.
+
+    ``names`` are the files that the next one may delete; ``ready`` says that all new files are written, ``replaced``
+    are then the old ones to delete.
+    """
     temporary = out / WORK / UNFINISHED
+    said = {"what": "prepare has not finished here", "files": list(names), "ready": ready, "replaced": list(replaced)}
     with temporary.open("w") as file:
-        json.dump({"what": "prepare has not finished here", "files": list(names)}, file)
+        json.dump(said, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, out / UNFINISHED)
 
 
-def _listed(mark: Path) -> list[str]:
-    """The files that a mark lists; none where it cannot be read. Names that lead out of the folder are left out."""
+def _said(mark: Path) -> dict[str, Any]:
+    """What a mark says: nothing where it cannot be read. Names that lead out of the folder are left out."""
     try:
-        names = json.loads(mark.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    if not isinstance(names, list):
-        return []
-    return [name for name in names if isinstance(name, str) and stays_inside(name)]
+        said = json.loads(mark.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    for key in ("files", "replaced"):
+        names = said.get(key)
+        names = names if isinstance(names, list) else []
+        said[key] = [name for name in names if isinstance(name, str) and stays_inside(name)]
+    return said
 
 
 def stays_inside(name: str) -> bool:

@@ -33,7 +33,7 @@ def _leaks(report: Mapping[str, int], options: Options) -> list[str]:
     if copies and options.duplicates == "keep":
         told.append(
             f"{copies:,} of {rows:,} rows ({copies / rows:.1%}) are duplicates of an earlier row, with its user, item "
-            "and time: the copy of a target stands in its history. duplicates='drop' (--duplicates drop) leaves out copies."
+            "and time: the copy of a target stands in its history. duplicates='drop' (--duplicates drop) mends it."
         )
     positive = _share(report, "positives")
     negative = _share(report, "negatives") if options.labels == "given" else 0.0

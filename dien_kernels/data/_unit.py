@@ -80,7 +80,13 @@ class Unit:
     def __init__(
         self, folder: Path, info: UnitInfo, schema: Schema, labels: str, time_type: pa.DataType, times: bool = True
     ) -> None:
-        self.folder, self.info, self.schema, self.labels, self.first_user = folder, info, schema, labels, info.first_user
+        self.folder, self.info, self.schema, self.labels, self.first_user = (
+            folder,
+            info,
+            schema,
+            labels,
+            info.first_user,
+        )
         with reading(folder, info.shard):
             columns = [name for name in shard_schema(schema, labels, pa.int64(), time_type).names if name != "user"]
             if not times:
@@ -168,7 +174,9 @@ class Unit:
     def _wrong_rows(self) -> Iterator[str]:
         length = np.diff(self.offsets)
         if self.labels == "next":
-            bad = (self._from < 0) | (self._from > self._to) | (self._to > length) | ((self._from == 0) & (self._to > 0))
+            bad = (
+                (self._from < 0) | (self._from > self._to) | (self._to > length) | ((self._from == 0) & (self._to > 0))
+            )
             if bad.any():
                 row = int(np.flatnonzero(bad)[0])
                 yield (

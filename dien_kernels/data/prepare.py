@@ -192,7 +192,7 @@ def _write(
         seed=options.seed,
         shards=shards,
     )
-    schema = _schema(log, ids)
+    schema = schema_of(log, ids)
     assert dealt.schema is not None  # there are rows
     columns = shard_schema(
         schema, options.labels, dealt.schema.field("user").type, dealt.schema.field("timestamp").type
@@ -208,7 +208,7 @@ def _write(
     for path in work.iterdir():
         path.unlink()
     work.rmdir()
-    _write_meta(folder, schema, log, dealt, ids, rule, writer.written, options)
+    _describe(folder, schema, log, dealt, ids, rule, writer.written, options)
 
 
 def shards_for(rows: int, shard_rows: int) -> int:
@@ -234,7 +234,8 @@ def _require_samples(written: Written, rule: Rule, options: Options, eligible: i
         )
 
 
-def _schema(log: Log, ids: Ids) -> Schema:
+def schema_of(log: Log, ids: Ids) -> Schema:
+    """The features of a folder."""
     sizes = {name: vocabulary.size for name, vocabulary in ids.vocabularies.items()}
     return Schema(
         {"item": sizes["item"], **{name: sizes[name] for name in log.item_fields}},
@@ -247,7 +248,7 @@ def _schema(log: Log, ids: Ids) -> Schema:
     )
 
 
-def _write_meta(
+def _describe(
     folder: Path, schema: Schema, log: Log, dealt: Dealt, ids: Ids, rule: Rule, written: Written, options: Options
 ) -> None:
     """Write the meta file, as the last one: a folder that has this file is complete."""
@@ -275,11 +276,21 @@ def _write_meta(
         "warnings": warnings_of(plain_report, counts, schema, options, log),
         "first_bad_lines": log.bad.first,
         "shards": written.shards,
-        "files": {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest(path)}
-            for path in sorted(folder.rglob("*.parquet"))
-        },
+        "files": file_entries(folder),
     }
+    write_meta(folder, meta)
+
+
+def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of every Parquet file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write ``meta.json`` with fingerprint and digest."""
     with (folder / META).open("w") as file:
         json.dump(seal(meta), file, indent=1)
         file.flush()

@@ -105,7 +105,9 @@ def write_folder(
     pq.write_table(pa.table(table, schema=items_schema(schema)), path / "items.parquet", write_page_checksum=True)
     for name, count in {**schema.items, **schema.users, **schema.behaviours}.items():
         values = [f"{name}{number}" for number in range(1, count)]
-        vocabulary = pa.table({"value": pa.array(values, pa.string()), "count": pa.array([1] * len(values), pa.int64())})
+        vocabulary = pa.table(
+            {"value": pa.array(values, pa.string()), "count": pa.array([1] * len(values), pa.int64())}
+        )
         pq.write_table(
             vocabulary.replace_schema_metadata({"unknown": "0"}), path / vocabulary_file(name), write_page_checksum=True
         )

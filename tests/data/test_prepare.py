@@ -185,10 +185,10 @@ def test_chunks_change_nothing_and_shards_only_the_files(tmp_path: Path, options
 def test_row_groups_hold_no_more_users_and_behaviours_than_documented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dien_kernels.data._write as write
+    import dien_kernels.data._user_lists as lists
 
-    monkeypatch.setattr(write, "GROUP_USERS", 16)
-    monkeypatch.setattr(write, "GROUP_BEHAVIOURS", 100)
+    monkeypatch.setattr(lists, "GROUP_USERS", 16)
+    monkeypatch.setattr(lists, "GROUP_BEHAVIOURS", 100)
     log = synthetic(users=60, items=50, categories=5, events=600)
     made(log, tmp_path / "p", targets="every", fractions=(0.8, 0.1, 0.1))
     meta = meta_of(tmp_path / "p")

@@ -1,0 +1,105 @@
+"""What an older generation of a prepared folder knows of the users of new rows: their latest behaviours.
+
+Room card. Lives here: ``Tails``. May import: numpy, pyarrow, ``folder``, ``_parquet``, ``_hash``. Must not be here: new
+rows, samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dien_kernels.data._arrow import Array
+from dien_kernels.data._hash import hash64
+from dien_kernels.data._parquet import read_group, reading
+
+
+class Tails:
+    """The newest behaviours of some users, as lists.
+
+    Attributes:
+        users: raw values.
+        lists: for each column of the shards that holds lists of behaviours: int64 offsets [users + 1] and a flat array.
+    """
+
+    def __init__(self, users: pa.Array, lists: dict[str, tuple[Array, Array]]) -> None:
+        self.users, self.lists = users, lists
+
+    @classmethod
+    def read(
+        cls, folder: Path, meta: Mapping[str, Any], users: pa.Array, columns: Sequence[str], longest: int
+    ) -> Tails:
+        """The last ``longest`` values of ``columns`` of every one of ``users`` that the folder has.
+
+        A user has a row in each generation with events of theirs; the newest one counts, as it has the others' tail.
+        """
+        hashes = np.sort(hash64(users))
+        tables = [pa.table({"user": users.slice(0, 0)})]
+        for name, group in _groups(meta):
+            with reading(folder, name):
+                found = read_group(folder / name, group, ["user"])["user"].combine_chunks().cast(users.type)
+                own = hash64(found)
+                place = np.minimum(np.searchsorted(hashes, own), max(hashes.size - 1, 0))
+                rows = np.flatnonzero(hashes[place] == own) if hashes.size else np.zeros(0, np.int64)
+                if rows.size:
+                    tables.append(read_group(folder / name, group, ["user", *columns]).take(pa.array(rows)))
+        table = pa.concat_tables(tables, promote_options="permissive")
+        # The last row of each user, which is that of the newest generation.
+        codes = table["user"].combine_chunks().dictionary_encode().indices.to_numpy()
+        last = np.full(int(codes.max(initial=-1)) + 1, -1, np.int64)
+        last[codes] = np.arange(codes.size)
+        table = table.take(pa.array(np.sort(last)))
+        lists = {name: _last(table[name], longest) for name in columns if name in table.column_names}
+        return cls(table["user"].combine_chunks(), lists)
+
+    def places(self, users: pa.Array) -> Array:
+        """int64: where each of ``users`` stands here; -1 for one who does not."""
+        found = pc.index_in(users, value_set=self.users)
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+    def of(self, column: str, places: Array, like: Array) -> tuple[Array, Array]:
+        """Lengths and flat values of the lists of ``places``; an empty list for -1."""
+        if column not in self.lists:
+            return np.zeros(places.size, np.int64), like[:0]
+        offsets, flat = self.lists[column]
+        known = np.maximum(places, 0)
+        if not self.users or offsets.size < 2:
+            return np.zeros(places.size, np.int64), like[:0]
+        length = np.where(places >= 0, offsets[known + 1] - offsets[known], 0)
+        ends = np.cumsum(length)
+        steps = np.arange(int(length.sum())) + np.repeat(offsets[known] - (ends - length), length)
+        return length, flat[steps]
+
+    def last_times(self, users: pa.Array) -> Array | None:
+        """The time of the last behaviour of each of ``users``, the lowest there is for one who has none."""
+        if "time" not in self.lists or not len(self.users):
+            return None
+        offsets, flat = self.lists["time"]
+        places = self.places(users)
+        lowest = -np.inf if flat.dtype == np.float64 else np.iinfo(np.int64).min
+        last = np.full(places.size, lowest, flat.dtype)
+        has = (places >= 0) & (offsets[places + 1] > offsets[np.maximum(places, 0)])
+        last[has] = flat[offsets[places[has] + 1] - 1]
+        return last
+
+
+def _groups(meta: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for shard in meta["shards"]:
+        for group in range(len(shard["groups"])):
+            yield shard["file"], group
+
+
+def _last(column: pa.ChunkedArray, longest: int) -> tuple[Array, Array]:
+    """The last ``longest`` values of each list, as offsets and a flat array."""
+    lists = column.combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    flat = lists.values.to_numpy(zero_copy_only=False)
+    length = np.minimum(np.diff(offsets), longest)
+    ends = np.cumsum(length)
+    steps = np.arange(int(length.sum())) + np.repeat(offsets[1:] - length - (ends - length), length)
+    return np.concatenate([[0], ends]), flat[steps]

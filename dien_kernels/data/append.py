@@ -1,0 +1,204 @@
+"""``append`` adds the events of new days to a prepared folder: old ids stay, and old files are not written again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from dien_kernels.batch import Schema
+from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
+from dien_kernels.data._ids import Ids, give_ids
+from dien_kernels.data._place import added, locked
+from dien_kernels.data._samples import Rule
+from dien_kernels.data._tails import Tails
+from dien_kernels.data._write import ShardWriter, Written
+from dien_kernels.data.folder import ITEMS, SPLITS, shard_schema, vocabulary_file
+from dien_kernels.data.log import Columns, Log
+from dien_kernels.data.prepare import check_integer, file_entries, schema_of, shards_for, write_meta
+from dien_kernels.data.prepared import Prepared
+from dien_kernels.data.readers import Sources, open_log
+
+_log = logging.getLogger(__name__)
+
+
+def append(
+    sources: Sources,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    columns: Columns | Mapping[str, object] | None = None,
+    delimiter: str | None = None,
+    behaviours: Sequence[str] | None = None,
+    max_bad_lines: int = 100,
+    tail: int = 200,
+    progress: bool = True,
+    chunk_rows: int = 1 << 18,
+    shard_rows: int = 1 << 19,
+) -> Prepared:
+    """Add the events of new days to a prepared folder.
+
+    The new events become shards of their own, a new generation. A user's row in it has the latest ``tail`` behaviours
+    that the folder had, and behind them the new ones; only these are targets. Vocabularies grow at their ends, so that
+    every old id stays; what a model learnt of them can be kept. The options of the folder (labels, targets, split,
+    min_count, seed, ...) hold for the new events. With ``split="user"`` a user stays in their split; with
+    ``split="time"`` all new events are of the training split, as they are later than those of valid and test.
+
+    Args:
+        sources, format, columns, delimiter, behaviours, max_bad_lines: as in ``open_log``; the log has the fields of
+            the folder.
+        out: the prepared folder.
+        tail: how many behaviours of the past stand before a user's new ones, at least those that a model reads.
+        progress, chunk_rows, shard_rows: as in ``prepare``.
+
+    Events before the last one that the folder knows of their user are left out, and counted as ``late_rows``. What
+    stands for numbers (mean, deviation) stays as it was, as the model was trained with it.
+
+    Raises ``FileNotFoundError`` or ``ValueError`` for no prepared folder, ``ValueError`` for another log than the
+    folder's, ``FileExistsError`` where another process writes to the folder.
+    """
+    check_integer("tail", tail, 1)
+    check_integer("chunk_rows", chunk_rows, 1)
+    check_integer("shard_rows", shard_rows, 1)
+    out = Path(out)
+    prepared = Prepared.open(out)
+    meta, schema = prepared.meta, prepared.schema
+    if "split" not in meta:
+        raise ValueError(f"{out} was not written by prepare, so that its rule of splits is not known: it cannot grow")
+    log = open_log(
+        sources,
+        format,
+        columns,
+        labelled=prepared.labels == "given",
+        max_bad_lines=max_bad_lines,
+        chunk_rows=chunk_rows,
+        delimiter=delimiter,
+        behaviours=behaviours,
+    )
+    _check_fields(log, schema, out)
+    with locked(out), added(out) as folder:
+        _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
+    grown = Prepared.open(out)
+    report = grown.meta["appended"][-1]
+    if report["late_rows"]:
+        _log.warning(
+            "%d rows are from before the last behaviour that is known of their user, and were left out",
+            report["late_rows"],
+        )
+    return grown
+
+
+def _check_fields(log: Log, schema: Schema, out: Path) -> None:
+    """The log has the fields of the folder."""
+    for what, got, wanted in (
+        ("item_fields", ("item", *log.item_fields), tuple(schema.items)),
+        ("user_fields", log.user_fields, tuple(schema.users)),
+        ("dense", log.dense, schema.dense),
+        ("behaviour_fields", log.behaviour_fields, tuple(schema.behaviours)),
+        ("behaviour_dense", log.behaviour_dense, schema.behaviour_dense),
+        ("sequences", tuple(log.sequences[1:]), schema.sequences),
+    ):
+        if tuple(got) != tuple(wanted):
+            raise ValueError(f"{what} must be {list(wanted)}, as in {out}, got {list(got)}")
+
+
+def _write(
+    log: Log, folder: Path, prepared: Prepared, tail: int, chunk_rows: int, shard_rows: int, progress: bool
+) -> None:
+    meta, options, schema = prepared.meta, prepared.meta["options"], prepared.schema
+    work = folder / "rows"
+    work.mkdir()
+    quiet = None if progress else True
+    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
+        log.advance = bar.update
+        dealt = deal(log, work, chunk_rows)
+    if not dealt.rows:
+        raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
+    if log.time_unit != meta["time_unit"]:
+        raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
+    fields = [*schema.items, *schema.users, *schema.behaviours]
+    old = Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
+    ids = give_ids(dealt, log, options["min_count"], old)
+    ids.write(folder)
+    columns = _columns(prepared, dealt)
+    tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(columns, prepared.labels), tail)
+    if meta["split"]["thresholds"] is None:
+        rule = Rule(options["targets"] == "every", None, (float("inf"), float("inf")), options["seed"])
+    else:
+        first, second = meta["split"]["thresholds"]
+        rule = Rule(options["targets"] == "every", (first, second), (float("inf"),) * 2, options["seed"])
+    writer = ShardWriter(
+        folder, columns, log, ids, rule,
+        duplicates=options["duplicates"], tails=tails, first_shard=len(meta["shards"]),
+    )  # fmt: skip
+    shards = shards_for(dealt.rows, shard_rows)
+    for rows in read_shards(dealt, shards):
+        writer.write(rows)
+    dealt.buckets.remove(range(BUCKETS))
+    work.rmdir()
+    write_meta(folder, _grown(prepared, schema_of(log, ids), log, dealt, ids, writer.written, folder))
+
+
+def _columns(prepared: Prepared, dealt: Dealt) -> pa.Schema:
+    """The columns of a shard; users and times have the types of the folder."""
+    assert dealt.schema is not None
+    import pyarrow.parquet as pq
+
+    first = pq.read_schema(prepared.path / prepared.meta["shards"][0]["file"])
+    user, time = first.field("user").type, first.field("time").type.value_type
+    got = dealt.schema.field("user").type, dealt.schema.field("timestamp").type
+    if got != (user, time):
+        raise ValueError(f"user and time must be {user} and {time}, as in {prepared.path}, got {got[0]} and {got[1]}")
+    return shard_schema(prepared.schema, prepared.labels, user, time)
+
+
+def _users(dealt: Dealt) -> pa.Array:
+    """The distinct users of the new rows."""
+    rows = dealt.buckets.read(range(BUCKETS), ["user"])
+    assert rows is not None
+    return rows["user"].unique()
+
+
+def _tail_columns(columns: pa.Schema, labels: str) -> list[str]:
+    """The columns with a value for each behaviour. With given labels, those of rows are of the impressions."""
+    rows = ("user.", "dense.") if labels == "given" else ()
+    impressions = ("target", "target_time", "label", "end", "target_split")
+    names = [field.name for field in columns if pa.types.is_list(field.type) and field.name not in impressions]
+    return [name for name in names if not name.startswith(rows)] if rows else names
+
+
+def _grown(
+    prepared: Prepared, schema: Schema, log: Log, dealt: Dealt, ids: Ids, written: Written, folder: Path
+) -> dict[str, Any]:
+    """The meta file of the folder with its new generation."""
+    meta, counts = prepared.meta, prepared.meta["counts"]
+    generation = 1 + max(shard.get("generation", 0) for shard in meta["shards"])
+    shards = [shard | {"generation": generation} for shard in written.shards]
+    report = {**{name: 0 for name in ("late_rows",)}, **written.report, **ids.report}
+    appended = {
+        "rows": dealt.rows,
+        "users": written.users,
+        "bad_lines": log.bad.count,
+        "new_items": ids.vocabularies["item"].size - prepared.schema.items["item"],
+        **{name: int(number) for name, number in sorted(report.items())},
+    }
+    replaced = {ITEMS, *map(vocabulary_file, ids.vocabularies)}
+    files = {name: entry for name, entry in meta["files"].items() if name not in replaced}
+    return {
+        **{name: value for name, value in meta.items() if name not in ("fingerprint", "digest")},
+        "schema": schema.to_dict(),
+        "counts": {
+            "users": counts["users"] + written.users,
+            "behaviours": counts["behaviours"] + written.behaviours,
+            "samples": {split: counts["samples"][split] + written.samples[split] for split in SPLITS},
+        },
+        "raw_items": ids.raw_items,
+        "shards": [*meta["shards"], *shards],
+        "appended": [*meta.get("appended", []), appended],
+        "ancestors": [*meta.get("ancestors", []), prepared.fingerprint],
+        "files": files | file_entries(folder),
+    }

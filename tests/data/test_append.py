@@ -1,0 +1,191 @@
+"""New days join a prepared folder: old ids and old files stay, and only new events are targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from folders import bytes_of, meta_of, names_of
+from small_logs import TINY, made
+
+from dien_kernels.data import Loader, Prepared, synthetic
+from dien_kernels.data.append import append
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def days(users: int = 60, **further: Any) -> tuple[pa.Table, pa.Table]:
+    """A log, divided by time; the second part has users and items that the first has not."""
+    log = synthetic(users=users, items=80, categories=5, events=12 * users)
+    for name, make in further.items():
+        log = log.append_column(name, pa.array(make(log.num_rows)))
+    log = log.take(pa.array(np.argsort(log["timestamp"].to_numpy(), kind="stable")))
+    cut = int(0.7 * log.num_rows)
+    return log.slice(0, cut), log.slice(cut)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all shards with their generation; items are raw items."""
+    names, found = names_of(folder, "item"), []
+    for shard in meta_of(folder)["shards"]:
+        for row in pq.read_table(folder / shard["file"]).to_pylist():
+            row["item"] = [names[number] for number in row["item"]]
+            found.append(row | {"generation": shard.get("generation", 0)})
+    return found
+
+
+def training(folder: Path) -> list[tuple[Any, ...]]:
+    """(user, history, target) of every training sample, in raw values."""
+    return sorted(
+        (row["user"], tuple(row["item"][:end]), row["item"][end])
+        for row in rows_of(folder)
+        for end in range(row["train_from"], row["train_to"])
+    )
+
+
+@pytest.mark.parametrize("split", ["user", "time"])
+def test_training_samples_are_those_of_the_whole_log(tmp_path: Path, split: str) -> None:
+    first, second = days()
+    options: dict[str, Any] = {"targets": "every"}
+    options |= {"fractions": SHARES} if split == "user" else {"split": "time", "fractions": (1.0, 0.0, 0.0)}
+    made(first, tmp_path / "p", **options)
+    append(second, tmp_path / "p", progress=False, tail=1000)
+    made(pa.concat_tables([first, second]), tmp_path / "all", **options)
+    whole = training(tmp_path / "all")
+    if split == "user":  # the thresholds are those of the first days
+        kept = {row["user"] for row in rows_of(tmp_path / "p") if row["train_to"] > 0}
+        both = kept & {row["user"] for row in rows_of(tmp_path / "all") if row["train_to"] > 0}
+        assert len(both) > 40
+        assert [s for s in training(tmp_path / "p") if s[0] in both] == [s for s in whole if s[0] in both]
+    else:
+        assert training(tmp_path / "p") == whole
+
+
+def test_only_new_events_are_targets_of_the_new_generation(tmp_path: Path) -> None:
+    first, second = days()
+    made(first, tmp_path / "p", targets="every", fractions=SHARES)
+    old = {row["user"]: row for row in rows_of(tmp_path / "p")}
+    append(second, tmp_path / "p", progress=False, tail=3)
+    fresh: dict[int, int] = {}
+    for user in second["user"].to_pylist():
+        fresh[user] = fresh.get(user, 0) + 1
+    new = [row for row in rows_of(tmp_path / "p") if row["generation"] == 1]
+    assert {row["user"] for row in new} == set(fresh)
+    for row in new:
+        tail = old[row["user"]]["item"][-3:] if row["user"] in old else []
+        assert row["item"][: len(tail)] == tail
+        assert len(row["item"]) == len(tail) + fresh[row["user"]]
+        assert row["time"] == sorted(row["time"])
+        if row["train_to"]:
+            assert (row["train_from"], row["train_to"]) == (max(len(tail), 1), len(row["item"]))
+            assert row["held"] == 0
+    meta = meta_of(tmp_path / "p")
+    assert meta["appended"][0]["rows"] == second.num_rows
+    assert meta["counts"]["samples"]["train"] == len(training(tmp_path / "p"))
+
+
+def test_old_ids_and_files_stay(tmp_path: Path) -> None:
+    first, second = days()
+    before = made(first, tmp_path / "p", fractions=SHARES)
+    files, old = bytes_of(tmp_path / "p"), meta_of(tmp_path / "p")
+    names = {field: names_of(tmp_path / "p", field) for field in ("item", "category")}
+    fields = {item: before.item_fields["category"][number] for number, item in enumerate(names["item"])}
+    after = append(second, tmp_path / "p", progress=False)
+    now = bytes_of(tmp_path / "p")
+    assert all(now[name] == content for name, content in files.items() if name.startswith("shards/"))
+    for field, values in names.items():
+        assert names_of(tmp_path / "p", field)[: len(values)] == values
+    added = names_of(tmp_path / "p", "item")[len(names["item"]) :]
+    assert set(added) == set(second["item"].to_pylist()) - set(first["item"].to_pylist())
+    assert added
+    items = names_of(tmp_path / "p", "item")
+    for number, item in enumerate(items):
+        if item in fields:
+            assert after.item_fields["category"][number] == fields[item]
+    counts = np.bincount(
+        after.encode_items(pa.concat_arrays([*first["item"].chunks, *second["item"].chunks])), minlength=len(items)
+    )
+    assert after.item_counts.tolist() == counts.tolist()
+    assert meta_of(tmp_path / "p")["ancestors"] == [old["fingerprint"]]
+    assert after.fingerprint != old["fingerprint"]
+    assert after.verify() == []
+
+
+def test_days_one_after_another_and_users_that_pause(tmp_path: Path) -> None:
+    one = pa.table({"user": [1, 1, 2, 2, 4], "item": [1, 2, 3, 4, 50], "timestamp": [1, 2, 1, 2, 1]})
+    two = pa.table({"user": [1, 3, 3], "item": [5, 6, 7], "timestamp": [3, 3, 4]})
+    three = pa.table({"user": [2, 1, 3], "item": [8, 9, 1], "timestamp": [5, 6, 7]})
+    made(one, tmp_path / "p", targets="every")
+    append(two, tmp_path / "p", progress=False)
+    append(three, tmp_path / "p", progress=False, tail=2)
+    last = {row["user"]: row for row in rows_of(tmp_path / "p") if row["generation"] == 2}
+    assert {user: row["item"] for user, row in last.items()} == {1: [2, 5, 9], 2: [3, 4, 8], 3: [6, 7, 1]}
+    assert {user: (row["train_from"], row["train_to"]) for user, row in last.items()} == {u: (2, 3) for u in (1, 2, 3)}
+    assert len(meta_of(tmp_path / "p")["ancestors"]) == 2
+    assert Prepared.open(tmp_path / "p").verify() == []
+
+
+def test_events_from_before_the_last_one_known_are_left_out_and_counted(tmp_path: Path) -> None:
+    made(pa.table({"user": [1, 1, 2], "item": [1, 2, 9], "timestamp": [10, 20, 0]}), tmp_path / "p")
+    late = pa.table({"user": [1, 1, 1, 2], "item": [3, 4, 5, 3], "timestamp": [19, 20, 21, 1]})
+    append(late, tmp_path / "p", progress=False)
+    row = next(row for row in rows_of(tmp_path / "p") if row["generation"] == 1 and row["user"] == 1)
+    assert (row["item"], row["time"]) == ([1, 2, 4, 5], [10, 20, 20, 21])
+    assert meta_of(tmp_path / "p")["appended"][0]["late_rows"] == 1
+
+
+def test_impressions_with_labels_and_user_fields(tmp_path: Path) -> None:
+    first, second = days(
+        label=lambda n: np.arange(n) % 2, device=lambda n: np.arange(n) % 3, price=lambda n: np.arange(n) * 0.5
+    )
+    options: dict[str, Any] = {
+        "labels": "given",
+        "split": "time",
+        "columns": {"user_fields": ["device"], "dense": ["price"]},
+    }
+    made(first, tmp_path / "p", **options)
+    append(second, tmp_path / "p", progress=False, tail=1000, columns=options["columns"])
+    made(pa.concat_tables([first, second]), tmp_path / "all", **options)
+
+    def impressions(folder: Path) -> list[tuple[Any, ...]]:
+        items, devices = names_of(folder, "item"), names_of(folder, "device")
+        return sorted(
+            (row["user"], tuple(row["item"][:end]), items[target], label, devices[device], price)
+            for row in rows_of(folder)
+            for end, target, label, device, price in zip(
+                row["end"], row["target"], row["label"], row["user.device"], row["dense.price"], strict=True
+            )
+        )
+
+    assert impressions(tmp_path / "p") == impressions(tmp_path / "all")
+    assert Prepared.open(tmp_path / "p").verify() == []
+
+
+def test_the_loader_reads_all_generations(tmp_path: Path) -> None:
+    first, second = days()
+    made(first, tmp_path / "p", targets="every", fractions=SHARES)
+    grown = append(second, tmp_path / "p", progress=False)
+    loader = Loader(grown, "train", batch_size=64)
+    positives = sum(int(loader.batch(0, number).label.sum()) for number in range(len(loader)))  # type: ignore[union-attr]
+    assert positives == grown.split_size("train") == len(training(tmp_path / "p"))
+
+
+def test_wrong_logs_and_folders_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    made(TINY, tmp_path / "p")
+    before = bytes_of(tmp_path / "p")
+    with pytest.raises(ValueError, match=r"item_fields must be \['item', 'category'\], as in .*, got \['item'\]"):
+        append(TINY, tmp_path / "p", columns={"item_fields": []}, progress=False)
+    with pytest.raises(ValueError, match="user and time must be string and int64.*got int64"):
+        numbers = pa.table({"user": [1, 2], "item": ["x", "y"], "category": ["A", "B"], "timestamp": [10, 11]})
+        append(numbers, tmp_path / "p", progress=False)
+    with pytest.raises(ValueError, match="no usable row"):
+        append(TINY.slice(0, 0), tmp_path / "p", progress=False)
+    with pytest.raises(ValueError, match="tail must be an integer of at least 1, got 0"):
+        append(TINY, tmp_path / "p", tail=0, progress=False)
+    with pytest.raises(FileNotFoundError, match="no prepared folder"):
+        append(TINY, tmp_path / "q", progress=False)
+    assert bytes_of(tmp_path / "p") == before
