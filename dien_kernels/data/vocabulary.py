@@ -3,6 +3,7 @@ all are counted, ids go by frequency (``Vocabulary``)."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dien_kernels.data._arrow import Array
+from dien_kernels.data._lookup import Lookup, as_column, as_values
 
 
 class Vocabulary:
@@ -26,6 +28,8 @@ class Vocabulary:
 
     def __init__(self, values: pa.Array, counts: Array) -> None:
         self.values, self.counts = values, counts
+        self._index: Lookup | None = None
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -33,26 +37,46 @@ class Vocabulary:
         return len(self.values) + 1
 
     def encode(self, raw: Sequence[object] | Array | pa.Array | pa.ChunkedArray) -> Array:
-        """Raw values to ids, int64 [n]; what is not in the vocabulary is 0.
+        """Raw values to ids, int64 [n]; what is not in the vocabulary, and null, is 0.
 
-        Integers are found in a vocabulary of strings by their decimal digits, and the other way round.
+        Integers are found in a vocabulary of strings by their decimal digits, and the other way round; so are whole
+        floats and decimals. NaN, an integer beyond int64 and a float beyond the integers that it can hold exactly are
+        in no vocabulary. ``as_values`` has all rules.
+
+        The first call makes an index of the values, which is kept; from then on the time is that of the n values and
+        not of the vocabulary. Threads may call this at once. Of a dictionary the values are looked up, not the rows.
+
+        Args:
+            raw: integers, text, bytes, floats or decimals: an Arrow column, a NumPy array or a sequence.
+
+        Raises ``ValueError`` for values of other types, and for sequences in which integers and text are mixed.
+
+        >>> Vocabulary(pa.array(["17", "x"]), np.array([0, 2, 1])).encode([17, None, 4, 17.0])
+        array([1, 0, 0, 1])
         """
-        array = raw if isinstance(raw, (pa.Array, pa.ChunkedArray)) else pa.array(raw)
-        wanted = self.values.type
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        if array.type != wanted:
-            if pa.types.is_uint64(array.type) and pa.types.is_integer(wanted):  # no vocabulary has values beyond int64
-                array = pc.if_else(pc.less(array, pa.scalar(1 << 63, pa.uint64())), array, pa.scalar(None, pa.uint64()))
-            if pa.types.is_string(wanted) or pa.types.is_integer(array.type) or len(array) == array.null_count:
-                array = array.cast(wanted)
-            else:
-                digits = array.cast(pa.string())
-                is_integer = pc.match_substring_regex(digits, r"^-?[0-9]{1,18}$")
-                array = pc.if_else(is_integer, digits, pa.scalar(None, pa.string())).cast(wanted)
-        found = pc.index_in(array, value_set=self.values, skip_nulls=True)
-        ids = pc.add(found.cast(pa.int64()), 1).fill_null(0)
-        return np.asarray(ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(zero_copy_only=False))
+        column = raw if isinstance(raw, (pa.Array, pa.ChunkedArray)) else as_column(raw)
+        if isinstance(column, pa.ChunkedArray):
+            return np.concatenate([np.empty(0, np.int64), *(self.encode(chunk) for chunk in column.chunks)])
+        if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
+            ids: Array = np.append(self.encode(column.dictionary), 0)
+            return ids.take(column.indices.cast(pa.int64()).fill_null(-1).to_numpy())
+        values = as_values(column, self.values.type)
+        if not values.null_count:
+            return self._lookup().places(values) + 1
+        found = np.zeros(len(values), np.int64)
+        found[values.is_valid().to_numpy(zero_copy_only=False)] = self._lookup().places(values.drop_null()) + 1
+        return found
+
+    def _lookup(self) -> Lookup:
+        if self._index is None:
+            with self._lock:
+                if self._index is None:
+                    self._index = Lookup(self.values)
+        return self._index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle has no index: the other process makes its own."""
+        return type(self), (self.values, self.counts)
 
     def name(self, number: int) -> Any:
         """The raw value of an id, None for 0. ``IndexError`` for an id that is none."""
@@ -62,11 +86,12 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         table = pa.table({"value": self.values, "count": self.counts[1:]})
-        pq.write_table(table.replace_schema_metadata({"unknown": str(int(self.counts[0]))}), path)
+        stored = table.replace_schema_metadata({"unknown": str(int(self.counts[0]))})
+        pq.write_table(stored, path, write_page_checksum=True)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         unknown = int(table.schema.metadata[b"unknown"])
         counts = np.concatenate([[unknown], table["count"].to_numpy()])
         return cls(table["value"].combine_chunks(), counts)
