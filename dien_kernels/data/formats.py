@@ -16,8 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from dien_kernels.data._files import DAMAGED, Opened, as_number, csv_batches, size_of
-from dien_kernels.data.log import BadLines, Log, Roles
+from dien_kernels.data._csv import csv_batches
+from dien_kernels.data._files import DAMAGED, Opened, size_of
+from dien_kernels.data._kinds import as_number
+from dien_kernels.data._times import Times
+from dien_kernels.data.columns import Roles
+from dien_kernels.data.log import BadLines, Log
 
 _LINES = 20_000  # of a JSON file that are parsed at a time
 _BEHAVIOURS = ("pv", "cart", "fav", "buy")
@@ -61,7 +65,7 @@ def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
                 }
                 yield log.standardise(columns, path, numbers.__getitem__)
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*metas, *reviews]), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*metas, *reviews]), bad, Times(unit="s"))
     return log
 
 
@@ -160,17 +164,17 @@ def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> L
     def read() -> Iterator[pa.RecordBatch]:
         for path in paths:
             for batch, line_of in csv_batches(log, path, names, names=names):
-                columns = {name: as_number(batch.column(name), pl.Int64()) for name in names if name != "kind"}
                 kind = batch.column("kind")
-                known = pc.fill_null(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)), False)
-                wanted = pc.or_(pc.is_in(kind, value_set=pa.array(list(behaviours))), pc.invert(known))
-                # A row of no known kind is a bad line, found as one without a user.
-                columns["user"] = pc.if_else(known, columns["user"], pa.scalar(None, pa.int64()))
-                rows = np.flatnonzero(wanted)
-                selected = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+                for row in np.flatnonzero(~np.asarray(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)))).tolist():
+                    why = f"{kind[row].as_py()!r} is no kind of behaviour; kinds are {', '.join(_BEHAVIOURS)}"
+                    bad.add(path, line_of(row), why)
+                rows = np.flatnonzero(np.asarray(pc.is_in(kind, value_set=pa.array(list(behaviours)))))
+                taken = batch.take(pa.array(rows))
+                selected = {name: taken.column(name) for name in names if name != "kind"}
                 yield log.standardise(selected, path, line_of.take(rows))
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad, Times(unit="s"))
+    log.as_text = dict.fromkeys(("user", "item", "category"), False)
     return log
 
 
@@ -198,7 +202,7 @@ def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
                 columns = {"user": user, "item": item, "timestamp": time, "category": category}
                 yield log.standardise(columns, path, line_of)
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*movies, *ratings]), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*movies, *ratings]), bad, Times(unit="s"))
     return log
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
 from tqdm import tqdm
 
+from dien_kernels._options import user_path
 from dien_kernels.data._scan import scan
+from dien_kernels.data._tables import is_table
 from dien_kernels.data._write import Options, Writer, check_integer
 from dien_kernels.data.log import Columns
 from dien_kernels.data.prepared import META, UNFINISHED, Prepared
@@ -30,6 +31,9 @@ def prepare(
     columns: Columns | Mapping[str, object] | None = None,
     delimiter: str | None = None,
     behaviours: Sequence[str] | None = None,
+    time_format: str | None = None,
+    time_unit: str | None = None,
+    missing: Sequence[str] | None = None,
     labels: str = "next",
     targets: str = "last",
     split: str = "user",
@@ -51,7 +55,8 @@ def prepare(
     items and field values.
 
     Args:
-        sources, format, columns, delimiter, behaviours, max_bad_lines: as in ``open_log``.
+        sources, format, columns, delimiter, behaviours, time_format, time_unit, missing, max_bad_lines: as in
+            ``open_log``.
         out: the folder to write: absent, empty, or left behind by a prepare that was interrupted.
         labels: ``"next"``: predict a user's next behaviour against sampled negatives; ``"given"``: the rows
             are impressions with a label 0 or 1, histories are the clicks strictly before them.
@@ -92,19 +97,23 @@ def prepare(
         chunk_rows=chunk_rows,
         delimiter=delimiter,
         behaviours=behaviours,
+        time_format=time_format,
+        time_unit=time_unit,
+        missing=missing,
     )
+    out = user_path(out)
     minimum = _minimum(min_count, ("item", *log.item_fields, *log.user_fields))
     try:
         first, second, third = map(float, fractions)
     except (TypeError, ValueError):
         raise ValueError(f"fractions must be three shares with the sum 1, got {fractions!r}") from None
     options = Options(labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, seed)
-    with _folder(Path(out), overwrite) as (folder, work):
+    with _folder(out, overwrite) as (folder, work):
         with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=None if progress else True) as bar:
             log.advance = bar.update
             scanned = scan(log, work, chunk_rows)
         if not scanned.rows:
-            where = "the table" if isinstance(sources, pa.Table) else sources
+            where = "the table" if is_table(sources) else sources
             why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
             raise ValueError(f"there is no usable row in {where}{why}")
         Writer(folder, work, log, scanned, options, progress, partition_rows).write()
