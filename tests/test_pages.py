@@ -164,7 +164,7 @@ assert losses[-1] < losses[0], losses
 
 def test_a_log_format_in_two_files_and_a_test(follow: Callable[[str, int | None], Run]) -> None:
     run = follow("add-a-log-format.md", 2 + 1)
-    assert passed(run("-m", "pytest", "-q", "tests/data/test_readers.py", "-k", "test_lines or test_taobao")) == 2
+    assert passed(run("-m", "pytest", "-q", "tests/data/test_formats.py", "-k", "test_lines or test_taobao")) == 2
     run("-m", "mypy", "dien_kernels/data")
     code = """
 import json

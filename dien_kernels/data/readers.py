@@ -266,6 +266,6 @@ FORMATS: dict[str, Format] = {
     "taobao": Format(
         packed(".csv"), lambda paths, how: formats.taobao(paths, how.behaviours, how.bad), takes=("behaviours",)
     ),
-    "movielens": Format(packed(".csv", ".dat"), lambda paths, how: formats.movielens(paths, how.bad)),
+    "movielens": Format(packed(".csv", ".dat", ".data", ".item"), lambda paths, how: formats.movielens(paths, how.bad)),
 }
 """Every log format by its name: docs/add-a-log-format.md. Where two have an ending, the first is guessed from it."""
