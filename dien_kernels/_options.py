@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 _Group = TypeVar("_Group")
@@ -24,6 +25,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
     return ValueError(f"unknown {kind} {where}{'.' if where else ''}{name}: {hint}")
+
+
+def user_path(path: str | Path) -> Path:
+    """A path that a user gives: ``~`` is the home folder, in config files and in Python as in a shell.
+
+    Raises ``ValueError`` for the home of a user that there is not.
+
+    >>> user_path("runs/first").name
+    'first'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; a file of that name is ./{path}") from None
 
 
 def names_of(kind: type) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dien_kernels import _info
+from dien_kernels._options import user_path
 from dien_kernels.ops._dispatch import BACKENDS
 
 if TYPE_CHECKING:
@@ -102,6 +103,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text.replace("FORMATS", ", ".join(FORMATS))
 
 
+def _path(word: str) -> str:
+    """A path of the command line, with the home folder for ``~``."""
+    try:
+        return str(user_path(word))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` words as a mapping."""
+    for word in words:
+        if not all(word.partition("=")):
+            raise ValueError(f"must look like NAME=VALUE, got {word!r}")
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dien-kernels", description="The Deep Interest Evolution Network, from behaviour logs to scores."
@@ -115,17 +132,19 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     prepare = command("prepare", _prepare, "turn behaviour logs into a prepared folder")
-    prepare.add_argument("sources", nargs="+", help="files of a log, or their folder (Parquet, or as --format says)")
-    prepare.add_argument("--out", required=True, metavar="FOLDER", help="the prepared folder to write")
+    prepare.add_argument(
+        "sources", nargs="+", type=_path, help="files of a log, or their folder (Parquet, or as --format says)"
+    )
+    prepare.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="the prepared folder to write")
     prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
-    train.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
+    train.add_argument("--resume", type=_path, metavar="FOLDER", help="go on with the run in this folder")
     _config_options(train)
 
     evaluate = command("evaluate", _evaluate, "the metrics of a run's best model on a split")
-    evaluate.add_argument("folder", help="of the run")
+    evaluate.add_argument("folder", type=_path, help="of the run")
     evaluate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.backend=torch")
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
 
@@ -136,9 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     _config_options(compare)
 
     score = command("score", _score, "score a Parquet file of requests: lists 'history' and 'candidates' of item ids")
-    score.add_argument("folder", help="of the run")
-    score.add_argument("requests", help="Parquet to read")
-    score.add_argument("out", help="Parquet to write: the requests and a list 'scores'")
+    score.add_argument("folder", type=_path, help="of the run")
+    score.add_argument("requests", type=_path, help="Parquet to read")
+    score.add_argument("out", type=_path, help="Parquet to write: the requests and a list 'scores'")
     score.add_argument("--chunk", type=int, default=1024, help="requests scored at a time (default: 1024)")
     score.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
 
@@ -148,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="config.yaml | section.key=value", help="config and overrides")
-    parser.add_argument("--data", metavar="PATH", help="a prepared folder or raw logs (data.path)")
-    parser.add_argument("--out", metavar="FOLDER", help="of the run (output.folder)")
+    parser.add_argument("--data", type=_path, metavar="PATH", help="a prepared folder or raw logs (data.path)")
+    parser.add_argument("--out", type=_path, metavar="FOLDER", help="of the run (output.folder)")
     parser.add_argument("--backend", help=f"of the ops: auto, {', '.join(BACKENDS)} (training.backend)")
     parser.add_argument("--threads", type=int, help="of torch (training.threads)")
     parser.add_argument("--seed", type=int, help="of the training (training.seed)")
@@ -167,8 +186,23 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
         ("item-fields", "further item-side columns (default: category, where there is one)"),
         ("user-fields", "user-side columns"),
         ("dense", "columns of numbers"),
+        ("behaviour-fields", "columns of a behaviour itself: action, page, device"),
+        ("behaviour-dense", "columns of numbers of a behaviour: dwell time, rating"),
     ):
         group.add_argument(f"--{kind}", nargs="+", metavar="COLUMN", help=text)
+    group.add_argument(
+        "--delimiters", nargs="+", metavar="FIELD=TEXT", help="between the values of an item field: genres='|'"
+    )
+    group.add_argument("--sequence", metavar="COLUMN", help="the column that tells the sequence of a row")
+    group.add_argument(
+        "--sequences",
+        nargs="+",
+        metavar="NAME=VALUE,...",
+        help="the sequences of a user, the main one first: clicks=pv purchases=buy",
+    )
+    group.add_argument("--time-format", help="of times that are text, as for strptime: '%%m/%%d/%%Y %%H:%%M'")
+    group.add_argument("--time-unit", help="of times that are numbers: s, ms, us, ns, number or float")
+    group.add_argument("--missing", nargs="+", metavar="WORD", help="words for missing (default: NULL, NaN, NA, ...)")
     group.add_argument("--labels", help="next: predict the next behaviour; given: the label column")
     group.add_argument("--targets", help="last: one for each user; every: each position of a history")
     group.add_argument("--split", dest="split_by", help="user or time")
@@ -183,8 +217,13 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
-    roles = ("user", "item", "timestamp", "label", "item_fields", "user_fields", "dense")
+    roles = ["user", "item", "timestamp", "label", "item_fields", "user_fields", "dense"]
+    roles += ["behaviour_fields", "behaviour_dense", "sequence"]
     columns = {role: getattr(options, role) for role in roles if getattr(options, role) is not None}
+    if options.delimiters is not None:
+        columns["delimiters"] = _pairs(options.delimiters)
+    if options.sequences is not None:
+        columns["sequences"] = {name: values.split(",") for name, values in _pairs(options.sequences).items()}
     names = {
         "format": "format",
         "labels": "labels",
@@ -193,6 +232,9 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "fractions": "fractions",
         "delimiter": "delimiter",
         "behaviours": "behaviours",
+        "time_format": "time_format",
+        "time_unit": "time_unit",
+        "missing": "missing",
         "negatives": "negatives",
         "negative_sampling": "negative_sampling",
         "min_count": "min_count",

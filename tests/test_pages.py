@@ -164,7 +164,7 @@ assert losses[-1] < losses[0], losses
 
 def test_a_log_format_in_two_files_and_a_test(follow: Callable[[str, int | None], Run]) -> None:
     run = follow("add-a-log-format.md", 2 + 1)
-    assert passed(run("-m", "pytest", "-q", "tests/data/test_readers.py", "-k", "test_lines or test_taobao")) == 2
+    assert passed(run("-m", "pytest", "-q", "tests/data/test_formats.py", "-k", "test_lines or test_taobao")) == 2
     run("-m", "mypy", "dien_kernels/data")
     code = """
 import json
@@ -173,12 +173,12 @@ from dien_kernels.data import prepare
 lines = [json.dumps({"u": n % 20, "i": n % 37, "t": n}) for n in range(200)]
 bad = ['{"u": 99999999999999999999, "i": 1, "t": 1}', '{"u": 1, "i": Infinity, "t": 1}']
 bad += ['{"u": 1.7, "i": true, "t": 1}', "[" * 100_000, "no JSON", json.dumps({"u": 1})]
-Path("log.jsonl").write_text("\\n".join([*bad, *lines]))
-prepared = prepare("log.jsonl", "prepared", progress=False, max_bad_lines=len(bad))
+Path("log.ndjson").write_text("\\n".join([*bad, *lines]))
+prepared = prepare("log.ndjson", "prepared", progress=False, max_bad_lines=len(bad))
 print(prepared.split_size("train"), prepared.schema.items["item"])
 try:
-    prepare("log.jsonl", "again", progress=False, max_bad_lines=len(bad) - 1)
+    prepare("log.ndjson", "again", progress=False, max_bad_lines=len(bad) - 1)
 except ValueError as error:
-    print(str(error).count("log.jsonl:"))
+    print(str(error).count("log.ndjson:"))
 """
     assert run("-c", code).split() == ["16", "38", "6"]  # of 20 users, 37 items beside "unknown", and the bad lines

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._ids import Ids, give_ids
@@ -34,6 +35,9 @@ def append(
     columns: Columns | Mapping[str, object] | None = None,
     delimiter: str | None = None,
     behaviours: Sequence[str] | None = None,
+    time_format: str | None = None,
+    time_unit: str | None = None,
+    missing: Sequence[str] | None = None,
     max_bad_lines: int = 100,
     tail: int = 200,
     progress: bool = True,
@@ -49,8 +53,8 @@ def append(
     ``split="time"`` all new events are of the training split, as they are later than those of valid and test.
 
     Args:
-        sources, format, columns, delimiter, behaviours, max_bad_lines: as in ``open_log``; the log has the fields of
-            the folder.
+        sources, format, columns, delimiter, behaviours, time_format, time_unit, missing, max_bad_lines: as in
+            ``open_log``; the log has the fields of the folder.
         out: the prepared folder.
         tail: how many behaviours of the past stand before a user's new ones, at least those that a model reads.
         progress, chunk_rows, shard_rows: as in ``prepare``.
@@ -64,7 +68,7 @@ def append(
     check_integer("tail", tail, 1)
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
-    out = Path(out)
+    out = user_path(out)
     prepared = Prepared.open(out)
     meta, schema = prepared.meta, prepared.schema
     if "split" not in meta:
@@ -78,7 +82,11 @@ def append(
         chunk_rows=chunk_rows,
         delimiter=delimiter,
         behaviours=behaviours,
+        time_format=time_format,
+        time_unit=time_unit,
+        missing=missing,
     )
+    log.keep_missing = True
     _check_fields(log, schema, out)
     with locked(out), added(out) as folder:
         _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)

@@ -6,7 +6,7 @@ import ast
 import codecs
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,12 +16,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from dien_kernels.data._files import DAMAGED, Opened, as_number, csv_batches, size_of
-from dien_kernels.data.log import BadLines, Log, Roles
+from dien_kernels.data._csv import csv_batches
+from dien_kernels.data._files import DAMAGED, Opened, size_of
+from dien_kernels.data._kinds import as_number
+from dien_kernels.data._times import Times
+from dien_kernels.data.columns import Roles
+from dien_kernels.data.log import BadLines, Log
 
 _LINES = 20_000  # of a JSON file that are parsed at a time
 _BEHAVIOURS = ("pv", "cart", "fav", "buy")
-_REVIEW = {"reviewerID": pa.string(), "asin": pa.string(), "unixReviewTime": pa.int64()}
+# What reviews call their user, item and time: until 2018 in seconds, in 2023 in milliseconds. The later name counts.
+_USER, _ITEM, _TIME = ("reviewerID", "user_id"), ("asin", "parent_asin"), {"unixReviewTime": "s", "timestamp": "ms"}
+_REVIEW = pa.schema([(name, pa.string()) for name in (*_USER, *_ITEM)] + [(name, pa.int64()) for name in _TIME])
+_GENRES = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+) + (
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)  # of u.item in MovieLens 100K
 
 
 def _pick(paths: Sequence[Path], what: str, matching: Sequence[Path]) -> Sequence[Path]:
@@ -31,11 +59,11 @@ def _pick(paths: Sequence[Path], what: str, matching: Sequence[Path]) -> Sequenc
 
 
 def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
-    """Amazon reviews (2014): ``reviews_*.json[.gz]`` and ``meta_*.json[.gz]``, one object a line.
+    """Amazon reviews of 2014, 2018 and 2023: files of reviews and ``meta_*`` files, one object a line.
 
-    user = reviewerID, item = asin, timestamp = unixReviewTime; ``category`` is the last name of the item's
-    first category path, as in the authors' code, and unknown for items without one. The meta file is held in
-    memory.
+    user = reviewerID or user_id, item = parent_asin or asin, timestamp = unixReviewTime or timestamp; ``category`` is
+    the last name of the item's first category path, as in the authors' code, or its main category, and unknown for
+    items without one. Item and category of the meta files are held in memory.
     """
     metas = _pick(paths, "meta_*.json[.gz]", [path for path in paths if path.name.startswith("meta")])
     reviews = _pick(paths, "reviews_*.json[.gz]", [path for path in paths if path not in metas])
@@ -51,17 +79,19 @@ def amazon(paths: Sequence[Path], bad: BadLines) -> Log:
         keys = pa.array(category_of.keys(), pa.string())
         for path in reviews:
             for table, numbers in _reviews(log, path):
-                items = table["asin"].combine_chunks()
-                position = pc.index_in(items, value_set=keys, skip_nulls=True)
+                given = {name: table[name].combine_chunks() for name in table.column_names}
+                items = pc.coalesce(given["parent_asin"], given["asin"])
+                name = max(_TIME, key=lambda name: len(given[name]) - given[name].null_count)
+                log.times.given = _TIME[name]
                 columns = {
-                    "user": table["reviewerID"].combine_chunks(),
+                    "user": pc.coalesce(given["user_id"], given["reviewerID"]),
                     "item": items,
-                    "timestamp": table["unixReviewTime"].combine_chunks(),
-                    "category": values.take(position),
+                    "timestamp": given[name],
+                    "category": values.take(pc.index_in(items, value_set=keys, skip_nulls=True)),
                 }
                 yield log.standardise(columns, path, numbers.__getitem__)
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*metas, *reviews]), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*metas, *reviews]), bad, Times(unit="s"))
     return log
 
 
@@ -92,14 +122,33 @@ def _meta(line: bytes, path: Path, number: int, bad: BadLines) -> tuple[str | No
             entry = json.loads(text)
         except json.JSONDecodeError:
             entry = ast.literal_eval(text.strip())
-        asin = _text(entry["asin"])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        bad.add(path, number, f"no meta entry ({type(error).__name__})")
+        asin = _text(entry.get("parent_asin", entry.get("asin")))
+    except (ValueError, SyntaxError, AttributeError, TypeError, RecursionError, MemoryError) as error:
+        bad.add(path, number, f"no meta entry ({type(error).__name__}): {_start(line)}")
         return None, None
-    try:
-        return asin, _text(entry["categories"][0][-1])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return asin, None
+    return asin, _category(entry)
+
+
+def _category(entry: Mapping[str, object]) -> str | None:
+    """The last name of the first path: paths are ``categories`` in 2014, one path is ``category`` in 2018 and
+    ``categories`` in 2023. Where there is none, the main category."""
+    for name in ("categories", "category", "main_category", "main_cat"):
+        found = entry.get(name)
+        if isinstance(found, list) and found and isinstance(found[0], list):
+            found = found[0]
+        if isinstance(found, list):
+            found = found[-1] if found else None
+        try:
+            if found:
+                return _text(found)
+        except (ValueError, TypeError):
+            pass
+    return None
+
+
+def _start(line: bytes) -> str:
+    """The beginning of a line, for messages."""
+    return repr(line[:80].decode(errors="replace").strip())
 
 
 def _text(value: object) -> str:
@@ -113,8 +162,7 @@ def _text(value: object) -> str:
 
 def _reviews(log: Log, path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
     """Tables of the three columns, with their rows' lines; a corrupt block is read line by line."""
-    schema = pa.schema(list(_REVIEW.items()))
-    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    options = pa.json.ParseOptions(explicit_schema=_REVIEW, unexpected_field_behavior="ignore")
     lines = _lines(log, path)
     while block := list(islice(lines, _LINES)):
         numbers = [number for _, number in block]
@@ -126,25 +174,25 @@ def _reviews(log: Log, path: Path) -> Iterator[tuple[pa.Table, list[int]]]:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             table = None
         if table is None or table.num_rows != len(block):
-            table, numbers = _line_by_line(log, path, block, schema)
+            table, numbers = _line_by_line(log, path, block)
         yield table, numbers
 
 
-def _line_by_line(
-    log: Log, path: Path, block: list[tuple[bytes, int]], schema: pa.Schema
-) -> tuple[pa.Table, list[int]]:
+def _line_by_line(log: Log, path: Path, block: list[tuple[bytes, int]]) -> tuple[pa.Table, list[int]]:
     rows, numbers = [], []
     for line, number in block:
         try:
             entry = json.loads(line)
-            row: dict[str, object] = {"reviewerID": _text(entry["reviewerID"]), "asin": _text(entry["asin"])}
-            row["unixReviewTime"] = int(np.int64(int(entry["unixReviewTime"])))  # OverflowError beyond 64 bits
+            row: dict[str, object] = {name: _text(entry[name]) for name in (*_USER, *_ITEM) if name in entry}
+            for name in _TIME:
+                if name in entry:
+                    row[name] = int(np.int64(int(entry[name])))  # OverflowError beyond 64 bits
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            log.bad.add(path, number, f"no review ({type(error).__name__})")
+            log.bad.add(path, number, f"no review ({type(error).__name__}): {_start(line)}")
             continue
         rows.append(row)
         numbers.append(number)
-    return pa.Table.from_pylist(rows, schema), numbers
+    return pa.Table.from_pylist(rows, _REVIEW), numbers
 
 
 def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> Log:
@@ -160,27 +208,30 @@ def taobao(paths: Sequence[Path], behaviours: Sequence[str], bad: BadLines) -> L
     def read() -> Iterator[pa.RecordBatch]:
         for path in paths:
             for batch, line_of in csv_batches(log, path, names, names=names):
-                columns = {name: as_number(batch.column(name), pl.Int64()) for name in names if name != "kind"}
                 kind = batch.column("kind")
-                known = pc.fill_null(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)), False)
-                wanted = pc.or_(pc.is_in(kind, value_set=pa.array(list(behaviours))), pc.invert(known))
-                # A row of no known kind is a bad line, found as one without a user.
-                columns["user"] = pc.if_else(known, columns["user"], pa.scalar(None, pa.int64()))
-                rows = np.flatnonzero(wanted)
-                selected = {name: column.take(pa.array(rows)) for name, column in columns.items()}
+                for row in np.flatnonzero(~np.asarray(pc.is_in(kind, value_set=pa.array(_BEHAVIOURS)))).tolist():
+                    why = f"{kind[row].as_py()!r} is no kind of behaviour; kinds are {', '.join(_BEHAVIOURS)}"
+                    bad.add(path, line_of(row), why)
+                rows = np.flatnonzero(np.asarray(pc.is_in(kind, value_set=pa.array(list(behaviours)))))
+                taken = batch.take(pa.array(rows))
+                selected = {name: taken.column(name) for name in names if name != "kind"}
                 yield log.standardise(selected, path, line_of.take(rows))
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of(paths), bad, Times(unit="s"))
+    log.as_text = dict.fromkeys(("user", "item", "category"), False)
     return log
 
 
 def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
-    """MovieLens: ``ratings.csv`` and ``movies.csv``, or the same as ``.dat`` with ``::`` between.
+    """MovieLens: ``ratings.csv`` and ``movies.csv``, the same as ``.dat`` with ``::`` between, or ``u.data`` and
+    ``u.item`` of MovieLens 100K.
 
     Every rating is a behaviour; ``category`` is the first genre of the movie, unknown where none is listed.
     """
-    ratings = _pick(paths, "ratings.csv or ratings.dat", [p for p in paths if p.name.startswith("ratings.")])
-    movies = _pick(paths, "movies.csv or movies.dat", [p for p in paths if p.name.startswith("movies.")])
+    begin = "ratings.", "u.data"
+    ratings = _pick(paths, "ratings.csv, ratings.dat or u.data", [p for p in paths if p.name.lower().startswith(begin)])
+    begin = "movies.", "u.item"
+    movies = _pick(paths, "movies.csv, movies.dat or u.item", [p for p in paths if p.name.lower().startswith(begin)])
 
     def read() -> Iterator[pa.RecordBatch]:
         genre_of: dict[int, str | None] = {}
@@ -188,28 +239,43 @@ def movielens(paths: Sequence[Path], bad: BadLines) -> Log:
             genre_of.update(_genres(log, path))
         keys, values = pa.array(genre_of.keys(), pa.int64()), pa.array(genre_of.values(), pa.string())
         for path in ratings:
-            dat = ".dat" in path.name.lower()
-            # Read with ":" between, "::" is an empty column.
-            names = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"] if dat else None
+            delimiter, names = _ratings(path)
             wanted = ["userId", "movieId", "timestamp"]
-            for batch, line_of in csv_batches(log, path, wanted, ":" if dat else ",", names):
-                user, item, time = (as_number(batch.column(name), pl.Int64()) for name in wanted)
-                category = values.take(pc.index_in(item, value_set=keys, skip_nulls=True))
+            for batch, line_of in csv_batches(log, path, wanted, delimiter, names):
+                user, item, time = (batch.column(name) for name in wanted)
+                numbers = as_number(item, pl.Int64())
+                category = values.take(pc.index_in(numbers, value_set=keys, skip_nulls=True))
                 columns = {"user": user, "item": item, "timestamp": time, "category": category}
                 yield log.standardise(columns, path, line_of)
 
-    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*movies, *ratings]), bad)
+    log = Log.of(Roles(item_fields={"category": "category"}), read, size_of([*movies, *ratings]), bad, Times(unit="s"))
+    log.as_text = {"user": False, "item": False, "category": True}
     return log
 
 
+def _ratings(path: Path) -> tuple[str, list[str] | None]:
+    """What stands between the columns of a file of ratings, and their names where it has no header."""
+    name = path.name.lower()
+    if name.startswith("u.data"):
+        return "\t", ["userId", "movieId", "rating", "timestamp"]
+    if ".dat" in name:  # read with ":" between, "::" is an empty column
+        return ":", ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"]
+    return ",", None
+
+
 def _genres(log: Log, path: Path) -> Iterator[tuple[int, str | None]]:
-    if ".dat" in path.name.lower():  # titles have colons of their own
+    name = path.name.lower()
+    if ".dat" in name or name.startswith("u.item"):  # titles have colons of their own
+        between, columns = ("|", 5 + len(_GENRES)) if name.startswith("u.item") else ("::", 3)
         for line, number in _lines(log, path):
-            words = line.decode("latin-1").strip().split("::")
-            if len(words) != 3 or not words[0].isdecimal():
-                log.bad.add(path, number, "no movie")
-                continue
-            yield int(words[0]), _first_genre(words[2])
+            words = line.decode("latin-1").strip().split(between)
+            if len(words) != columns or not words[0].isdecimal():
+                log.bad.add(path, number, f"no movie: {_start(line)}")
+            elif columns == 3:
+                yield int(words[0]), _first_genre(words[2])
+            else:
+                genres = (genre for genre, flag in zip(_GENRES, words[5:], strict=True) if flag == "1")
+                yield int(words[0]), next((genre for genre in genres if genre != "unknown"), None)
         return
     for batch, line_of in csv_batches(log, path, ["movieId", "genres"]):
         numbers = as_number(batch.column("movieId"), pl.Int64()).to_pylist()

@@ -3,123 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-RESERVED = ("user", "item", "timestamp", "label")
-# The usual column names, which are tried in this order where the caller names no column.
-ALIASES = {
-    "user": ("user", "user_id", "userId", "uid"),
-    "item": ("item", "item_id", "itemId", "iid"),
-    "timestamp": ("timestamp", "time", "ts"),
-    "label": ("label", "click"),
-    "category": ("category", "category_id", "categoryId", "cate_id"),
-}
+from dien_kernels.data import _kinds
+from dien_kernels.data._arrow import Array
+from dien_kernels.data._kinds import Checked
+from dien_kernels.data._times import FORMS, Times, words
+from dien_kernels.data.columns import ALIASES, RESERVED, Columns, Roles
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column of a Parquet or CSV file plays which role; None: the first usual name that is there.
-
-    Attributes:
-        user, item, timestamp: column names; usual names are ``user``, ``user_id``, ... (``ALIASES``).
-        label: 0/1 column, read for labels "given" only.
-        item_fields: further item-side fields, names of columns or a mapping of field name to column. None:
-            ``category`` where a column of that kind is there.
-        user_fields: user-side fields of a row, likewise; None: none. They are categorical.
-        dense: float columns of a row, likewise. Missing values become 0.
-    """
-
-    user: str | None = None
-    item: str | None = None
-    timestamp: str | None = None
-    label: str | None = None
-    item_fields: Sequence[str] | Mapping[str, str] | None = None
-    user_fields: Sequence[str] | Mapping[str, str] = ()
-    dense: Sequence[str] | Mapping[str, str] = ()
-
-    @classmethod
-    def of(cls, given: Columns | Mapping[str, object] | None) -> Columns:
-        """Columns from a mapping, such as a part of a configuration file."""
-        if given is None or isinstance(given, Columns):
-            return given or cls()
-        known = [f.name for f in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise ValueError(f"columns must be given for {known}, got {name!r}")
-        return cls(**given)  # type: ignore[arg-type]
-
-    def resolve(self, names: Sequence[str], labelled: bool, where: str) -> Roles:
-        """The roles of the columns ``names`` of ``where``. Raises ``ValueError`` naming what is missing."""
-
-        def one(role: str, given: str | None) -> str:
-            if given is not None:
-                return given
-            for alias in ALIASES[role]:
-                if alias in names:
-                    return alias
-            raise ValueError(f"{where} has no {role} column (one of {ALIASES[role]}); it has {list(names)}")
-
-        roles = Roles(one("user", self.user), one("item", self.item), one("timestamp", self.timestamp))
-        if len({roles.user, roles.item, roles.timestamp}) < 3:
-            given = f"{roles.user!r}, {roles.item!r} and {roles.timestamp!r}"
-            raise ValueError(f"user, item and timestamp must be three columns of {where}, got {given}")
-        if labelled:
-            roles.label = one("label", self.label)
-        if self.item_fields is None:
-            found = [("category", alias) for alias in ALIASES["category"] if alias in names]
-            roles.item_fields = dict(found[:1])
-        else:
-            roles.item_fields = _named(self.item_fields)
-        roles.user_fields, roles.dense = _named(self.user_fields), _named(self.dense)
-        taken = list(RESERVED)
-        for name in (*roles.item_fields, *roles.user_fields, *roles.dense):
-            if name in taken:
-                raise ValueError(f"field {name!r} is named twice, or like one of {RESERVED}: map it to another name")
-            if not name or "/" in name or "\0" in name:
-                raise ValueError(f"field {name!r} must have a name that a file can have: map it to another name")
-            taken.append(name)
-        missing = [column for column in roles.standard().values() if column not in names]
-        if missing:
-            raise ValueError(f"{where} has no column {', '.join(map(repr, missing))}; it has {list(names)}")
-        for column in roles.standard().values():
-            if list(names).count(column) > 1:
-                raise ValueError(f"{where} has several columns {column!r}; it has {list(names)}")
-        return roles
-
-
-def _named(given: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(given, str):
-        raise ValueError(f"fields must be a list of columns or a mapping of names to columns, got {given!r}")
-    if isinstance(given, Mapping):
-        return dict(given)
-    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"fields must be a list of columns or a mapping of names to columns, got {given!r}")
-    return {name: name for name in given}
-
-
-@dataclass
-class Roles:
-    """Which column of a file plays which role: maps roles and field names to column names."""
-
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = "timestamp"
-    label: str | None = None
-    item_fields: dict[str, str] = field(default_factory=dict)
-    user_fields: dict[str, str] = field(default_factory=dict)
-    dense: dict[str, str] = field(default_factory=dict)
-
-    def standard(self) -> dict[str, str]:
-        """All roles and fields in one mapping of standard name to column name."""
-        base = {"user": self.user, "item": self.item, "timestamp": self.timestamp}
-        if self.label is not None:
-            base["label"] = self.label
-        return base | self.item_fields | self.user_fields | self.dense
+__all__ = ["ALIASES", "RESERVED", "BadLines", "Columns", "Log", "Roles", "Words"]
 
 
 class BadLines:
@@ -130,6 +28,11 @@ class BadLines:
             raise ValueError(f"max_bad_lines must be an integer and not be negative, got {limit!r}")
         self.limit, self.count = limit, 0
         self.first: list[str] = []
+
+    @property
+    def told(self) -> bool:
+        """Whether a further bad line is only counted: then nobody needs to find its line."""
+        return len(self.first) >= 10
 
     def add(self, path: Path | str, line: int, reason: str) -> None:
         """Count a line (from 1). Raises ``ValueError`` with the first ones when they exceed the limit."""
@@ -143,6 +46,13 @@ class BadLines:
             )
 
 
+class Words:
+    """The words for "missing": ``keys`` in users, items, times, labels and numbers, ``fields`` in fields."""
+
+    def __init__(self, missing: Sequence[str] | None = None) -> None:
+        self.keys, self.fields = _kinds.check_words(missing)
+
+
 @dataclass
 class Log:
     """A log that can be read once, from start to end.
@@ -151,10 +61,22 @@ class Log:
         item_fields, user_fields, dense: names of the columns beside user, item and timestamp.
         labelled: whether there is a column ``label`` (0 or 1).
         read: the stream: record batches with user, item (int64 or string), timestamp (int64 or float64),
-            label (int8), the fields (int64 or string, null where not known) and dense columns (float32), all
-            else not null.
-        total: amount of input, in bytes (rows for a table), for progress bars.
+            label (int8), the fields (int64 or string, null where not known; lists of them for ``several``), dense
+            columns and ``behaviour_dense`` (float32), ``sequence`` (int8, a place in ``sequences``), all else not
+            null.
+        total: amount of input, in bytes (rows for a table, 0 where nobody knows), for progress bars.
         advance: set by who shows progress; readers call it with the amount read since the last call.
+        missing_dense: how many values of dense columns were missing. They are 0, or NaN with ``keep_missing``;
+            those of ``behaviour_dense`` are NaN.
+        behaviour_fields, behaviour_dense: names of the columns of a behaviour itself.
+        several: the item fields that are lists.
+        sequences: the names of the sequences, the main one first; none: there is one sequence, without a column.
+        times: reads the times of all files alike.
+        words: what counts as missing in text.
+        as_text: of each column of ids, whether it is text in the whole log; a reader that knows all of its files sets
+            it, else the first batch decides.
+        known: of each field, rows that have a value.
+        rows, left_out: usable rows, and rows of no sequence.
     """
 
     item_fields: tuple[str, ...]
@@ -165,18 +87,71 @@ class Log:
     total: int
     bad: BadLines
     advance: Callable[[int], object] = lambda _: None
+    missing_dense: int = 0
+    keep_missing: bool = False
     behaviour_fields: tuple[str, ...] = ()
     behaviour_dense: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
     sequences: tuple[str, ...] = ()
-    time_unit: str = "number"
-    seen: dict[str, object] = field(default_factory=dict)
-    missing_dense: int = 0
+    times: Times = field(default_factory=Times)
+    words: Words = field(default_factory=Words)
+    as_text: dict[str, bool] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    left_out: int = 0
+    roles: Roles = field(default_factory=Roles)
 
     @classmethod
-    def of(cls, roles: Roles, read: Callable[[], Iterator[pa.RecordBatch]], total: int, bad: BadLines) -> Log:
+    def of(
+        cls,
+        roles: Roles,
+        read: Callable[[], Iterator[pa.RecordBatch]],
+        total: int,
+        bad: BadLines,
+        times: Times | None = None,
+        words: Words | None = None,
+    ) -> Log:
+        """A log of these roles; times and words are the usual ones where a format does not know better."""
         names = tuple(roles.item_fields), tuple(roles.user_fields), tuple(roles.dense)
-        return cls(*names, roles.label is not None, read, total, bad)
+        return cls(
+            *names,
+            roles.label is not None,
+            read,
+            total,
+            bad,
+            behaviour_fields=tuple(roles.behaviour_fields),
+            behaviour_dense=tuple(roles.behaviour_dense),
+            several=tuple(name for name in roles.item_fields if name in (*roles.several, *roles.delimiters)),
+            sequences=tuple(roles.sequences),
+            times=times or Times(),
+            words=words or Words(),
+            roles=roles,
+        )
+
+    @property
+    def time_unit(self) -> str:
+        """``"us"`` (calendar times) or ``"number"``; known once the log has been read."""
+        return self.times.unit or "number"
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What the reading has found, as plain data for a report.
+
+        ``rows``; ``times``: of each kind of time its files, rows, first file, lowest and highest; ``unknown``: of
+        each field the rows without a value; ``unknown_everywhere``: fields without a value in any row; ``left_out``:
+        rows of no sequence.
+        """
+        times = {kind: dict(entry) for kind, entry in self.times.seen.items()}
+        for kind, entry in times.items():
+            if kind != "numbers":
+                entry["low"], entry["high"] = words(entry["low"]), words(entry["high"])
+        return {
+            "rows": self.rows,
+            "times": times,
+            "unknown": {name: self.rows - known for name, known in self.known.items()},
+            "unknown_everywhere": [name for name, known in self.known.items() if self.rows and not known],
+            "left_out": self.left_out,
+        }
 
     def standardise(
         self, columns: Mapping[str, pa.Array], path: Path | str, line_of: Callable[[int], int]
@@ -184,9 +159,8 @@ class Log:
         """A record batch from columns by standard name; rows that cannot be used are counted and dropped.
 
         Args:
-            columns: Arrow arrays of one length by the names in the log's ``Roles``, with null where a value is
-                missing: user, item and fields are int64 or string; timestamp is integers, floats or Arrow times;
-                label (only of a log that has labels) and dense columns are numbers.
+            columns: Arrow arrays of one length by the names in the log's ``Roles``, of any type that ``_kinds.py`` and
+                ``_times.py`` take: text, numbers, dictionaries, times, with null where a value is missing.
             path: the file, for messages.
             line_of: gives the line (or row, from 1) in the file of a row of the columns.
 
@@ -195,27 +169,101 @@ class Log:
                 many lines are bad.
         """
         self._check_columns(columns, path)
-        columns = dict(columns)
-        columns["timestamp"] = _timestamps(columns["timestamp"], path)
-        reasons = {name: columns[name].is_null() for name in ("user", "item", "timestamp")}
-        if self.labelled:
-            columns["label"], reasons["label"] = _labels(columns["label"], path)
-        for name in self.dense:
-            columns[name] = self._dense(name, columns[name], path)
+        if self.sequences:
+            columns, line_of = self._of_a_sequence(columns, line_of)
+        checked = {name: self._checked(name, column, path, line_of) for name, column in columns.items()}
         wrong = np.zeros(len(columns["user"]), bool)
-        for mask in reasons.values():
-            wrong |= np.asarray(mask)
-        batch = pa.record_batch(list(columns.values()), names=list(columns))
-        if not wrong.any():
-            return batch
-        for row in np.flatnonzero(wrong).tolist():
-            name = next(name for name, mask in reasons.items() if mask[row].as_py())
-            self.bad.add(path, line_of(row), f"no valid {name}")
-        return batch.filter(pa.array(~wrong))
+        for role in RESERVED:
+            if role in checked and checked[role].values.null_count:
+                wrong |= np.asarray(checked[role].values.is_null())
+        for found in checked.values():
+            if found.wrong is not None:
+                wrong |= found.wrong
+        batch = pa.record_batch([found.values for found in checked.values()], names=list(checked))
+        if wrong.any():
+            for place in np.flatnonzero(wrong).tolist():
+                self._tell(place, checked, columns, path, line_of)
+            batch = batch.filter(pa.array(~wrong))
+        self.rows += batch.num_rows
+        for name in (*self.item_fields, *self.user_fields, *self.behaviour_fields):
+            column = batch.column(name)
+            self.known[name] = self.known.get(name, 0) + len(column) - column.null_count
+        return self._dense(batch)
+
+    def _checked(self, name: str, column: pa.Array, path: Path | str, line_of: Callable[[int], int]) -> Checked:
+        keys, fields = self.words.keys, self.words.fields
+        try:
+            if name == "timestamp":
+                return self.times.read(column, path, line_of)
+            if name == "label":
+                return _kinds.labels(column, keys)
+            if name == "sequence":
+                return Checked(column)
+            if name in self.dense or name in self.behaviour_dense:
+                return _kinds.numbers(column, keys)
+            if name in self.several:
+                delimiter = self.roles.delimiters.get(name)
+                as_text = self.as_text.setdefault(name, _kinds.ids_are_text([column.type]))
+                return _kinds.lists(column, as_text, fields, delimiter)
+            as_text = self.as_text.setdefault(name, _kinds.ids_are_text([column.type]))
+            return _kinds.ids(column, as_text, keys if name in ("user", "item") else fields)
+        except TypeError as error:
+            raise ValueError(f"{path}: column {name!r} must hold {error}") from None
+
+    def _of_a_sequence(
+        self, columns: Mapping[str, pa.Array], line_of: Callable[[int], int]
+    ) -> tuple[dict[str, pa.Array], Callable[[int], int]]:
+        """The rows that belong to a sequence, with its place in ``sequences`` in the column ``sequence``."""
+        place = {value: at for at, values in enumerate(self.roles.sequences.values()) for value in values}
+        given = _kinds.ids(columns["sequence"], True, self.words.fields).values
+        found = pc.index_in(given, value_set=pa.array(list(place)), skip_nulls=True)
+        columns = {**columns, "sequence": pa.array(list(place.values()), pa.int8()).take(found)}
+        rows = np.flatnonzero(np.asarray(found.is_valid()))
+        self.left_out += len(given) - len(rows)
+        if len(rows) == len(given):
+            return columns, line_of
+        taken = pa.array(rows)
+        return {name: _kinds.plain(column).take(taken) for name, column in columns.items()}, lambda row: line_of(
+            int(rows[row])
+        )
+
+    def _tell(
+        self,
+        row: int,
+        checked: Mapping[str, Checked],
+        given: Mapping[str, pa.Array],
+        path: Path | str,
+        line_of: Callable[[int], int],
+    ) -> None:
+        """Count a row that cannot be used, and say which value is the reason."""
+        if self.bad.told:
+            self.bad.add(path, 0, "")
+            return
+        for name, found in checked.items():
+            if found.wrong is not None and found.wrong[row]:
+                reason = f"{self._named(name)} {_short(given[name][row])} {self._accepted(name)}"
+                self.bad.add(path, line_of(row), reason)
+                return
+        missing = next(name for name, found in checked.items() if not found.values[row].is_valid)
+        self.bad.add(path, line_of(row), f"{self._named(missing)} is missing")
+
+    def _named(self, name: str) -> str:
+        """A role or field in messages, with its column where that has another name."""
+        column = self.roles.standard().get(name, name)
+        return name if column == name else f"{name} (column {column!r})"
+
+    def _accepted(self, name: str) -> str:
+        if name == "timestamp":
+            return f"is no time; {FORMS}"
+        if name == "label":
+            return f"is no label; {_kinds.ACCEPTED['label']}"
+        if name in self.dense or name in self.behaviour_dense:
+            return f"is no number; {_kinds.ACCEPTED['number']}"
+        return f"is no id; {_kinds.ACCEPTED['id']}"
 
     def _check_columns(self, columns: Mapping[str, pa.Array], path: Path | str) -> None:
-        wanted = ["user", "item", "timestamp", *["label"] * self.labelled]
-        wanted += [*self.item_fields, *self.user_fields, *self.dense]
+        wanted = ["user", "item", "timestamp", *["label"] * self.labelled, *["sequence"] * bool(self.sequences)]
+        wanted += [*self.item_fields, *self.user_fields, *self.dense, *self.behaviour_fields, *self.behaviour_dense]
         if columns.keys() != set(wanted):
             raise ValueError(f"{path}: the reader gives the columns {list(columns)}, but its Roles name {wanted}")
         for name, column in columns.items():
@@ -224,39 +272,26 @@ class Log:
                     f"{path}: column {name!r} must be an Arrow array (pa.array), got {type(column).__name__}"
                 )
 
-    def _dense(self, name: str, column: pa.Array, path: Path | str) -> pa.Array:
-        try:
-            # Unsafe: integers above 2^24 lose digits in float32, as they will in the model.
-            values = np.array(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise ValueError(f"{path}: dense column {name!r} must hold numbers, got {column.type}") from None
-        missing = ~np.isfinite(values)
-        self.missing_dense += int(missing.sum())
-        values[missing] = np.nan
-        return pa.array(values)
+    def _dense(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Count the missing values of the dense columns, and replace them unless they are to be kept."""
+        for name in self.dense:
+            values: Array = batch.column(name).to_numpy(zero_copy_only=False)
+            missing = np.isnan(values)
+            count = int(missing.sum())
+            self.missing_dense += count
+            if count and not self.keep_missing:
+                filled = pa.array(np.where(missing, np.float32(0), values))
+                batch = batch.set_column(batch.schema.get_field_index(name), name, filled)
+        return batch
 
 
-def _timestamps(column: pa.Array, path: Path | str) -> pa.Array:
-    """Times as int64 (dates and times in microseconds) or float64; NaN becomes null."""
-    dtype = column.type
-    if pa.types.is_integer(dtype):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: the timestamp column must hold numbers below 2^63: {error}") from error
-    if pa.types.is_floating(dtype):
-        column = column.cast(pa.float64())
-        return pc.if_else(pc.is_finite(column), column, pa.scalar(None, pa.float64()))
-    if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
-        return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    raise ValueError(f"{path}: the timestamp column must hold numbers or times, got {dtype}")
-
-
-def _labels(column: pa.Array, path: Path | str) -> tuple[pa.Array, pa.Array]:
-    """Labels as int8, and which of them are not 0 or 1."""
+def _short(value: pa.Scalar) -> str:
+    """A value of a file in messages."""
     try:
-        numbers = column.cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path}: the label column must hold 0 and 1, got {column.type}: {error}") from error
-    valid = pc.fill_null(pc.is_in(numbers, value_set=pa.array([0.0, 1.0])), False)
-    return pc.if_else(valid, numbers, 0.0).cast(pa.int8()), pc.invert(valid)
+        found = value.as_py()
+    except UnicodeDecodeError:
+        found = value.cast(pa.binary()).as_py()
+    except (OverflowError, ValueError):  # a time that Python's calendar does not reach
+        found = value.cast(pa.int64()).as_py()
+    text = repr(found) if isinstance(found, (str, bytes, list)) else str(found)
+    return text if len(text) <= 80 else f"{text[:80]}..."

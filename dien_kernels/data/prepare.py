@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import digest
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
@@ -77,6 +78,9 @@ def prepare(
     columns: Columns | Mapping[str, object] | None = None,
     delimiter: str | None = None,
     behaviours: Sequence[str] | None = None,
+    time_format: str | None = None,
+    time_unit: str | None = None,
+    missing: Sequence[str] | None = None,
     labels: str = "next",
     targets: str = "last",
     split: str = "user",
@@ -99,7 +103,8 @@ def prepare(
     value.
 
     Args:
-        sources, format, columns, delimiter, behaviours, max_bad_lines: as in ``open_log``.
+        sources, format, columns, delimiter, behaviours, time_format, time_unit, missing, max_bad_lines: as in
+            ``open_log``.
         out: the folder to write: absent, empty, or left behind by a prepare that was interrupted.
         labels: ``"next"``: predict a user's next behaviour against sampled negatives; ``"given"``: the rows
             are impressions with a label 0 or 1, histories are the clicks strictly before them.
@@ -142,6 +147,9 @@ def prepare(
         chunk_rows=chunk_rows,
         delimiter=delimiter,
         behaviours=behaviours,
+        time_format=time_format,
+        time_unit=time_unit,
+        missing=missing,
     )
     fields = ("item", *log.item_fields, *log.user_fields, *log.behaviour_fields)
     try:
@@ -152,7 +160,8 @@ def prepare(
     options = Options(
         labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, duplicates, seed
     )
-    out = Path(out)
+    out = user_path(out)
+    log.keep_missing = True
     with locked(out), filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
         where = ", ".join(map(str, _paths(sources))) or "the table"
         _write(log, folder, options, where, chunk_rows, shard_rows, progress)

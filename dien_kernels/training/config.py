@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from dien_kernels._options import check_fields, from_mapping, plain, unknown_name
+from dien_kernels._options import check_fields, from_mapping, plain, unknown_name, user_path
 from dien_kernels.ops._dispatch import BackendName
 from dien_kernels.training.metrics import HIGHER_IS_BETTER
 from dien_kernels.training.optimizer import check_optimizer
@@ -44,6 +44,12 @@ class _Section:
 
     def _check(self) -> None:
         """Raise ``ValueError`` for what types and ``AT_LEAST`` do not tell."""
+
+    def _expand(self, key: str) -> None:
+        """Let the path ``key`` begin in the home folder where it begins with ``~``."""
+        value = getattr(self, key)
+        if value is not None and value.startswith("~"):
+            object.__setattr__(self, key, str(user_path(value)))  # the section is frozen for everybody else
 
     def _above_zero(self, *keys: str) -> None:
         for key in keys:
@@ -89,6 +95,9 @@ class DataConfig(_Section):
     bucket: bool = True
     workers: int = 0
     history: bool = True
+
+    def _check(self) -> None:
+        self._expand("path")
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,9 @@ class OutputConfig(_Section):
     report: bool = True
     progress: bool = True
 
+    def _check(self) -> None:
+        self._expand("folder")
+
 
 # What keys were called in the first version.
 RENAMED = {
@@ -319,13 +331,14 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
     Raises ``FileNotFoundError`` without the file and ``ValueError`` for what is wrong in it, naming the file.
     """
+    path = None if path is None else user_path(path)
     return (Config() if path is None else from_file(path, read(path))).override(overrides)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """What a YAML file of sections holds, unchecked. Raises ``ValueError`` naming a file that is none."""
     try:
-        given = _from_yaml(Path(path).read_text()) or {}
+        given = _from_yaml(user_path(path).read_text()) or {}
     except (_yaml().YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dien_kernels._options import user_path
 from dien_kernels.data import Loader, Prepared
 from dien_kernels.ops import use_backend
 from dien_kernels.training import checkpoint, setup
@@ -90,7 +91,7 @@ def open_run(
     Raises ``FileNotFoundError`` where there is no run, ``CheckpointError`` for a missing or damaged best
     checkpoint and ``ValueError`` where the data's fingerprint is not that of the training data.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG}")
     config = load_saved(folder / CONFIG).with_("output", folder=str(folder)).override(overrides or [])

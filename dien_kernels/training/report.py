@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dien_kernels._options import user_path
 from dien_kernels.batch import Batch
 from dien_kernels.data import Prepared
 from dien_kernels.ops import use_backend
@@ -38,7 +39,7 @@ def write_report(folder: str | Path, *, prepared: Prepared | None = None, steps:
     ``prepared`` is the data where it is already open. Raises as ``open_run`` does, and ``FileNotFoundError`` if the
     run is not finished.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / RESULT).exists():
         raise FileNotFoundError(f"{folder} is not a finished run: there is no {RESULT}")
     result = json.loads((folder / RESULT).read_text())

@@ -280,5 +280,23 @@ def test_logs_without_usable_rows(tmp_path: Path) -> None:
     one = TINY.set_column(1, "item", pa.array(["x"] * 7))
     with pytest.raises(ValueError, match="2 of 3 users have two behaviours or more and 2 users have had every item"):
         made(one, tmp_path / "p")
+    huge = TINY.set_column(1, "item", pa.array([2**64 - 1] * 7, pa.uint64()))
+    with pytest.raises(ValueError, match=r"item 18446744073709551615 is no id; an id is a whole number below 2\^63"):
+        made(huge, tmp_path / "p")
     with pytest.raises(ValueError, match="no row has the label 1"):
         made(TINY.append_column("label", pa.array([0] * 7)), tmp_path / "p", labels="given")
+    plain = TINY.select(["user", "item"])
+    for number, time in enumerate([[1] * 7, [1.5] * 7]):
+        pq.write_table(plain.append_column("timestamp", pa.array(time)), tmp_path / f"{number}.parquet")
+    with pytest.raises(ValueError, match="timestamp 1.5 has a fraction, and the numbers before it have none"):
+        prepare(tmp_path, tmp_path / "p", progress=False)
+    with pytest.raises(
+        ValueError, match="no usable row in the table; bad lines: 7, the first: table:1: item 0.5 is no id"
+    ):
+        made(TINY.set_column(1, "item", pa.array([0.5] * 7)), tmp_path / "p")
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    bytes_of = pa.array([b"caf\xe9"] * 7).view(pa.string())
+    with pytest.raises(ValueError, match=r"item b'caf\\xe9' is no id; an id is .* text in UTF-8"):
+        made(TINY.set_column(1, "item", bytes_of), tmp_path / "p")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dien_kernels import cli
-from dien_kernels.data import FORMATS, Prepared
+from dien_kernels.data import FORMATS, Prepared, synthetic
 from dien_kernels.training import load, open_run
 
 TINY = [
@@ -199,6 +199,51 @@ def test_a_config_may_lie_in_a_folder_with_an_equals_sign(
     Path(name).write_text("training: {epoch: 3}")
     assert cli.main(["train", name, "optimizer.lr=1e-2"]) == 2
     assert f"{name}: unknown key training.epoch" in capsys.readouterr().err
+
+
+def test_paths_of_the_command_line_may_begin_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind a "=" no shell expands them, nor in quotes."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    pq.write_table(synthetic(users=60, items=40, categories=4, events=600, seed=1), home / "log.parquet")
+    quick = ["training.epochs=1", "training.threads=1", "output.report=false", "output.tensorboard=false", "--quiet"]
+    assert cli.main(["prepare", "~/log.parquet", "--out=~/prepared"]) == 0
+    assert cli.main(["train", "--data=~/prepared", "--out=~/run", *quick]) == 0
+    assert cli.main(["evaluate", "~/run"]) == 0
+    requests = pa.table({"history": [[0, 1]], "candidates": [[2, 3]]})
+    pq.write_table(requests, home / "requests.parquet")
+    assert cli.main(["score", "~/run", "~/requests.parquet", "~/scores.parquet"]) == 0
+    assert list(here.iterdir()) == []
+    assert {path.name for path in home.iterdir()} > {"prepared", "run", "scores.parquet"}
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "~nobodyhere/run"])
+    assert "~nobodyhere/run: " in capsys.readouterr().err
+
+
+def test_options_of_logs_on_the_command_line(tmp_path: Path) -> None:
+    rows = "".join(f"{row // 6},{row % 7},{1 + row % 28:02d}.01.2023,a|b,pv\n" for row in range(120))
+    (tmp_path / "log.csv").write_text("user,item,time,tags,action\n" + rows)
+    common = [str(tmp_path / "log.csv"), "--time-format", "%d.%m.%Y", "--missing", "-"]
+    assert cli.main(["prepare", *common, "--out", str(tmp_path / "p")]) == 0
+    words = ["prepare", *common, "--out", "p", "--item-fields", "tags", "--delimiters", "tags=|"]
+    words += ["--sequence", "action", "--sequences", "clicks=pv", "bought=buy,cart"]
+    words += ["--behaviour-fields", "action", "--behaviour-dense", "dwell"]
+    given = cli._given_log_options(cli._parser().parse_args(words))
+    assert given["columns"] == {
+        "item_fields": ["tags"],
+        "delimiters": {"tags": "|"},
+        "sequence": "action",
+        "sequences": {"clicks": ["pv"], "bought": ["buy", "cart"]},
+        "behaviour_fields": ["action"],
+        "behaviour_dense": ["dwell"],
+    }
+    assert (given["time_format"], given["missing"]) == ("%d.%m.%Y", ["-"])
+    assert cli.main(["prepare", *common, "--out", "p", "--delimiters", "tags"]) == 2
 
 
 def test_argparse_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,3 +154,17 @@ def test_differences_name_what_may_not_change() -> None:
         "model.options.head.units was None, is [1]",
         "optimizer.lr was 0.001, is 1.0",
     ]
+
+
+@pytest.mark.parametrize("key", ["data.path", "output.folder"])
+def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """In a file, in an override, in Python: where no shell has seen it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, name = key.split(".")
+    (tmp_path / "run.yaml").write_text(f"{section}: {{{name}: ~/runs/a}}")
+    changed = Config().with_(section, **{name: "~/runs/a"})
+    for config in (load("~/run.yaml"), load(None, [f"{key}=~/runs/a"]), changed):
+        assert getattr(getattr(config, section), name) == str(tmp_path / "runs" / "a")
+    assert getattr(getattr(load(None, [f"{key}=./~"]), section), name) == "./~"
+    with pytest.raises(ValueError, match="~nobodyhere/a: "):
+        load(None, [f"{key}=~nobodyhere/a"])
