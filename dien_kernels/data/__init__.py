@@ -9,7 +9,7 @@ from dien_kernels.data.loader import Loader
 from dien_kernels.data.log import Columns
 from dien_kernels.data.negatives import Negatives
 from dien_kernels.data.prepare import prepare
-from dien_kernels.data.prepared import Prepared, Split
+from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import FORMATS, guess, open_log
 from dien_kernels.data.synthetic import synthetic
 from dien_kernels.data.vocabulary import Vocabulary
@@ -20,7 +20,6 @@ __all__ = [
     "Loader",
     "Negatives",
     "Prepared",
-    "Split",
     "Vocabulary",
     "guess",
     "open_log",

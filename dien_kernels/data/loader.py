@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dien_kernels.batch import Batch
+from dien_kernels.batch import Batch, Schema
 from dien_kernels.data._arrow import Array
-from dien_kernels.data.negatives import stream
+from dien_kernels.data._plan import ORDER, Cut, EpochPlan, order_of
+from dien_kernels.data._rows import Drawn, Rows
+from dien_kernels.data.folder import SPLITS
+from dien_kernels.data.negatives import Negatives, Owned, stream
 from dien_kernels.data.prepared import Prepared
 
-_WINDOW = 64  # so many batches' worth of samples are sorted by length together
-# The purposes of streams of random numbers.
-_ORDER, _TARGETS, _AUXILIARY = range(3)
+EXCLUDE = ("own", "history", "none")
+REPEATS = ("keep", "drop")
+_KEPT = 2  # units
 
 
 class Loader:
     """Batches of one split.
 
     With next-behaviour labels a sample is 1 + K rows that share a history: the positive, then its K
-    negatives. Training draws its negatives afresh in each epoch; valid and test have those that ``prepare``
-    fixed. With given labels a sample is one row. No history is longer than ``max_length``: the newest
+    negatives. Training draws its negatives afresh in each epoch; valid and test have fixed ones, which depend on the
+    folder alone. With given labels a sample is one row. No history is longer than ``max_length``: the newest
     behaviours are kept.
+
+    A unit (a row group of the folder) is read at a time, and two are held: memory does not grow with the log. For
+    training, the units come in an order that is drawn for each epoch, and the samples of a unit are shuffled.
 
     Args:
         prepared: the folder.
         split: ``"train"``, ``"valid"`` or ``"test"``.
-        batch_size: rows in a batch, at most (the last one of an epoch may be smaller): samples * (1 + K).
-        max_length: behaviours of a history, at most; None: all.
+        batch_size: rows in a batch, at most (the last one of a unit may be smaller): samples * (1 + K).
+        max_length: behaviours of a history, at most; None: all. It is that of further sequences, too.
         negatives: K of training with next-behaviour labels.
         auxiliary_negatives: negatives beside each behaviour, for the auxiliary loss; training only, 0 for
             none.
+        exclude: what negatives of training never are: ``"own"``, items that the user has anywhere in the log;
+            ``"history"``, items of this sample's whole history, nor its target: it may be one that the user gets
+            later; ``"none"``: anything may be drawn.
+        repeats: ``"keep"``, or ``"drop"``: leave out samples whose target the history has already. All units are
+            read once for that when the loader is made.
+        time_gap: whether ``"time_gap"`` is appended to the numbers of the behaviours (``schema.behaviour_dense``):
+            log(1 + seconds since the user's previous behaviour), 0 for the first one of a user.
         shuffle: whether the order changes from epoch to epoch; None: in training only.
         seed: with the epoch and the number of the batch, all that random choices depend on.
         workers: processes that make batches; 0: the caller's. They change nothing but speed.
+        start_method: of the workers: ``"fork"``, ``"spawn"``, ``"forkserver"``, or None for that of the platform.
         bucket: whether histories of similar length come into one batch: shuffled samples are sorted by length
-            in windows of 64 batches, and the batches shuffled again; without shuffling all are sorted.
+            in windows of 64 batches, and the batches shuffled again; without shuffling those of a unit are sorted.
         share_histories: False: every row has a history of its own (``history_of`` is None); the same rows
             otherwise.
         pin_memory: whether batches are in page-locked memory, for copies to a GPU.
+        rank, world: this process's number, and how many there are. Batches are dealt out in groups of ``world``
+            neighbours, which have similar lengths. All ranks have equally many. A rank may get a batch without rows at
+            the end of a unit that has fewer samples left than there are ranks.
+
+    Attributes:
+        schema: that of the batches: the folder's, and ``"time_gap"``.
 
     ``epoch`` and ``batch`` give what ``Batch`` describes; ``group`` is the user's number. Raises
     ``ValueError`` naming a bad option.
@@ -64,35 +87,50 @@ class Loader:
         max_length: int | None = 100,
         negatives: int = 1,
         auxiliary_negatives: int = 1,
+        exclude: str = "own",
+        repeats: str = "keep",
+        time_gap: bool = False,
         shuffle: bool | None = None,
         seed: int = 0,
         workers: int = 0,
+        start_method: str | None = None,
         bucket: bool = True,
         share_histories: bool = True,
         pin_memory: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        samples = prepared.split(split)
         for name, number, least in (
             ("batch_size", batch_size, 1),
-            ("max_length", max_length, 1),
+            ("max_length", 1 if max_length is None else max_length, 1),
             ("negatives", negatives, 0),
             ("auxiliary_negatives", auxiliary_negatives, 0),
             ("seed", seed, 0),
             ("workers", workers, 0),
+            ("rank", rank, 0),
+            ("world", world, 1),
         ):
-            if name == "max_length" and number is None:
-                continue
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+        if rank >= world:
+            raise ValueError(f"rank must lie between 0 and {world - 1}, below world={world}, got {rank}")
+        methods = (None, *torch.multiprocessing.get_all_start_methods())
+        for name, value, allowed in (
+            ("split", split, SPLITS),
+            ("exclude", exclude, EXCLUDE),
+            ("repeats", repeats, REPEATS),
+            ("start_method", start_method, methods),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
         self.prepared, self.split = prepared, split
         self.training = split == "train"
-        self.max_length, self.seed, self.workers = max_length, seed, workers
+        self.max_length, self.seed, self.workers, self.start_method = max_length, seed, workers, start_method
+        self.exclude, self.repeats, self.time_gap = exclude, repeats, bool(time_gap)
         self.shuffle = self.training if shuffle is None else shuffle
         self.bucket, self.share_histories, self.pin_memory = bucket, share_histories, pin_memory
-        if prepared.labels == "given":
-            self.negatives = 0
-        else:
-            self.negatives = negatives if samples.negatives is None else samples.negatives.shape[1]
+        self.rank, self.world = rank, world
+        self.negatives = _negatives(prepared, split, negatives)
         self.auxiliary_negatives = auxiliary_negatives if self.training else 0
         self.batch_samples = batch_size // (1 + self.negatives)
         if self.batch_samples < 1:
@@ -100,149 +138,198 @@ class Loader:
                 f"batch_size counts rows and must be at least {1 + self.negatives}, a positive with its "
                 f"{self.negatives} negatives; got {batch_size}"
             )
-        self._sampler = prepared.negatives()
-        self._samples = samples
-        self._lengths = (samples.end - prepared.offsets[samples.user]).astype(np.int32)
-        if max_length is not None:
-            np.minimum(self._lengths, max_length, out=self._lengths)
-        self._planned: tuple[int, Array, Array] | None = None
+        self.schema: Schema = prepared.schema
+        if self.time_gap:
+            if "time_gap" in self.schema.behaviour_dense:
+                raise ValueError("time_gap must be False where the log has a number time_gap of its own, got True")
+            self.schema = replace(self.schema, behaviour_dense=(*self.schema.behaviour_dense, "time_gap"))
+        self._cut = Cut(self.batch_samples, world)
+        self._kept: OrderedDict[int, _Held] = OrderedDict()
+        self._plan: tuple[int | None, EpochPlan] | None = None
+        self._next = (0, 0)
+        self._samples = np.array([unit.samples[split] for unit in prepared.units], np.int64)
+        if repeats == "drop":
+            self._samples = np.array([self._count(number) for number in range(self._samples.size)], np.int64)
+
+    def _count(self, number: int) -> int:
+        """The samples of a unit that are no repetitions."""
+        if not self._samples[number]:
+            return 0
+        unit = self.prepared.read_unit(number, times=False)
+        return int((~unit.repeated(unit.samples(self.split))).sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets: the path of the folder and the options, but nothing that was read."""
+        state = self.__dict__ | {"_kept": OrderedDict(), "_plan": None}
+        state.pop("_sampler", None)
+        if self.repeats == "keep":
+            state["_samples"] = None  # the folder says it
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._samples is None:
+            self._samples = np.array([unit.samples[self.split] for unit in self.prepared.units], np.int64)
 
     def __len__(self) -> int:
-        """The number of batches of an epoch."""
-        return -(-self._samples.user.size // self.batch_samples)
+        """The number of batches of an epoch, for this rank."""
+        return int(self._cut.groups(self._samples).sum())
 
     def steps(self, epoch: int) -> int:
-        """The number of batches of an epoch: the same for all."""
+        """The number of batches of an epoch: the same for all epochs and ranks."""
         return len(self)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number ``start`` on, in order."""
+        """The batches of an epoch from number ``start`` on, in order.
+
+        Raises ``ValueError`` naming a file that is lost or damaged, when its turn comes.
+        """
         if not 0 <= start <= len(self):
             raise ValueError(f"start must lie between 0 and {len(self)}, got {start}")
-        self._plan(epoch)  # before the workers start, so that forked ones inherit the plan
+        return self._epoch(epoch, start)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        self._next = (epoch, start)
+        if self.workers and len(self) > start and self._draws:
+            _ = self._sampler  # before the workers start, so that forked ones inherit it
         batches = DataLoader(
             _Batches(self, epoch),
             batch_size=None,
             sampler=range(start, len(self)),
             num_workers=self.workers,
             pin_memory=self.pin_memory,
+            multiprocessing_context=self.start_method if self.workers else None,
         )
-        return iter(batches)
+        for number, batch in enumerate(batches, start=start + 1):
+            if isinstance(batch, ValueError):
+                raise batch
+            self._next = (epoch, number)
+            yield batch
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that decides which batches there are, beside epoch and index: plain data. ``workers`` is not of it."""
+        names = (
+            "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats", "time_gap",
+            "shuffle", "seed", "bucket", "share_histories", "rank", "world",
+        )  # fmt: skip
+        return {"fingerprint": self.prepared.fingerprint} | {name: getattr(self, name) for name in names}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the latest iteration stands: ``epoch`` and ``index`` of the batch that comes next, and ``options``."""
+        return {"epoch": self._next[0], "index": self._next[1], "options": self.options}
+
+    def resume(self, state: Mapping[str, Any]) -> Iterator[Batch]:
+        """The batches of the epoch from where ``state`` stands on.
+
+        Raises ``ValueError`` naming an option that was another one.
+        """
+        options = self.options
+        for name, value in state["options"].items():
+            if name not in options or options[name] != value:
+                raise ValueError(f"{name} must be {value!r}, as it was in the state, got {options.get(name)!r}")
+        return self.epoch(state["epoch"], start=state["index"])
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of an epoch: a function of the folder, the options and these two numbers."""
         if not 0 <= index < len(self):
             raise ValueError(f"index must lie between 0 and {len(self) - 1}, got {index}")
-        order, batches = self._plan(epoch)
-        first = int(batches[index]) * self.batch_samples
-        number = order[first : first + self.batch_samples]
-        samples, rows_per_sample = self._samples, 1 + self.negatives
-        user, end, length = (
-            samples.user[number].astype(np.int64),
-            samples.end[number],
-            self._lengths[number].astype(np.int64),
+        number, place = self._plan_of(epoch).find(index)
+        held = self._hold(number)
+        order, groups = held.order(self, epoch if self.shuffle else None)
+        cut = int(groups[place]) * self.world + self.rank
+        first, end = self._cut.batch(order.size, cut)
+        drawn = Drawn(self.seed, epoch, (number << 32) | cut)
+        return held.rows.batch(order[first:end], drawn)
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        """The order of the units of an epoch. The last epoch's plan is kept."""
+        key = epoch if self.shuffle else None
+        if self._plan is None or self._plan[0] != key:
+            self._plan = (key, EpochPlan(self._samples, self._cut, self.seed, key))
+        return self._plan[1]
+
+    def _hold(self, number: int) -> _Held:
+        """Unit ``number`` and what is made of it; the last two are kept."""
+        if number not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            self._kept[number] = _Held(self, number)
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+    @property
+    def _draws(self) -> bool:
+        """Whether any negative is drawn."""
+        return bool(self.negatives or self.auxiliary_negatives)
+
+    @cached_property
+    def _sampler(self) -> Negatives:
+        return self.prepared.negatives()
+
+
+class _Held:
+    """A unit, its samples of the loader's split, and their order in the last epoch that was asked for."""
+
+    def __init__(self, loader: Loader, number: int) -> None:
+        prepared = loader.prepared
+        unit = prepared.read_unit(number, times=loader.time_gap or bool(prepared.schema.sequences))
+        samples = unit.samples(loader.split)
+        owned = Owned(unit.offsets, unit.item, next(iter(prepared.schema.items.values())))
+        fixed = None
+        if not loader.training and loader.negatives:
+            # Keyed by the folder's seed, unit and split: whatever the loader's options, the rows are the same.
+            users = np.repeat(samples.user.astype(np.int64), loader.negatives)
+            generator = stream(prepared.meta["options"]["seed"], 0, number, SPLITS.index(loader.split))
+            fixed = loader._sampler.draw(users, owned, generator).astype(np.int32).reshape(-1, loader.negatives)
+        if loader.repeats == "drop":
+            kept = np.flatnonzero(~unit.repeated(samples))
+            samples = type(samples)(*(column[kept] for column in samples))
+            fixed = None if fixed is None else fixed[kept]
+        self.number = number
+        self.rows = Rows(
+            unit,
+            samples,
+            fixed,
+            owned,
+            loader._sampler if loader._draws else None,
+            item_fields=prepared.item_fields,
+            max_length=loader.max_length,
+            negatives=loader.negatives,
+            auxiliary_negatives=loader.auxiliary_negatives,
+            exclude=loader.exclude,
+            share=loader.share_histories,
+            time_gap=1e-6 if prepared.meta["time_unit"] == "us" else 1.0,
+            with_time_gap=loader.time_gap,
+            keep_missing=frozenset(prepared.meta["dense"]),
         )
+        self._order: tuple[int | None, Array, Array] | None = None
 
-        # The histories of the batch, and which of them each sample reads.
-        history_index = np.arange(number.size)
-        history_user = user
-        if self.prepared.labels == "given" and self.share_histories:
-            # All impressions of a user between two clicks have the same history.
-            key = user * (self.prepared.behaviours.size + 1) + end
-            _, first_row, history_index = np.unique(key, return_index=True, return_inverse=True)
-            history_user, end, length = user[first_row], end[first_row], length[first_row]
-        offsets = np.concatenate([[0], np.cumsum(length)])
-        steps = np.arange(offsets[-1]) + np.repeat(end - length - offsets[:-1], length)
-        history = self.prepared.behaviours[steps].astype(np.int64)
-        auxiliary = self._draw_auxiliary(np.repeat(history_user, length), epoch, index)
-
-        # The rows: each sample is a positive and its negatives, which share a history.
-        target, label = self._targets(number, user, epoch, index)
-        history_index = np.repeat(history_index, rows_per_sample)
-        rows_total = int(length[history_index].sum())
-        history_of: Array | None = history_index
-        if not self.share_histories:
-            length = length[history_index]
-            copied = np.concatenate([[0], np.cumsum(length)])
-            steps = np.arange(copied[-1]) + np.repeat(offsets[history_index] - copied[:-1], length)
-            history, auxiliary, offsets, history_of = history[steps], auxiliary[steps], copied, None
-        elif rows_per_sample == 1 and history_index.size == length.size and self.prepared.labels == "next":
-            history_of = None
-        dense = [samples.dense[name][number] for name in self.prepared.schema.dense]
-        return Batch(
-            history=self._fields(history),
-            offsets=torch.from_numpy(offsets),
-            target=self._fields(target),
-            label=torch.from_numpy(label),
-            history_of=None if history_of is None else torch.from_numpy(history_of),
-            rows_total=rows_total,
-            negatives=self._fields(auxiliary) if self.auxiliary_negatives else None,
-            users={
-                name: torch.from_numpy(np.repeat(ids[number].astype(np.int64), rows_per_sample))
-                for name, ids in samples.users.items()
-            },
-            dense=torch.from_numpy(np.repeat(np.stack(dense, axis=1), rows_per_sample, axis=0)) if dense else None,
-            group=torch.from_numpy(np.repeat(user, rows_per_sample)),
-        )
-
-    def _plan(self, epoch: int) -> tuple[Array, Array]:
-        """The order of the samples, and the order of the batches that it is cut into. The last epoch's plan is kept."""
-        key = epoch if self.shuffle else 0
-        if self._planned is None or self._planned[0] != key:
-            self._planned = (key, *self._make_plan(key))
-        return self._planned[1:]
-
-    def _make_plan(self, epoch: int) -> tuple[Array, Array]:
-        lengths, size = self._lengths, self._lengths.size
-        batches = np.arange(len(self))
-        if not self.shuffle:
-            return np.argsort(lengths, kind="stable") if self.bucket else np.arange(size), batches
-        generator = stream(self.seed, epoch, 0, _ORDER)
-        order = generator.permutation(size)
-        if self.bucket:
-            window = _WINDOW * self.batch_samples
-            for start in range(0, size, window):
-                part = order[start : start + window]
-                order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
-            generator.shuffle(batches)
-        return order, batches
-
-    def _targets(self, number: Array, user: Array, epoch: int, index: int) -> tuple[Array, Array]:
-        """Item and label of every row."""
-        samples = self._samples
-        positive = samples.target[number].astype(np.int64)
-        if samples.label is not None:
-            return positive, samples.label[number].astype(np.float32)
-        if samples.negatives is not None:
-            negative = samples.negatives[number].astype(np.int64)
-        else:
-            generator = stream(self.seed, epoch, index, _TARGETS)
-            negative = self._sampler.draw(np.repeat(user, self.negatives), generator).reshape(-1, self.negatives)
-        rows = np.concatenate([positive[:, None], negative], axis=1)
-        label = np.zeros(rows.shape, np.float32)
-        label[:, 0] = 1
-        return rows.reshape(-1), label.reshape(-1)
-
-    def _draw_auxiliary(self, user: Array, epoch: int, index: int) -> Array:
-        """Negatives for the auxiliary loss: K for each behaviour of ``user`` [N], int64 [N, K]."""
-        count = self.auxiliary_negatives
-        if not count:
-            return np.empty((user.size, 0), np.int64)
-        drawn = self._sampler.draw(np.repeat(user, count), stream(self.seed, epoch, index, _AUXILIARY))
-        return drawn.reshape(-1, count)
-
-    def _fields(self, items: Array) -> dict[str, Tensor]:
-        """Tensors of items and of all their other fields."""
-        name = next(iter(self.prepared.schema.items))
-        ids = {name: items} | {key: table[items] for key, table in self.prepared.item_fields.items()}
-        return {key: torch.from_numpy(value) for key, value in ids.items()}
+    def order(self, loader: Loader, epoch: int | None) -> tuple[Array, Array]:
+        """The order of the samples, and of the groups of batches that it is cut into; ``epoch`` None: unshuffled."""
+        if self._order is None or self._order[0] != epoch:
+            generator = None if epoch is None else stream(loader.seed, epoch, self.number, ORDER)
+            self._order = (epoch, *order_of(self.rows.lengths, loader._cut, loader.bucket, generator))
+        return self._order[1:]
 
 
-class _Batches(Dataset[Batch]):
-    """The batches of an epoch by number, for ``DataLoader``."""
+def _negatives(prepared: Prepared, split: str, negatives: int) -> int:
+    """K: none with given labels, those of training, or those that the folder fixes for valid and test."""
+    if prepared.labels == "given":
+        return 0
+    return negatives if split == "train" else int(prepared.meta["options"]["negatives"])
+
+
+class _Batches(Dataset[Any]):
+    """The batches of an epoch by number, for ``DataLoader``. What is wrong with the folder is returned, not raised: a
+    worker would raise it again with its traceback for words."""
 
     def __init__(self, loader: Loader, epoch: int) -> None:
         self.loader, self.number = loader, epoch
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.loader.batch(self.number, index)
+    def __getitem__(self, index: int) -> Batch | ValueError:
+        try:
+            return self.loader.batch(self.number, index)
+        except ValueError as error:
+            return error

@@ -1,11 +1,11 @@
-"""``Prepared``: a prepared folder, checked and memory-mapped."""
+"""``Prepared``: a prepared folder, checked, whose shards are read unit by unit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,50 +16,38 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dien_kernels.batch import Schema
-from dien_kernels.data._arrow import Array, map_columns
-from dien_kernels.data._samples import SPLITS
+from dien_kernels.data._arrow import Array, digest
+from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_all, reading
+from dien_kernels.data._unit import Unit, UnitInfo
+from dien_kernels.data.folder import (
+    CHECKED,
+    FORMAT,
+    ITEMS,
+    LABELS,
+    META,
+    META_NAMES,
+    SPLITS,
+    UNFINISHED,
+    VERSION,
+    digest_of,
+    fingerprint_of,
+    items_schema,
+    vocabulary_file,
+)
 from dien_kernels.data.negatives import Negatives
 from dien_kernels.data.vocabulary import Vocabulary
 
-META = "meta.json"
-UNFINISHED = "unfinished"  # a file that exists while prepare runs
-FORMAT = "dien_kernels prepared logs"
-VERSION = 1
-
-
-def fingerprint_of(meta: Mapping[str, object]) -> str:
-    """A hash of the contents: folders with equal data and options have the same one, wherever they were made."""
-    parts = {name: meta[name] for name in ("version", "schema", "options", "counts", "files")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass
-class Split:
-    """The S samples of a split. The arrays are memory-mapped files, which must not be written to.
-
-    Attributes:
-        user: int32 [S], the user's number.
-        end: int64 [S]; the history is behaviours offsets[user] to end - 1.
-        target: int32 [S], item id.
-        timestamp: int64 or float64 [S], of the target.
-        label: int8 [S], or None for next-behaviour labels, where every target is a click.
-        negatives: int32 [S, K], item ids fixed at prepare (valid and test of next-behaviour labels), or None.
-        users: user field to int32 [S].
-        dense: dense column to float32 [S].
-    """
-
-    user: Array
-    end: Array
-    target: Array
-    timestamp: Array
-    label: Array | None = None
-    negatives: Array | None = None
-    users: dict[str, Array] = field(default_factory=dict)
-    dense: dict[str, Array] = field(default_factory=dict)
+SMALL = 16 << 20  # bytes; the digests of smaller files are compared when a folder is opened
+_KEPT = 2  # units
+# What prepare takes where nothing is said, for the command that makes a folder again.
+_OPTIONS = {"labels": "next", "targets": "last", "split": "user", "negatives": 1, "negative_sampling": "popularity"}
 
 
 class Prepared:
     """A prepared folder; open one with ``Prepared.open(path)``.
+
+    Users are numbered by shard, and then by row in the shard. A unit is one row group of a shard, the part that is
+    read at a time. Nothing here grows with the number of behaviours; ``user_names`` grows with that of the users.
 
     Attributes:
         path: the folder.
@@ -67,9 +55,7 @@ class Prepared:
         schema: the features.
         fingerprint: a hash of contents and options, which is stored with a model.
         labels: ``"next"`` or ``"given"``.
-        behaviours: int32 [E], item ids of all histories, oldest first, one user after another.
-        offsets: int64 [U + 1]: user u's behaviours are offsets[u] to offsets[u + 1] - 1.
-        item_fields: every item field but the first to int64 [items]: the value's id of each item id.
+        units: what ``meta.json`` says of each unit, a list of ``UnitInfo``.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
@@ -77,55 +63,47 @@ class Prepared:
         self.schema = Schema.from_dict(meta["schema"])
         self.fingerprint: str = meta["fingerprint"]
         self.labels: str = meta["options"]["labels"]
-        self.offsets = map_columns(path / "users.arrow")["offset"]
-        self.behaviours = map_columns(path / "behaviours.arrow")["item"]
-        self._user_items = map_columns(path / "owned.arrow")["key"]
-        tables = map_columns(path / "items.arrow")
-        self.item_fields = {name: tables[name].astype(np.int64) for name in list(self.schema.items)[1:]}
-        self._splits: dict[str, Split] = {}
+        self.units: list[UnitInfo] = []
+        first = 0
+        for shard in meta["shards"]:
+            for group, counts in enumerate(shard["groups"]):
+                info = UnitInfo(
+                    shard["file"], group, first, counts["users"], counts["behaviours"], dict(counts["samples"])
+                )
+                self.units.append(info)
+                first += info.users
+        self._kept: OrderedDict[int, Unit] = OrderedDict()
+        self._lock = threading.Lock()
         self._vocabularies: dict[str, Vocabulary] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Prepared:
-        """Check the folder (version, files and their sizes, numbers of rows) and map it.
+        """Check the folder and open it: its ``meta.json``, that all files are there in their sizes, and the digests of
+        those of up to 16 MiB. Damage of a larger one is found when it is read, by the checksums of its pages.
 
-        Raises ``FileNotFoundError`` or ``ValueError`` saying what is wrong: no such folder, a prepare that
-        was interrupted, another format or version, a file that is absent, cut or of another size.
+        Raises ``FileNotFoundError`` or ``ValueError`` saying what is wrong: no such folder, a prepare that was
+        interrupted, another format or version, a file that is absent, cut, or has another content.
         """
-        path = Path(path)
+        return cls._open(Path(path), digests=True)
+
+    @classmethod
+    def _open(cls, path: Path, digests: bool) -> Prepared:
         if not path.is_dir():
             raise FileNotFoundError(f"there is no prepared folder {path}")
         meta = cls.read_meta(path)
-        for name, recorded in meta["files"].items():
-            file = path / name
-            if not file.is_file():
-                raise ValueError(f"{path} is damaged: {name} is missing; prepare it again")
-            if file.stat().st_size != recorded["bytes"]:
-                raise ValueError(
-                    f"{path} is damaged: {name} has {file.stat().st_size} bytes instead of {recorded['bytes']}; "
-                    "prepare it again"
-                )
-        if fingerprint_of(meta) != meta["fingerprint"]:
-            raise ValueError(f"{path} is damaged: {META} does not fit its own fingerprint; prepare it again")
-        try:
+        with reading(path, META):
             prepared = cls(path, meta)
-            counts = meta["counts"]
-            real = {split: prepared.split(split).user.size for split in SPLITS}
-            expected = [*counts["samples"].values(), counts["users"], counts["behaviours"]]
-            got = [
-                *(real[split] for split in counts["samples"]),
-                prepared.offsets.size - 1,
-                prepared.behaviours.size,
-            ]
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}; prepare it again") from error
-        if expected != got:
-            raise ValueError(f"{path} is damaged: {META} counts {expected}, the files {got}; prepare it again")
+            prepared._check_counts()
+        for name in meta["files"]:
+            prepared._check_file(name, digests)
         return prepared
 
     @staticmethod
-    def read_meta(path: Path) -> dict[str, Any]:
-        """Read ``meta.json``. Raises ``ValueError`` for a folder that was not prepared, or by another version."""
+    def read_meta(path: Path, *, any_version: bool = False) -> dict[str, Any]:
+        """Read ``meta.json``. Raises ``ValueError`` for a folder that was not prepared, or by another version.
+
+        ``any_version``: take one of another version as well; its contents are not checked then.
+        """
         file = path / META
         if not file.is_file():
             if (path / UNFINISHED).exists():
@@ -133,65 +111,176 @@ class Prepared:
             names = sorted(inside.name for inside in path.iterdir())[:10]
             raise ValueError(f"{path} is no prepared folder: it has no {META}, only {names}")
         try:
-            meta: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
+            meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged ({error}); prepare the folder again") from error
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise ValueError(f"{path} is no prepared folder: its {META} is of another program")
+        if any_version:
+            return meta
         if meta.get("version") != VERSION:
             raise ValueError(
                 f"{path} was prepared with format version {meta.get('version')}, this is version {VERSION}; "
-                "prepare it again"
+                f"prepare it again: {_command(path, meta)}"
             )
+        missing = [name for name in (*META_NAMES, "fingerprint", "digest") if name not in meta]
+        if missing:
+            raise Damaged(path, f"{META} has no {missing[0]!r}")
+        if digest_of(meta) != meta["digest"] or fingerprint_of(meta) != meta["fingerprint"]:
+            raise Damaged(path, f"{META} does not fit its own fingerprint")
         return meta
 
-    def __reduce__(self) -> tuple[Callable[[str], Prepared], tuple[str]]:
-        """Pickle the path only: a worker process maps the same files."""
-        return Prepared.open, (str(self.path),)
+    def _check_counts(self) -> None:
+        """``meta.json`` agrees with itself: other programs write it, too."""
+        counts, options = self.meta["counts"], self.meta["options"]
+        if self.labels not in LABELS:
+            raise ValueError(f"options.labels must be one of {LABELS}, got {self.labels!r}")
+        for name in ("negatives", "negative_sampling", "seed"):
+            if name not in options:
+                raise ValueError(f"options must have {name!r}")
+        if self.meta["time_unit"] not in ("us", "number"):
+            raise ValueError(f"time_unit must be 'us' or 'number', got {self.meta['time_unit']!r}")
+        samples = {split: sum(unit.samples[split] for unit in self.units) for split in SPLITS}
+        summed = {
+            "users": sum(unit.users for unit in self.units),
+            "behaviours": sum(unit.behaviours for unit in self.units),
+            "samples": samples,
+        }
+        if summed != counts:
+            raise ValueError(f"it counts {counts}, its shards {summed}")
+        fields = [*self.schema.items, *self.schema.users, *self.schema.behaviours]
+        wanted = {ITEMS, *map(vocabulary_file, fields), *(shard["file"] for shard in self.meta["shards"])}
+        if wanted != set(self.meta["files"]):
+            raise ValueError(f"files must be {sorted(wanted)}, got {sorted(self.meta['files'])}")
 
-    def split(self, name: str) -> Split:
-        """The samples of ``"train"``, ``"valid"`` or ``"test"``."""
-        if name not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {name!r}")
-        if name not in self._splits:
-            columns = map_columns(self.path / f"{name}.arrow")
-            fields = {key: columns[key] for key in self.schema.users}
-            dense = {key: columns[key] for key in self.schema.dense}
-            self._splits[name] = Split(
-                columns["user"],
-                columns["end"],
-                columns["target"],
-                columns["timestamp"],
-                columns.get("label"),
-                columns.get("negatives"),
-                fields,
-                dense,
-            )
-        return self._splits[name]
+    def _check_file(self, name: str, digests: bool) -> None:
+        file, recorded = self.path / name, self.meta["files"][name]
+        if not file.is_file():
+            raise Damaged(self.path, f"{name} is missing")
+        size = file.stat().st_size
+        if size != recorded["bytes"]:
+            raise Damaged(self.path, f"{name} has {size} bytes instead of {recorded['bytes']}")
+        if digests and size <= SMALL:
+            self._check_digest(name)
+
+    def _check_digest(self, name: str) -> None:
+        with reading(self.path, name):
+            found = digest(self.path / name)
+        if found != self.meta["files"][name]["sha256"]:
+            raise Damaged(self.path, f"{name} has another SHA-256 than {META} says")
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Prepared], tuple[str, str]]:
+        """Pickle the path only: a worker process reads the same files."""
+        return _reopen, (str(self.path), self.fingerprint)
+
+    def verify(self, limit: int = 100) -> list[str]:
+        """Read the whole folder and compare everything that the format promises.
+
+        Returns a line for each thing that is wrong, naming file, row group, column and what was expected; at most
+        ``limit``. It takes 8 bytes of memory a user.
+        """
+        from dien_kernels.data._verify import faults_of
+
+        found = []
+        for line in faults_of(self):
+            found.append(line)
+            if len(found) == limit:
+                break
+        return found
+
+    def unit(self, number: int) -> Unit:
+        """Unit ``number``, with all its columns; the last two are kept."""
+        if not 0 <= number < len(self.units):
+            raise ValueError(f"unit must lie between 0 and {len(self.units) - 1}, got {number}")
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = self.read_unit(number)
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(number)
+            return self._kept[number]
+
+    def read_unit(self, number: int, times: bool = True) -> Unit:
+        """Read unit ``number`` afresh, without its times where ``times`` is False.
+
+        Raises ``ValueError`` naming a file that is lost, damaged or not what the format says.
+        """
+        info = self.units[number]
+        self._check_file(info.shard, digests=False)
+        return Unit(self.path, info, self.schema, self.labels, self._time_types[info.shard], times)
+
+    @cached_property
+    def _time_types(self) -> _TimeTypes:
+        return _TimeTypes(self.path)
 
     def split_size(self, name: str) -> int:
-        """The number of samples of a split: targets, without their negatives."""
-        return int(self.split(name).user.size)
+        """The number of samples of ``"train"``, ``"valid"`` or ``"test"``: targets, without their negatives."""
+        if name not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {name!r}")
+        return int(self.meta["counts"]["samples"][name])
 
     def history(self, user: int) -> Array:
         """int32: the item ids of a user's behaviours, oldest first."""
-        return self.behaviours[self.offsets[user] : self.offsets[user + 1]]
+        users = self.meta["counts"]["users"]
+        if not 0 <= user < users:
+            raise IndexError(f"user must lie between 0 and {users - 1}, got {user}")
+        unit = self.unit(int(np.searchsorted(self._first_users, user, side="right")) - 1)
+        place = user - unit.first_user
+        return np.asarray(unit.item[unit.offsets[place] : unit.offsets[place + 1]])
+
+    @cached_property
+    def _first_users(self) -> Array:
+        return np.array([unit.first_user for unit in self.units], np.int64)
 
     def negatives(self, sampling: str | None = None) -> Negatives:
-        """A sampler of items that users never had; ``sampling`` None is the one that ``prepare`` used."""
+        """A sampler of items; ``sampling`` None is the one that ``prepare`` used."""
         rare = self.meta["raw_items"] - (self.schema.items["item"] - 1)
-        size = self.schema.items["item"]
-        return Negatives(
-            self.behaviours, self._user_items, size, rare, sampling or self.meta["options"]["negative_sampling"]
-        )
+        return Negatives(self.item_counts, rare, sampling or self.meta["options"]["negative_sampling"])
+
+    @cached_property
+    def _items(self) -> dict[str, Array]:
+        """The columns of ``items.parquet``, checked; lists of several values as int64 [items, M]."""
+        with reading(self.path, ITEMS):
+            table, size = read_all(self.path / ITEMS), next(iter(self.schema.items.values()))
+            wanted = items_schema(self.schema)
+            if table.num_rows != size or sorted(table.column_names) != sorted(wanted.names):
+                raise ValueError(
+                    f"it must have {size} rows and the columns {wanted.names}, got {table.num_rows} and "
+                    f"{table.column_names}"
+                )
+            columns = {"count": numbers_of(table, "count", pa.int64())}
+            for name in wanted.names[1:]:
+                if name in self.schema.several:
+                    columns[name] = _padded(name, *lists_of(table, name, pa.int32()), self.schema.several[name])
+                else:
+                    columns[name] = numbers_of(table, name, pa.int32()).astype(np.int64)
+                if columns[name].min() < 0 or columns[name].max() >= self.schema.items[name]:
+                    raise ValueError(f"column {name!r} must lie between 0 and {self.schema.items[name] - 1}")
+        return columns
+
+    @property
+    def item_counts(self) -> Array:
+        """int64 [items]: the number of behaviours of each item id."""
+        return self._items["count"]
+
+    @cached_property
+    def item_fields(self) -> dict[str, Array]:
+        """Every item field but the first: the value's id of each item id, int64 [items]. Fields of several values are
+        int64 [items, M], with 0 where an item has fewer."""
+        return {name: self._items[name] for name in list(self.schema.items)[1:]}
 
     def vocabulary(self, field: str) -> Vocabulary:
-        """Raw values and ids of an item or user field. ``ValueError`` for one that is not in the schema."""
-        fields = [*self.schema.items, *self.schema.users]
-        if field not in fields:
-            raise ValueError(f"field must be one of {fields}, got {field!r}")
+        """Raw values and ids of an item, user or behaviour field. ``ValueError`` for one that is not in the schema."""
+        sizes = {**self.schema.items, **self.schema.users, **self.schema.behaviours}
+        if field not in sizes:
+            raise ValueError(f"field must be one of {list(sizes)}, got {field!r}")
         if field not in self._vocabularies:
-            self._vocabularies[field] = Vocabulary.read(self.path / f"vocabulary-{field}.parquet")
+            name = vocabulary_file(field)
+            with reading(self.path, name):
+                found = Vocabulary.read(self.path / name)
+                if found.size != sizes[field]:
+                    raise ValueError(f"it must have {sizes[field] - 1} values, got {found.size - 1}")
+            self._vocabularies[field] = found
         return self._vocabularies[field]
 
     def encode_items(self, raw: Sequence[object] | Array | pa.Array) -> Array:
@@ -203,28 +292,94 @@ class Prepared:
         return self.vocabulary("item").name(number)
 
     @cached_property
-    def user_names(self) -> pa.Array:
-        """The raw users, by number."""
-        return pq.read_table(self.path / "users.parquet")["value"].combine_chunks()
+    def user_names(self) -> pa.ChunkedArray:
+        """The raw users, by number. All of them are read at the first use."""
+        chunks: list[pa.Array] = []
+        for shard in self.meta["shards"]:
+            with reading(self.path, shard["file"]), pq.ParquetFile(self.path / shard["file"], **CHECKED) as file:
+                chunks += file.read(["user"], use_threads=False)["user"].chunks
+        return pa.chunked_array(chunks)
 
     def encode_users(self, raw: Sequence[object] | Array | pa.Array) -> Array:
         """Raw users to numbers, int64; -1 for users that are not in the log."""
         array = raw if isinstance(raw, pa.Array) else pa.array(raw)
-        found = pc.index_in(array.cast(self.user_names.type), value_set=self.user_names, skip_nulls=True)
+        names = self.user_names
+        found = pc.index_in(array.cast(names.type), value_set=names, skip_nulls=True)
         return np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
 
     def summary(self) -> str:
         """The counts of the prepared data and of the irregularities of the log, in a few lines of text."""
-        counts, report = self.meta["counts"], self.meta["report"]
+        counts, report, schema = self.meta["counts"], self.meta["report"], self.schema
         samples = ", ".join(f"{name} {size:,}" for name, size in counts["samples"].items())
-        fields = ", ".join(f"{name} {size:,}" for name, size in {**self.schema.items, **self.schema.users}.items())
+        sizes = {**schema.items, **schema.users, **schema.behaviours}
+        fields = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        options = self.meta["options"]
+        words = [str(options[name]) for name in ("labels", "targets") if name in options]
+        words += [f"split by {options['split']}"] if "split" in options else []
         lines = [
             f"{counts['users']:,} users, {counts['behaviours']:,} behaviours; vocabularies: {fields}",
-            f"samples: {samples} ({self.meta['options']['labels']}, {self.meta['options']['targets']}, "
-            f"split by {self.meta['options']['split']})",
+            f"samples: {samples} ({', '.join(words)})",
         ]
-        odd = [f"{name} {number:,}" for name, number in report.items() if number and name != "rows"]
+        odd = [
+            f"{name} {number:,}"
+            for name, number in report.items()
+            if isinstance(number, (int, float)) and number and name != "rows"
+        ]
         if odd:
             lines.append("of note: " + ", ".join(odd))
+        lines += [f"  {warning}" for warning in self.meta["warnings"]]
         lines += [f"  bad line {line}" for line in self.meta["first_bad_lines"]]
         return "\n".join(lines)
+
+
+class _TimeTypes(dict[str, pa.DataType]):
+    """The type of the times of each shard, read from its footer at the first use."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, shard: str) -> pa.DataType:
+        with reading(self._folder, shard):
+            schema = pq.read_schema(self._folder / shard)
+            dtype = schema.field("time").type.value_type if "time" in schema.names else pa.int64()
+            if dtype not in (pa.int64(), pa.float64()):
+                raise ValueError(f"column 'time' must be lists of int64 or double, got {schema.field('time').type}")
+        self[shard] = dtype
+        return dtype
+
+
+def _reopen(path: str, fingerprint: str) -> Prepared:
+    """Open a folder in another process; its digests were compared in the first one."""
+    prepared = Prepared._open(Path(path), digests=False)
+    if prepared.fingerprint != fingerprint:
+        raise ValueError(f"{path} was prepared anew while it was in use: its fingerprint was {fingerprint}")
+    return prepared
+
+
+def _padded(name: str, offsets: Array, values: Array, width: int) -> Array:
+    """Lists as int64 [rows, width], filled up with zeros."""
+    length = np.diff(offsets)
+    if length.size and length.max() > width:
+        raise ValueError(f"column {name!r} must have at most {width} values an item, got {length.max()}")
+    if values.size and values.min() < 1:
+        raise ValueError(f"column {name!r} must have no id below 1, got {values.min()}")
+    padded = np.zeros((length.size, width), np.int64)
+    row = np.repeat(np.arange(length.size), length)
+    padded[row, np.arange(values.size) - offsets[row]] = values
+    return padded
+
+
+def _command(path: Path, meta: Mapping[str, Any]) -> str:
+    """The command that makes a folder again, with the options it was made with; the logs are not known here."""
+    words = ["dien-kernels prepare LOGS --out", str(path)]
+    options = meta.get("options")
+    options = options if isinstance(options, dict) else {}
+    for name, usual in _OPTIONS.items():
+        if isinstance(options.get(name), type(usual)) and options[name] != usual:
+            words.append(f"--{name.replace('_', '-')} {options[name]}")
+    if options.get("fractions") not in (None, [0.8, 0.1, 0.1]) and isinstance(options["fractions"], list):
+        words.append("--fractions " + " ".join(map(str, options["fractions"])))
+    if isinstance(options.get("seed"), int) and options["seed"]:
+        words.append(f"--data-seed {options['seed']}")
+    return " ".join([*words, "--overwrite"])
