@@ -210,8 +210,8 @@ class Loader:
     def options(self) -> dict[str, Any]:
         """All that decides which batches there are, beside epoch and index: plain data. ``workers`` is not of it."""
         names = (
-            "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats", "time_gap",
-            "shuffle", "seed", "bucket", "share_histories", "rank", "world",
+            "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats",
+            "time_gap", "shuffle", "seed", "bucket", "share_histories", "rank", "world",
         )  # fmt: skip
         return {"fingerprint": self.prepared.fingerprint} | {name: getattr(self, name) for name in names}
 

@@ -47,7 +47,9 @@ def random_users(count: int) -> list[User]:
             "dense__price": random.random(size).astype(np.float32).tolist(),
         }
         items = random.integers(1, 201, size).tolist()
-        users.append(next_user(name, items, list(range(size)), ["train", "train", "train", "valid"][name % 4], **values))
+        users.append(
+            next_user(name, items, list(range(size)), ["train", "train", "train", "valid"][name % 4], **values)
+        )
     return users
 
 
@@ -260,7 +262,9 @@ def test_lost_and_damaged_shards_are_named_in_the_middle_of_an_epoch(prepared: P
         file = path / "shards" / "part-00001.parquet"
         whole = file.read_bytes()
         file.unlink()
-        with pytest.raises(ValueError, match=r"^[^\n]* is damaged: shards/part-00001.parquet is missing; prepare it again$"):
+        with pytest.raises(
+            ValueError, match=r"^[^\n]* is damaged: shards/part-00001.parquet is missing; prepare it again$"
+        ):
             list(running)
         file.write_bytes(whole[:200] + bytes(200) + whole[400:])
         with pytest.raises(ValueError, match=r"is damaged: shards/part-00001.parquet"):
