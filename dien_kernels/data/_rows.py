@@ -157,7 +157,8 @@ class Rows:
         first = np.zeros(part.item.size + 1, bool)
         first[part.offsets] = True
         seconds[first[steps]] = 0
-        return np.log1p(seconds).astype(np.float32)
+        gaps: Array = np.log1p(seconds).astype(np.float32)
+        return gaps
 
     def _numbers(self, name: str, values: Array) -> Array:
         """float32 [n]: missing values stay NaN where the model knows what stands for them, and are 0 otherwise."""
