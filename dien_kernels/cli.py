@@ -1,4 +1,4 @@
-"""``dien-kernels prepare | train | evaluate | compare | score | info``.
+"""``dien-kernels prepare | check | train | evaluate | compare | score | info``.
 
 Room card. Lives here: arguments, and words for the terminal. May import: all of the package; what needs the
 extra ``train`` only inside commands, so that ``info`` runs without it. Must not be here: decisions that a
@@ -138,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="the prepared folder to write")
     prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
     _log_options(prepare)
+
+    check = command("check", _check, "compare a prepared folder, whoever wrote it, with all that the format promises")
+    check.add_argument("folder", help="the prepared folder")
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
     train.add_argument("--resume", type=_path, metavar="FOLDER", help="go on with the run in this folder")
@@ -290,6 +293,19 @@ def _prepare(options: argparse.Namespace) -> int:
     given = prepare_options(_given_log_options(options), Path(options.sources[0]))
     print(prepare(options.sources, options.out, overwrite=options.overwrite, **given).summary())
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from dien_kernels.data import Prepared
+
+    prepared = Prepared.open(options.folder)
+    lines = prepared.verify()
+    if not lines:
+        print(prepared.summary())
+        return 0
+    print("\n".join(lines))
+    faults = f"{len(lines)} faults or more" if len(lines) >= 100 else f"{len(lines)} fault{'s' * (len(lines) > 1)}"
+    return _fail(f"{prepared.path} is not as the format says: {faults}; prepare it again, or correct what wrote it")
 
 
 def _train(options: argparse.Namespace) -> int:

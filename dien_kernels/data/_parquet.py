@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dien_kernels.data._arrow import Array
-from dien_kernels.data.folder import CHECKED
+from dien_kernels.data.folder import CHECKED, META, group_digest
 
 
 class Damaged(ValueError):
@@ -42,8 +43,14 @@ def reading(folder: Path, name: str) -> Iterator[None]:
         raise Damaged(folder, f"{name} cannot be read ({why})") from error
 
 
-def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
-    """The columns of one row group. One thread reads: a loader may run in a forked process."""
+def read_group(path: Path, group: int, columns: Sequence[str], digest: Sequence[Any] | None = None) -> pa.Table:
+    """The columns of one row group. One thread reads: a loader may run in a forked process.
+
+    ``ValueError`` where the row group has another ``digest`` (of ``group_digests``) than is given, or where there is
+    no such column.
+    """
+    if digest is not None and group_digest(path, digest[0], digest[1]) != digest[2]:
+        raise ValueError(f"its bytes have another SHA-256 than {META} says")
     with pq.ParquetFile(path, **CHECKED) as file:
         known = file.schema_arrow.names
         for name in columns:

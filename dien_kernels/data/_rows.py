@@ -157,11 +157,15 @@ class Rows:
         first = np.zeros(part.item.size + 1, bool)
         first[part.offsets] = True
         seconds[first[steps]] = 0
-        return np.log1p(seconds).astype(np.float32)
+        gaps: Array = np.log1p(seconds).astype(np.float32)
+        return gaps
 
     def _numbers(self, name: str, values: Array) -> Array:
         """float32 [n]: missing values stay NaN where the model knows what stands for them, and are 0 otherwise."""
-        return values if name in self.keep_missing else np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        if name in self.keep_missing:
+            return values
+        known: Array = np.where(np.isnan(values), np.float32(0), values)
+        return known
 
     def _targets(self, number: Array, user: Array, end: Array, row: Array, drawn: Drawn) -> tuple[Array, Array]:
         """Item and label of every row."""

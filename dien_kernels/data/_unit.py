@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ class UnitInfo(NamedTuple):
     users: int
     behaviours: int
     samples: dict[str, int]
+    digest: Sequence[Any] | None = None
 
 
 @dataclass
@@ -77,9 +78,7 @@ class Unit:
     Raises ``ValueError`` naming file, row group and column where something is not as the format says.
     """
 
-    def __init__(
-        self, folder: Path, info: UnitInfo, schema: Schema, labels: str, time_type: pa.DataType, times: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, info: UnitInfo, schema: Schema, labels: str, times: bool = True) -> None:
         self.folder, self.info, self.schema, self.labels, self.first_user = (
             folder,
             info,
@@ -88,12 +87,12 @@ class Unit:
             info.first_user,
         )
         with reading(folder, info.shard):
-            columns = [name for name in shard_schema(schema, labels, pa.int64(), time_type).names if name != "user"]
+            columns = [name for name in shard_schema(schema, labels, pa.int64(), pa.int64()).names if name != "user"]
             if not times:
                 columns = [name for name in columns if name.rpartition(".")[2] not in ("time", "target_time")]
             try:
-                table = read_group(folder / info.shard, info.group, columns)
-                self._take(table, time_type)
+                table = read_group(folder / info.shard, info.group, columns, info.digest)
+                self._take(table)
             except Damaged:
                 raise
             except ValueError as error:
@@ -102,10 +101,10 @@ class Unit:
         if trouble is not None:
             raise Damaged(folder, f"{info.shard}, row group {info.group}: {trouble}")
 
-    def _take(self, table: pa.Table, time_type: pa.DataType) -> None:
+    def _take(self, table: pa.Table) -> None:
         if table.num_rows != self.info.users:
             raise ValueError(f"there must be {self.info.users} users, got {table.num_rows}")
-        self._table, self._time_type = table, time_type
+        self._table, self._time_type = table, _time_type(table)
         self.behaviours = self._behaviours(None)
         self.sequences = {name: self._behaviours(name) for name in self.schema.sequences}
         offsets, item, time = self.behaviours.offsets, self.behaviours.item, self.behaviours.time
@@ -117,7 +116,7 @@ class Unit:
         else:
             self.row_offsets, self.row_item = lists_of(table, "target", pa.int32())
             has_times = "target_time" in table.column_names
-            self.row_time = self._aligned("target_time", time_type) if has_times else self.row_item[:0]
+            self.row_time = self._aligned("target_time", self._time_type) if has_times else self.row_item[:0]
             self.row_label = self._aligned("label", pa.int8())
             self._end, self._split = self._aligned("end", pa.int32()), self._aligned("target_split", pa.int8())
         self.row_users = {name: self._aligned(user_column(name), pa.int32()) for name in self.schema.users}
@@ -263,6 +262,14 @@ class Unit:
         found = ordered[place] == samples.user.astype(np.int64) * size + target
         answer: Array = found & (order[place] < samples.end) & (target > 0)
         return answer
+
+
+def _time_type(table: pa.Table) -> pa.DataType:
+    """int64 or float64, whichever the times of the behaviours are."""
+    dtype = table["time"].type if "time" in table.column_names else pa.list_(pa.int64())
+    if getattr(dtype, "value_type", None) not in (pa.int64(), pa.float64()):
+        raise ValueError(f"column 'time' must be lists of int64 or double, got {dtype}")
+    return dtype.value_type
 
 
 def count_before(behaviours: Behaviours, user: Array, time: Array) -> Array:

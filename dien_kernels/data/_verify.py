@@ -121,5 +121,6 @@ def _repeated_users(prepared: Prepared, seen: list[Array]) -> Iterator[str]:
         for row in np.flatnonzero(np.isin(hash64(users), suspects)).tolist():
             user = users[row].as_py()
             if user in places:
-                yield f"{info.shard}, row group {info.group}: column 'user' must not have {user!r}, as {places[user]} has"
+                where = f"{info.shard}, row group {info.group}"
+                yield f"{where}: column 'user' must not have {user!r}, as {places[user]} has"
             places.setdefault(user, f"{info.shard}, row group {info.group},")

@@ -16,7 +16,10 @@ What writes a folder and what reads it share this file and nothing else. A folde
     raw_items        number of distinct raw items, those included that share id 0
     time_unit        "us" (microseconds since 1970) or "number"
     dense            name to {"mean", "std", "min", "max", "missing", "log", "quantiles"} of the training split
-    shards           [{"file": "shards/part-00000.parquet", "groups": [{"users", "behaviours", "samples"}, ...]}, ...]
+    shards           [{"file": "shards/part-00000.parquet",
+                       "groups": [{"users", "behaviours", "samples", "digest"}, ...]}, ...]
+                     digest, of ``group_digests``, may be left out; then a change of a few bits in the headers of the
+                     pages of a file above 16 MiB may go unnoticed until dien-kernels check
     files            name relative to the folder, with "/", to {"bytes", "sha256"}: every file but meta.json
     report, warnings, first_bad_lines   what was irregular in the log
     fingerprint      fingerprint_of(meta)
@@ -28,9 +31,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dien_kernels.batch import Schema
 
@@ -128,6 +133,36 @@ def items_schema(schema: Schema) -> pa.Schema:
         dtype = pa.list_(pa.int32()) if name in schema.several else pa.int32()
         fields.append(pa.field(name, dtype, nullable=False))
     return pa.schema(fields)
+
+
+def group_digests(path: Path) -> list[list[Any]]:
+    """For each row group of a Parquet file: its first byte, the byte behind its last one, and ``group_digest``."""
+    metadata, found = pq.read_metadata(path), []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+        first = min(starts)
+        last = max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+        found.append([first, last, group_digest(path, first, last)])
+    return found
+
+
+def group_digest(path: Path, first: int, last: int) -> str:
+    """The SHA-256 of the bytes ``first`` to ``last`` - 1 of a Parquet file, followed by those of its footer.
+
+    The footer is not parsed for that: one in which bits were changed can end the process.
+    """
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(first)
+        hashed.update(file.read(last - first))
+        size = file.seek(0, 2)
+        file.seek(max(size - 8, 0))
+        footer = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(size - footer, 0))
+        hashed.update(file.read())
+    return hashed.hexdigest()
 
 
 def fingerprint_of(meta: Mapping[str, object]) -> str:

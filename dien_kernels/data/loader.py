@@ -138,11 +138,7 @@ class Loader:
                 f"batch_size counts rows and must be at least {1 + self.negatives}, a positive with its "
                 f"{self.negatives} negatives; got {batch_size}"
             )
-        self.schema: Schema = prepared.schema
-        if self.time_gap:
-            if "time_gap" in self.schema.behaviour_dense:
-                raise ValueError("time_gap must be False where the log has a number time_gap of its own, got True")
-            self.schema = replace(self.schema, behaviour_dense=(*self.schema.behaviour_dense, "time_gap"))
+        self.schema: Schema = batch_schema(prepared.schema, self.time_gap)
         self._cut = Cut(self.batch_samples, world)
         self._kept: OrderedDict[int, _Held] = OrderedDict()
         self._plan: tuple[int | None, EpochPlan] | None = None
@@ -210,8 +206,8 @@ class Loader:
     def options(self) -> dict[str, Any]:
         """All that decides which batches there are, beside epoch and index: plain data. ``workers`` is not of it."""
         names = (
-            "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats", "time_gap",
-            "shuffle", "seed", "bucket", "share_histories", "rank", "world",
+            "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats",
+            "time_gap", "shuffle", "seed", "bucket", "share_histories", "rank", "world",
         )  # fmt: skip
         return {"fingerprint": self.prepared.fingerprint} | {name: getattr(self, name) for name in names}
 
@@ -312,6 +308,18 @@ class _Held:
             generator = None if epoch is None else stream(loader.seed, epoch, self.number, ORDER)
             self._order = (epoch, *order_of(self.rows.lengths, loader._cut, loader.bucket, generator))
         return self._order[1:]
+
+
+def batch_schema(schema: Schema, time_gap: bool) -> Schema:
+    """The schema of a loader's batches: that of the folder, and the number ``"time_gap"`` where that is asked for.
+
+    Raises ``ValueError`` where the folder has a number of that name.
+    """
+    if not time_gap:
+        return schema
+    if "time_gap" in schema.behaviour_dense:
+        raise ValueError("time_gap must be False where the log has a number time_gap of its own, got True")
+    return replace(schema, behaviour_dense=(*schema.behaviour_dense, "time_gap"))
 
 
 def _negatives(prepared: Prepared, split: str, negatives: int) -> int:

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import Array, digest
-from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_all, reading
+from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_all, read_group, reading
 from dien_kernels.data._unit import Unit, UnitInfo
 from dien_kernels.data.folder import (
-    CHECKED,
     FORMAT,
     ITEMS,
     LABELS,
@@ -68,7 +66,13 @@ class Prepared:
         for shard in meta["shards"]:
             for group, counts in enumerate(shard["groups"]):
                 info = UnitInfo(
-                    shard["file"], group, first, counts["users"], counts["behaviours"], dict(counts["samples"])
+                    shard["file"],
+                    group,
+                    first,
+                    counts["users"],
+                    counts["behaviours"],
+                    dict(counts["samples"]),
+                    counts.get("digest"),
                 )
                 self.units.append(info)
                 first += info.users
@@ -79,7 +83,7 @@ class Prepared:
     @classmethod
     def open(cls, path: str | Path) -> Prepared:
         """Check the folder and open it: its ``meta.json``, that all files are there in their sizes, and the digests of
-        those of up to 16 MiB. Damage of a larger one is found when it is read, by the checksums of its pages.
+        those of up to 16 MiB. Damage of a larger one is found when it is read, by the digests of its row groups.
 
         Raises ``FileNotFoundError`` or ``ValueError`` saying what is wrong: no such folder, a prepare that was
         interrupted, another format or version, a file that is absent, cut, or has another content.
@@ -207,11 +211,7 @@ class Prepared:
         """
         info = self.units[number]
         self._check_file(info.shard, digests=False)
-        return Unit(self.path, info, self.schema, self.labels, self._time_types[info.shard], times)
-
-    @cached_property
-    def _time_types(self) -> _TimeTypes:
-        return _TimeTypes(self.path)
+        return Unit(self.path, info, self.schema, self.labels, times)
 
     def split_size(self, name: str) -> int:
         """The number of samples of ``"train"``, ``"valid"`` or ``"test"``: targets, without their negatives."""
@@ -240,6 +240,7 @@ class Prepared:
     @cached_property
     def _items(self) -> dict[str, Array]:
         """The columns of ``items.parquet``, checked; lists of several values as int64 [items, M]."""
+        self._check_digest(ITEMS)  # it is read once and whole
         with reading(self.path, ITEMS):
             table, size = read_all(self.path / ITEMS), next(iter(self.schema.items.values()))
             wanted = items_schema(self.schema)
@@ -276,6 +277,7 @@ class Prepared:
             raise ValueError(f"field must be one of {list(sizes)}, got {field!r}")
         if field not in self._vocabularies:
             name = vocabulary_file(field)
+            self._check_digest(name)  # it is read once and whole
             with reading(self.path, name):
                 found = Vocabulary.read(self.path / name)
                 if found.size != sizes[field]:
@@ -295,9 +297,13 @@ class Prepared:
     def user_names(self) -> pa.ChunkedArray:
         """The raw users, by number. All of them are read at the first use."""
         chunks: list[pa.Array] = []
-        for shard in self.meta["shards"]:
-            with reading(self.path, shard["file"]), pq.ParquetFile(self.path / shard["file"], **CHECKED) as file:
-                chunks += file.read(["user"], use_threads=False)["user"].chunks
+        for info in self.units:
+            self._check_file(info.shard, digests=False)
+            with reading(self.path, info.shard):
+                users = read_group(self.path / info.shard, info.group, ["user"], info.digest)["user"]
+                if len(users) != info.users or (chunks and users.type != chunks[0].type):
+                    raise ValueError(f"column 'user' must have {info.users} values of one type, got {len(users)}")
+                chunks += users.chunks
         return pa.chunked_array(chunks)
 
     def encode_users(self, raw: Sequence[object] | Array | pa.Array) -> Array:
@@ -330,23 +336,6 @@ class Prepared:
         lines += [f"  {warning}" for warning in self.meta["warnings"]]
         lines += [f"  bad line {line}" for line in self.meta["first_bad_lines"]]
         return "\n".join(lines)
-
-
-class _TimeTypes(dict[str, pa.DataType]):
-    """The type of the times of each shard, read from its footer at the first use."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __missing__(self, shard: str) -> pa.DataType:
-        with reading(self._folder, shard):
-            schema = pq.read_schema(self._folder / shard)
-            dtype = schema.field("time").type.value_type if "time" in schema.names else pa.int64()
-            if dtype not in (pa.int64(), pa.float64()):
-                raise ValueError(f"column 'time' must be lists of int64 or double, got {schema.field('time').type}")
-        self[shard] = dtype
-        return dtype
 
 
 def _reopen(path: str, fingerprint: str) -> Prepared:

@@ -71,6 +71,10 @@ class DataConfig(_Section):
         max_length: the newest behaviours of a history that are read.
         negatives: sampled target negatives for each positive in training, drawn afresh each epoch.
         auxiliary_negatives: sampled negatives for each behaviour, for the auxiliary loss.
+        exclude: what negatives of training never are: ``"own"``, items the user has anywhere in the log;
+            ``"history"``, those of the sample's history and its target; ``"none"``: anything may be drawn.
+        repeats: ``"keep"``, or ``"drop"``: leave out samples, of every split, whose target stands in their history.
+        time_gap: whether each behaviour has log(1 + seconds since the one before) as a further number.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
         history: False empties every history: what the target alone can tell, the floor of a comparison.
@@ -92,6 +96,9 @@ class DataConfig(_Section):
     max_length: int = 100
     negatives: int = 1
     auxiliary_negatives: int = 1
+    exclude: Literal["own", "history", "none"] = "own"
+    repeats: Literal["keep", "drop"] = "keep"
+    time_gap: bool = False
     bucket: bool = True
     workers: int = 0
     history: bool = True

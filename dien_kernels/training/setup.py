@@ -17,6 +17,7 @@ from torch import nn
 from dien_kernels._options import unknown_name
 from dien_kernels.batch import Batch, Schema
 from dien_kernels.data import Loader, Prepared, guess, prepare
+from dien_kernels.data.loader import batch_schema
 from dien_kernels.models import build
 from dien_kernels.training.checkpoint import atomic
 from dien_kernels.training.config import Config
@@ -85,8 +86,8 @@ def open_loader(config: Config, prepared: Prepared, split: str) -> Loader:
     """The loader of one split: shuffled with negatives of the auxiliary loss for training, plain for the
     others."""
     data, train = config.data, split == "train"
-    kept = prepared.split(split).negatives
-    each = 1 + (0 if prepared.labels == "given" else data.negatives if kept is None else kept.shape[1])
+    fixed = prepared.meta["options"]["negatives"]
+    each = 1 + (0 if prepared.labels == "given" else data.negatives if train else fixed)
     size = "batch_size" if train else "eval_batch_size"
     if getattr(data, size) < each:
         raise ValueError(
@@ -100,12 +101,20 @@ def open_loader(config: Config, prepared: Prepared, split: str) -> Loader:
         max_length=data.max_length,
         negatives=data.negatives,
         auxiliary_negatives=data.auxiliary_negatives if train else 0,
+        exclude=data.exclude,
+        repeats=data.repeats,
+        time_gap=data.time_gap,
         shuffle=train,
         seed=config.training.seed,
         workers=data.workers,
         bucket=data.bucket,
         pin_memory=device_of(config).type == "cuda",
     )
+
+
+def schema_of(config: Config, prepared: Prepared) -> Schema:
+    """The schema of the loaders' batches: that of the data, with ``time_gap`` where ``data.time_gap`` is on."""
+    return batch_schema(prepared.schema, config.data.time_gap)
 
 
 def batches(config: Config, loader: Loader, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -120,9 +129,24 @@ def without_history(batch: Batch) -> Batch:
     def none_of(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: ids[:0] for name, ids in fields.items()}
 
-    negatives = None if batch.negatives is None else none_of(batch.negatives)
-    offsets = torch.zeros_like(batch.offsets)
-    return replace(batch, history=none_of(batch.history), offsets=offsets, negatives=negatives, rows_total=0)
+    def emptied(steps: Any) -> Any:
+        """A batch, or one of its further sequences; the fields of behaviours are there only where a schema has them."""
+        changed: dict[str, Any] = {
+            "history": none_of(steps.history),
+            "offsets": torch.zeros_like(steps.offsets),
+            "negatives": None if steps.negatives is None else none_of(steps.negatives),
+            "rows_total": 0,
+        }
+        if getattr(steps, "behaviours", None):
+            changed["behaviours"] = none_of(steps.behaviours)
+        if getattr(steps, "behaviour_dense", None) is not None:
+            changed["behaviour_dense"] = steps.behaviour_dense[:0]
+        if getattr(steps, "sequences", None):
+            changed["sequences"] = {name: emptied(each) for name, each in steps.sequences.items()}
+        return replace(steps, **changed)
+
+    empty: Batch = emptied(batch)
+    return empty
 
 
 def make_model(config: Config, schema: Schema) -> nn.Module:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dien_kernels.batch import Schema
 from dien_kernels.data import Prepared
-from dien_kernels.data.folder import FORMAT, VERSION, items_schema, seal, shard_schema, vocabulary_file
+from dien_kernels.data.folder import FORMAT, VERSION, group_digests, items_schema, seal, shard_schema, vocabulary_file
 
 SPLITS = ("train", "valid", "test")
 
@@ -97,7 +97,9 @@ def write_folder(
             for group in shard:
                 values = {column: [user.columns.get(column, user.name) for user in group] for column in columns.names}
                 writer.write_table(pa.table(values, schema=columns), row_group_size=max(len(group), 1))
-        listed.append({"file": name, "groups": [counts_of(group, labels) for group in shard]})
+        digests = group_digests(path / name)
+        counted = [counts_of(group, labels) | {"digest": digest} for group, digest in zip(shard, digests, strict=True)]
+        listed.append({"file": name, "groups": counted})
 
     size = next(iter(schema.items.values()))
     seen = Counter(item for user in users for item in user.columns["item"])
