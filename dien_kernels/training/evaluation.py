@@ -98,7 +98,7 @@ def open_run(
         prepared = setup.open_data(config, reuse=True)
     content = checkpoint.load(folder / setup.CHECKPOINTS / BEST)
     check_fingerprint(content, prepared)
-    model = setup.make_model(config, prepared.schema)
+    model = setup.make_model(config, prepared.schema, prepared.meta.get("dense"))
     model.load_state_dict(content["model"])
     model.eval()
     return config, prepared, model
