@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from dien_kernels._options import unknown_name
 from dien_kernels.batch import Batch, Schema, Sequence
 from dien_kernels.checks import check_size, compute_dtype
 from dien_kernels.layers.starts import Linear
@@ -79,7 +80,7 @@ class Embeddings(nn.Module):
             check_size(f"embedding.size[{name!r}]", width)
         for name in options.pretrained:
             if name not in fields:
-                raise ValueError(f"embedding.pretrained must name fields of {sorted(fields)}, got {name!r}")
+                raise unknown_name("field", str(name), fields, "embedding.pretrained")
 
         def tables(kind: Mapping[str, int]) -> nn.ModuleDict:
             return nn.ModuleDict({module_name(name): _table(name, kind[name], sizes[name], options) for name in kind})
