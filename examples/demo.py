@@ -35,7 +35,7 @@ def config_of(folder: Path, data: Path, epochs: int) -> Config:
 def step_times(config: Config, prepared: Prepared) -> dict[str, float]:
     """Samples/s of training steps at batch 1024 with fused ops and with plain torch, in turns."""
     config = config.with_("data", batch_size=1024)
-    model: Any = setup.make_model(config, setup.schema_of(config, prepared))
+    model: Any = setup.model_for(config, prepared)
     optimizer = make_optimizer(model, lr=config.optimizer.lr)
     loader = setup.open_loader(config, prepared, "train")
     all_batches = [loader.batch(0, i) for i in range(min(STEPS, loader.steps(0)))]

@@ -1,7 +1,8 @@
 """Models: DIEN and the models that its paper compares it with, from ``Batch`` to logits, losses and scores.
 
 Room card. Lives here: ``nn.Module``s with embeddings, the options and presets of models. May import:
-torch, ``batch``, ``layers``, ``ops``. Must not be here: files, sampling, optimisers, loops.
+torch, ``batch``, ``layers``, ``ops``. Must not be here: files (but for pretrained tables that options name), sampling,
+optimisers, loops.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dien_kernels.batch import Schema
 from dien_kernels.models.base import Losses, Output, RankingModel, Share
 from dien_kernels.models.baselines import DIN, AveragePooling, PlainGRU
 from dien_kernels.models.dien import DIEN, TwoLayerGRU
+from dien_kernels.models.numbers import Statistics
 from dien_kernels.models.options import (
     AttentionOptions,
     AuxiliaryOptions,
     ClickOptions,
+    DenseOptions,
     EmbeddingOptions,
     EvolutionOptions,
     GRUOptions,
@@ -37,9 +40,18 @@ MODELS: dict[str, type[RankingModel]] = {
 
 
 def build(
-    name: str, schema: Schema, options: Mapping[str, Any] | None = None, preset: str | None = None
+    name: str,
+    schema: Schema,
+    options: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    *,
+    statistics: Statistics | None = None,
 ) -> RankingModel:
     """The model ``name`` (a key of ``MODELS``) for ``schema`` with a ``preset``'s options, overridden by ``options``.
+
+    ``statistics`` are those of the numbers in the training split, by which a model scales them (``DenseOptions``), as
+    the ``dense`` of a prepared folder's ``meta.json`` has them: name to a mapping with mean, std, missing, log and
+    quantiles. None: numbers are read as they are.
 
     Options of a group are overridden one by one where the group is given as a mapping. Every model has the presets
     "paper" and "authors", which share MLP and losses, so that models of one preset compare fairly. Raises ``TypeError``
@@ -57,7 +69,7 @@ def build(
     for option in options or {}:
         if option not in known:
             raise refuse(str(option), known)
-    return model(schema, **merge(chosen, options or {}))
+    return model(schema, statistics=statistics, **merge(chosen, options or {}))
 
 
 def _known(what: str, word: str, allowed: Iterable[str]) -> str:
@@ -74,6 +86,7 @@ __all__ = [
     "AuxiliaryOptions",
     "AveragePooling",
     "ClickOptions",
+    "DenseOptions",
     "EmbeddingOptions",
     "EvolutionOptions",
     "GRUOptions",

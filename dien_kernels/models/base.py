@@ -17,9 +17,13 @@ from dien_kernels.batch import Batch, Schema
 from dien_kernels.checks import check_flag, check_number, check_option, compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, set_weight_init
+from dien_kernels.models.embeddings import Embedded, Embeddings
+from dien_kernels.models.numbers import Statistics
 from dien_kernels.models.options import (
     Click,
     ClickOptions,
+    Dense,
+    DenseOptions,
     Embedding,
     EmbeddingOptions,
     Head,
@@ -28,7 +32,7 @@ from dien_kernels.models.options import (
     group_of,
     refuse,
 )
-from dien_kernels.models.parts import MLP, Embedded, Embeddings
+from dien_kernels.models.parts import MLP
 from dien_kernels.models.request import candidates
 
 
@@ -37,16 +41,20 @@ class Output(NamedTuple):
 
     Attributes:
         logits: [B], of a click; float64 for float64 models, else float32.
-        auxiliary: scalar, the auxiliary loss; None without negatives or auxiliary network.
-        attention: [rows_total], the scores of row 0, then of row 1, and so on; None without attention.
+        auxiliary: scalar, the auxiliary loss, summed over sequences; None without negatives or auxiliary network.
+        attention: [rows_total], the scores of row 0, then of row 1, and so on; None without attention. Those of further
+            sequences are not here.
         squares: scalar, in training only: the squares of all numbers read from tables, summed, divided by the rows;
             None without ``embedding.l2``.
+        auxiliaries: of a schema with further sequences, the auxiliary loss of the history and of each of them, scalars
+            whose sum is ``auxiliary``; None otherwise.
     """
 
     logits: Tensor
     auxiliary: Tensor | None
     attention: Tensor | None
     squares: Tensor | None = None
+    auxiliaries: tuple[Tensor, ...] | None = None
 
 
 class Losses(NamedTuple):
@@ -70,18 +78,22 @@ class Share(NamedTuple):
     """What the losses of one of several batches count in the losses of one batch with all of their rows.
 
     Each number is a factor: ``click`` of the loss of the clicks, ``auxiliary`` of the auxiliary loss, and ``rows``, the
-    batch's part of all rows, of what is divided by the number of rows.
+    batch's part of all rows, of what is divided by the number of rows; ``further`` of the auxiliary loss of each
+    further sequence.
     """
 
     click: float
     auxiliary: float
     rows: float
+    further: tuple[float, ...] = ()
 
 
 class Common(TypedDict, total=False):
     """The options that every model hands on to ``RankingModel``."""
 
     embedding: Embedding
+    dense: Dense
+    statistics: Statistics | None
     head: Head
     click: Click
     product: bool
@@ -95,6 +107,7 @@ class Interest(NamedTuple):
     features: list[Tensor]  # [B, .] each, behind the other inputs of the MLP
     auxiliary: Tensor | None = None
     attention: Tensor | None = None
+    auxiliaries: tuple[Tensor, ...] | None = None
 
 
 def _parts_of_one(amounts: Sequence[float]) -> list[float]:
@@ -130,18 +143,53 @@ def of_rows(values: Tensor, histories: Histories) -> Tensor:
     return values if histories.history_of is None else values[histories.history_of]
 
 
-class RankingModel(nn.Module):
-    """The frame of every model. With e the embedding of an item (its fields side by side)::
+def check_rich(batch: Batch, schema: Schema, rows: int) -> None:
+    """Raise ``ValueError`` naming what of ``batch`` does not fit the fields with several values, the behaviours' own
+    fields and numbers, and the further sequences of ``schema``; as ``RankingModel.forward``, without reading ids."""
+    if batch.sequences.keys() != set(schema.sequences):
+        raise ValueError(
+            f"batch.sequences must have the names {sorted(schema.sequences)}, got {sorted(batch.sequences)}"
+        )
+    parts = {"batch": batch} | {f"batch.sequences[{name!r}]": each for name, each in batch.sequences.items()}
+    for where, steps in parts.items():
+        n = next(iter(steps.history.values())).shape[0]
+        kinds = [("history", steps.history, schema.items), ("behaviours", steps.behaviours, schema.behaviours)]
+        if steps.negatives is not None:
+            kinds.append(("negatives", steps.negatives, schema.items))
+        if steps is batch:
+            kinds.append(("target", batch.target, schema.items))
+        for kind, given, wanted in kinds:
+            if given.keys() != wanted.keys():
+                raise ValueError(f"{where}.{kind} must have the fields {sorted(wanted)}, got {sorted(given)}")
+            for name, ids in given.items():
+                dimensions = 1 + (kind == "negatives") + (name in schema.several)
+                if ids.dim() != dimensions or ids.shape[0] != (rows if kind == "target" else n):
+                    words = f"{dimensions} dimensions, the first {rows if kind == 'target' else n}"
+                    raise ValueError(f"{where}.{kind}[{name!r}] must have {words}, got {tuple(ids.shape)}")
+        numbers, width = steps.behaviour_dense, len(schema.behaviour_dense)
+        if (width > 0) if numbers is None else tuple(numbers.shape) != (n, width):
+            got = None if numbers is None else tuple(numbers.shape)
+            raise ValueError(f"{where}.behaviour_dense must have shape {(n, width)}, got {got}")
+        if steps.histories.rows() != rows:
+            raise ValueError(f"{where} must have the {rows} rows of the targets, got {steps.histories.rows()}")
 
-        x = [users, dense, e_target, s, e_target * s, interest],  s = sum or mean of the e of the history
+
+class RankingModel(nn.Module):
+    """The frame of every model. With e the embedding of an item (its fields side by side), and b = [e, c] that of a
+    behaviour, where c are the fields and numbers of the behaviour itself::
+
+        x = [users, dense, e_target, s, e_target * s_e, interest],  s = [s_e, s_c] = sum or mean of the b of the history
         logit = MLP(x)
 
-    s and the product are there where ``pooling`` and ``product`` ask for them; ``interest`` is the model's
-    own.
+    s and the product are there where ``pooling`` and ``product`` ask for them, once for each sequence; ``interest`` is
+    the model's own.
 
     Args:
         schema: the features; a model has a table for each field.
         embedding: ``EmbeddingOptions`` of the tables.
+        dense: ``DenseOptions`` of the numbers.
+        statistics: name of a number to its statistics in the training split, as ``dien_kernels.models.numbers.Numbers``
+            takes them; they become buffers. None: numbers are read as they are.
         head: ``HeadOptions`` of the MLP.
         click: ``ClickOptions`` of the cross entropy.
         pooling: None, "sum" or "mean" of the history's embeddings as an input of the MLP.
@@ -166,6 +214,8 @@ class RankingModel(nn.Module):
         schema: Schema,
         *,
         embedding: Embedding = EmbeddingOptions(),
+        dense: Dense = DenseOptions(),
+        statistics: Statistics | None = None,
         head: Head = HeadOptions(),
         click: Click = ClickOptions(),
         pooling: Pooling | None = None,
@@ -184,20 +234,28 @@ class RankingModel(nn.Module):
         if product and pooling is None:
             raise ValueError("product must be False with pooling=None: there is no sum to multiply, got True")
         self.schema = schema
+        self._rich = bool(schema.several or schema.behaviours or schema.behaviour_dense or schema.sequences)
         self.pooling = pooling
         self.product = product
         self.init = init
         self.prelu_init = prelu_init
         self.click = group_of(ClickOptions, click, ClickOptions())
         self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self.embeddings = Embeddings(schema, group_of(EmbeddingOptions, embedding, EmbeddingOptions()))
+        self.embeddings = Embeddings(
+            schema,
+            group_of(EmbeddingOptions, embedding, EmbeddingOptions()),
+            group_of(DenseOptions, dense, DenseOptions()),
+            statistics,
+        )
         self._head = group_of(HeadOptions, head, HeadOptions())
 
     def _finish(self, interest_size: int) -> None:
-        """For the end of a subclass's constructor: the MLP, and the values of all parameters."""
-        item = self.embeddings.item_size
-        pooled = 0 if self.pooling is None else item * (1 + self.product)
-        self.mlp = MLP(self.embeddings.context_size + item + pooled + interest_size, self._head, self.prelu_init)
+        """For the end of a subclass's constructor: the MLP, and the values of all parameters. ``interest_size`` is the
+        width of what the model reads out of one sequence."""
+        item, sequences = self.embeddings.item_size, 1 + len(self.schema.sequences)
+        pooled = 0 if self.pooling is None else self.embeddings.history_size + item * self.product
+        inputs = self.embeddings.context_size + item + sequences * (pooled + interest_size)
+        self.mlp = MLP(inputs, self._head, self.prelu_init)
         if self.init != "torch":
             set_weight_init(
                 self, "glorot"
@@ -210,7 +268,7 @@ class RankingModel(nn.Module):
         for base in reversed(cls.__mro__):
             if issubclass(base, RankingModel) and "__init__" in vars(base):
                 for name, parameter in inspect.signature(base.__init__).parameters.items():
-                    if parameter.kind is parameter.KEYWORD_ONLY:
+                    if parameter.kind is parameter.KEYWORD_ONLY and name != "statistics":
                         found[name] = parameter.default
         return cls.without_fixed({name: plain(v) if is_dataclass(v) else v for name, v in found.items()})
 
@@ -245,16 +303,28 @@ class RankingModel(nn.Module):
         with self.part("mlp"):
             inputs = [*embedded.context, embedded.target]
             if self.pooling is not None:
-                histories = batch.histories
-                pooled = pool(embedded.history, histories)
-                if self.pooling == "mean":
-                    pooled = pooled / cast(Tensor, histories.history_lengths()).clamp(min=1).unsqueeze(1)
-                pooled = of_rows(pooled, histories)
-                inputs.append(pooled)
-                if self.product:
-                    inputs.append(embedded.target * pooled)
+                self._pool(inputs, embedded.history, batch.histories, embedded.target)
+                for name, steps in zip(self.schema.sequences, embedded.further, strict=True):
+                    self._pool(inputs, steps.history, batch.sequences[name].histories, embedded.target)
             logits = self.mlp(torch.cat([*inputs, *interest.features], 1))
-        return Output(logits.to(compute_dtype(logits.dtype)), interest.auxiliary, interest.attention, embedded.squares)
+        return Output(
+            logits.to(compute_dtype(logits.dtype)),
+            interest.auxiliary,
+            interest.attention,
+            embedded.squares,
+            interest.auxiliaries,
+        )
+
+    def _pool(self, inputs: list[Tensor], history: Tensor, histories: Histories, target: Tensor) -> None:
+        """Add to ``inputs`` what ``pooling`` and ``product`` ask for, of one sequence [N, W]."""
+        pooled = pool(history, histories)
+        if self.pooling == "mean":
+            pooled = pooled / cast(Tensor, histories.history_lengths()).clamp(min=1).unsqueeze(1)
+        pooled = of_rows(pooled, histories)
+        inputs.append(pooled)
+        if self.product:
+            item = target.shape[1]
+            inputs.append(target * (pooled if pooled.shape[1] == item else pooled[:, :item]))
 
     def _check(self, batch: Batch) -> None:
         schema = self.schema
@@ -286,6 +356,8 @@ class RankingModel(nn.Module):
                 "batch.negatives must be given to train the auxiliary loss, got None: let the loader draw "
                 "them, or build the model with auxiliary=None"
             )
+        if self._rich or batch.behaviours or batch.behaviour_dense is not None or batch.sequences:
+            check_rich(batch, schema, targets)
 
     def loss(
         self, output: Output, label: Tensor | None, *, weight: Tensor | None = None, share: Share | None = None
@@ -337,7 +409,11 @@ class RankingModel(nn.Module):
         if share is not None:
             # The mean over a batch without rows is NaN, and so is 0 * NaN.
             click = click * share.click if share.click else x[:0].sum()
-            auxiliary = None if auxiliary is None else auxiliary * share.auxiliary
+            if output.auxiliaries is not None:
+                factors = (share.auxiliary, *share.further)
+                auxiliary = sum((a * f for a, f in zip(output.auxiliaries, factors, strict=True)), x.new_zeros(()))
+            elif auxiliary is not None:
+                auxiliary = auxiliary * share.auxiliary
             squares = None if squares is None else squares * share.rows
         total = self.click.weight * click
         if auxiliary is not None:
@@ -359,7 +435,12 @@ class RankingModel(nn.Module):
             click = [n if w is None else float(w.double().sum()) for n, w in zip(rows, weights, strict=True)]
             click = _parts_of_one(click)
         auxiliary = self.auxiliary_shares([batch.offsets for batch in batches])
-        return [Share(*share) for share in zip(click, auxiliary, _parts_of_one(rows), strict=True)]
+        found = [Share(*share) for share in zip(click, auxiliary, _parts_of_one(rows), strict=True)]
+        if not self.schema.sequences:
+            return found
+        sequences = self.schema.sequences
+        further = [self.auxiliary_shares([batch.sequences[name].offsets for batch in batches]) for name in sequences]
+        return [share._replace(further=own) for share, own in zip(found, zip(*further, strict=True), strict=True)]
 
     def auxiliary_shares(self, offsets: Sequence[Tensor]) -> list[float]:
         """``shares`` of the auxiliary loss, by the offsets of each batch's histories."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.models.base import Common, Interest, RankingModel, attend, of_rows
-from dien_kernels.models.interest import Attention, Auxiliary, evolution_of, extractor_of
+from dien_kernels.models.base import Common, Interest, RankingModel
+from dien_kernels.models.embeddings import Embedded, Steps
+from dien_kernels.models.interest import FurtherPath, Path, PathOptions
 from dien_kernels.models.options import (
     Attend,
     AttentionOptions,
@@ -23,20 +25,26 @@ from dien_kernels.models.options import (
     group_of,
 )
 from dien_kernels.models.options import Auxiliary as AuxiliaryGiven
-from dien_kernels.models.parts import Embedded
 from dien_kernels.models.presets import AUTHORS, AUTHORS_ATTENTION, AUTHORS_GRU, PAPER, PAPER_GRU
+from dien_kernels.models.tables import module_name
 
 
-class DIEN(RankingModel):
+class DIEN(RankingModel, Path):
     """DIEN of arXiv 1809.03672: what a user is interested in, and how that interest moved towards a target.
 
     ::
 
-        h_1 .. h_T = GRU(e_1 .. e_T)                                  extractor, once a history
+        h_1 .. h_T = GRU(b_1 .. b_T)                                  extractor, once a history
         auxiliary  = -log f(h_t, e_{t+1}) - log(1 - f(h_t, e^-_{t+1}))    averaged over t and users
         a_t        = attention(h_t, e_target)
         h'         = last state of AUGRU(h_1 .. h_T; a_1 .. a_T)      evolution, once a row
         logit      = MLP([users, dense, e_target, pooled history, h'])
+
+    e is the embedding of an item, b = [e, c] that of a behaviour, where c are the fields and numbers of the behaviour
+    itself, if the schema has any. The extractor alone reads them: attention compares states with the target, the
+    auxiliary loss compares states with items. Each further sequence of the schema has an extractor, an attention and an
+    evolution of its own with the same options; the tables are shared, each h' is an input of the MLP, and the auxiliary
+    losses of the sequences that have negatives are added.
 
     The defaults are the functions of the paper; ``PRESETS["paper"]`` and ``["authors"]`` fix every option as
     the paper or the authors' code has it (``docs/models.md`` compares them row by row). A row with an empty
@@ -113,22 +121,21 @@ class DIEN(RankingModel):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(schema, pooling=pooling, **common)
-        item = self.embeddings.item_size
-        self.extractor = extractor_of(item, group_of(GRUOptions, extractor, GRUOptions()))
-        hidden = self.extractor.hidden_size
-        self.auxiliary = None
         if auxiliary is not None:
             auxiliary = group_of(AuxiliaryOptions, auxiliary, AuxiliaryOptions())
-            self.auxiliary = Auxiliary(auxiliary, hidden, item, self.prelu_init)
             self.auxiliary_weight = auxiliary.weight
-        evolution = group_of(EvolutionOptions, evolution, EvolutionOptions())
-        self.evolution = evolution_of(hidden, evolution)
-        self.attends_inside = evolution.kind != "gru"
-        self.attention = None
-        attention = group_of(AttentionOptions, attention, AttentionOptions())
-        if self.attends_inside or evolution.readout == "attention":
-            self.attention = Attention(attention, item, hidden, self.prelu_init)
-        self._finish(hidden)
+        options = PathOptions(
+            group_of(GRUOptions, extractor, GRUOptions()),
+            group_of(EvolutionOptions, evolution, EvolutionOptions()),
+            group_of(AttentionOptions, attention, AttentionOptions()),
+            auxiliary,
+            self.prelu_init,
+        )
+        sizes = self.embeddings.history_size, self.embeddings.item_size
+        self.make_parts(options, *sizes)
+        if schema.sequences:
+            self.further = nn.ModuleDict({module_name(name): FurtherPath(options, *sizes) for name in schema.sequences})
+        self._finish(self.extractor.hidden_size)
 
     @property
     def reads_negatives(self) -> bool:
@@ -138,26 +145,20 @@ class DIEN(RankingModel):
         return super().auxiliary_shares(offsets) if self.auxiliary is None else self.auxiliary.shares(offsets)
 
     def interest(self, batch: Batch, embedded: Embedded) -> Interest:
-        histories = batch.histories
-        with self.part("extractor"):
-            states, _ = self.extractor(embedded.history, histories=histories.each_once())
-        auxiliary = None
-        if self.auxiliary is not None and embedded.negatives is not None:
-            with self.part("auxiliary"):
-                auxiliary = self.auxiliary(states, embedded.history, embedded.negatives, histories.each_once())
-        if self.attends_inside:
-            with self.part("attention"):
-                scores = cast(Attention, self.attention)(embedded.target, states, histories)
-            with self.part("evolution"):
-                _, last = self.evolution(states, scores, histories=histories)
-            return Interest([last], auxiliary, scores)
-        with self.part("evolution"):
-            states, last = self.evolution(states, histories=histories.each_once())
-        if self.attention is None:
-            return Interest([of_rows(last[0], histories)], auxiliary)
-        with self.part("attention"):
-            scores = self.attention(embedded.target, states, histories)
-            return Interest([attend(states, scores, histories)], auxiliary, scores)
+        steps = Steps(embedded.history, embedded.items, embedded.negatives)
+        found = self.follow(steps, embedded.target, batch.histories, self.part)
+        if not embedded.further:
+            return found
+        features, auxiliaries = list(found.features), [found.auxiliary]
+        for name, steps in zip(self.schema.sequences, embedded.further, strict=True):
+            path = cast(FurtherPath, self.further[module_name(name)])
+            own = path.follow(steps, embedded.target, batch.sequences[name].histories, self.part)
+            features += own.features
+            auxiliaries.append(own.auxiliary)
+        if all([each is None for each in auxiliaries]):
+            return Interest(features, None, found.attention)
+        losses = [embedded.target.new_zeros(()) if each is None else each for each in auxiliaries]
+        return Interest(features, torch.stack(losses).sum(), found.attention, tuple(losses))
 
 
 class TwoLayerGRU(DIEN):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from dien_kernels.histories import Histories
 from dien_kernels.layers import AGRU, AIGRU, AUGRU, GRU, BilinearAttention, DINAttention
 from dien_kernels.layers.starts import Linear
+from dien_kernels.models.base import Interest, attend, of_rows
+from dien_kernels.models.embeddings import Steps
 from dien_kernels.models.options import AttentionOptions, AuxiliaryOptions, EvolutionOptions, GRUOptions
 from dien_kernels.models.parts import Norm
 from dien_kernels.ops.auxiliary_loss.op import auxiliary_loss
 
 
-def extractor_of(inputs: int, options: GRUOptions) -> GRU:
-    """The recurrence of the interest extractor; its width is ``hidden_size``, or that of its inputs."""
-    hidden = inputs if options.hidden_size is None else options.hidden_size
+def extractor_of(inputs: int, item_size: int, options: GRUOptions) -> GRU:
+    """The recurrence of the interest extractor; its width is ``hidden_size``, or that of an item."""
+    hidden = item_size if options.hidden_size is None else options.hidden_size
     return GRU(
         inputs,
         hidden,
@@ -169,3 +172,71 @@ class Auxiliary(nn.Module):
             amounts = [int((length - 1).clamp(min=0).sum()) for length in lengths]
             total = sum(amounts)
         return [amount / total if total > 0 else 0.0 for amount in amounts]
+
+
+class PathOptions(NamedTuple):
+    """The options of a ``Path``, which all sequences of a model share."""
+
+    extractor: GRUOptions
+    evolution: EvolutionOptions
+    attention: AttentionOptions
+    auxiliary: AuxiliaryOptions | None
+    prelu_init: float
+
+
+class Path(nn.Module):
+    """The way of one sequence through DIEN: extractor, auxiliary loss, attention, evolution.
+
+    ``DIEN`` is itself the path of ``batch.history``; each further sequence has a ``Path`` of its own.
+    """
+
+    extractor: GRU
+    auxiliary: Auxiliary | None
+    evolution: AUGRU | AGRU | AIGRU | GRU
+    attention: Attention | None
+    attends_inside: bool
+
+    def make_parts(self, options: PathOptions, history_size: int, item_size: int) -> None:
+        """The modules, for behaviours of ``history_size`` and items of ``item_size`` features."""
+        self.extractor = extractor_of(history_size, item_size, options.extractor)
+        hidden = self.extractor.hidden_size
+        self.auxiliary = None
+        if options.auxiliary is not None:
+            self.auxiliary = Auxiliary(options.auxiliary, hidden, item_size, options.prelu_init)
+        self.evolution = evolution_of(hidden, options.evolution)
+        self.attends_inside = options.evolution.kind != "gru"
+        self.attention = None
+        if self.attends_inside or options.evolution.readout == "attention":
+            self.attention = Attention(options.attention, item_size, hidden, options.prelu_init)
+
+    def follow(
+        self, steps: Steps, target: Tensor, histories: Histories, part: Callable[[str], AbstractContextManager[Any]]
+    ) -> Interest:
+        """What ``target`` [B, E] finds in one sequence: a vector [B, H], the auxiliary loss, the scores."""
+        with part("extractor"):
+            states, _ = self.extractor(steps.history, histories=histories.each_once())
+        auxiliary = None
+        if self.auxiliary is not None and steps.negatives is not None:
+            with part("auxiliary"):
+                auxiliary = self.auxiliary(states, steps.items, steps.negatives, histories.each_once())
+        if self.attends_inside:
+            with part("attention"):
+                scores = cast(Attention, self.attention)(target, states, histories)
+            with part("evolution"):
+                _, last = self.evolution(states, scores, histories=histories)
+            return Interest([last], auxiliary, scores)
+        with part("evolution"):
+            states, last = self.evolution(states, histories=histories.each_once())
+        if self.attention is None:
+            return Interest([of_rows(last[0], histories)], auxiliary)
+        with part("attention"):
+            scores = self.attention(target, states, histories)
+            return Interest([attend(states, scores, histories)], auxiliary, scores)
+
+
+class FurtherPath(Path):
+    """The path of a further sequence."""
+
+    def __init__(self, options: PathOptions, history_size: int, item_size: int) -> None:
+        super().__init__()
+        self.make_parts(options, history_size, item_size)

@@ -8,15 +8,16 @@ A group may be given as such or as a mapping, which is how YAML files and checkp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from dien_kernels._options import check_fields, from_mapping, unknown_name
 from dien_kernels.ops.recurrence.forms import AUGRUForm, Reset, Update
 
 Activation = Literal["dice", "prelu", "relu", "sigmoid"]
 Pooling = Literal["sum", "mean"]
+Scaling = Literal["standard", "log", "quantiles", "none"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class EmbeddingOptions(_Group):
-    """The tables of item and user fields.
+    """The tables of the fields of items, users and behaviours.
 
     Attributes:
         size: width of every table, or a mapping of field names to widths, which must then name every field.
@@ -62,6 +63,13 @@ class EmbeddingOptions(_Group):
         l2: the factor of a penalty in the training loss: (1 / B) times the sum of the squares of all numbers that a
             batch of B rows reads from the tables, for histories, targets, negatives and users. A row of a table counts
             as often as it is read, and not at all where it is not read.
+        several: how the values of a field with several values (the genres of a film) become one vector: "mean" or
+            "sum" of the embeddings of the values that are there; 0 where there is none.
+        pretrained: field to its table at the start, a float tensor [ids, width] with a row for each id of the
+            vocabulary, or the path of a file that ``torch.save`` wrote it to. The row of id 0, "unknown", starts as 0.
+        frozen: pretrained tables are not trained.
+        project: a pretrained table keeps its own width, and a matrix without bias maps what is read from it to
+            ``size``; None: only where its width is not ``size``.
     """
 
     NAME: ClassVar[str] = "embedding"
@@ -70,10 +78,44 @@ class EmbeddingOptions(_Group):
     sparse: bool = True
     dropout: float = 0.0
     l2: float = 0.0
+    several: Literal["mean", "sum"] = "mean"
+    pretrained: Mapping[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    project: bool | None = None
 
     def _check(self) -> None:
         self._at_least(0, "std", "l2")
         self._is_probability("dropout")
+
+
+@dataclass(frozen=True)
+class DenseOptions(_Group):
+    """How a model reads numbers: those of a row, ``Batch.dense``, and those of a behaviour, ``Batch.behaviour_dense``.
+
+    ``statistics`` of the training split, which the model is built with, say how each number is distributed.
+
+    Attributes:
+        scaling: "standard", (x - mean) / std, of log(1 + x) where the statistics say that the number is skewed
+            (``log``); "log", sign(x) log(1 + |x|); "quantiles", an embedding of the interval between two quantiles that
+            x lies in; "none", x itself. A mapping gives one of these words to each number that it names, and "standard"
+            to the others. Where there are no statistics of a number, "standard" is "none".
+        indicator: a number that is missing is read as 0 after scaling. True: a further input beside it is 1 where it is
+            missing, else 0; None: only for numbers of which some are missing in the statistics; False: there is none.
+            Numbers with "quantiles" need none, as "missing" is an interval of its own.
+        size: the width of the embeddings of "quantiles".
+    """
+
+    NAME: ClassVar[str] = "dense"
+    scaling: Scaling | Mapping[str, str] = "standard"
+    indicator: bool | None = None
+    size: int = 8
+
+    def _check(self) -> None:
+        self._at_least(1, "size")
+        if isinstance(self.scaling, Mapping):
+            for name, word in self.scaling.items():
+                if word not in get_args(Scaling):
+                    raise unknown_name("scaling", str(word), get_args(Scaling), f"dense.scaling[{name!r}]")
 
 
 @dataclass(frozen=True)
@@ -239,6 +281,7 @@ class ClickOptions(_Group):
 
 
 Embedding = EmbeddingOptions | Mapping[str, Any]
+Dense = DenseOptions | Mapping[str, Any]
 Extractor = GRUOptions | Mapping[str, Any]
 Evolution = EvolutionOptions | Mapping[str, Any]
 Attend = AttentionOptions | Mapping[str, Any]

@@ -99,7 +99,7 @@ def open_run(
         prepared = setup.open_data(config, reuse=True)
     content = checkpoint.load(folder / setup.CHECKPOINTS / BEST)
     check_fingerprint(content, prepared)
-    model = setup.make_model(config, setup.schema_of(config, prepared))
+    model = setup.model_for(config, prepared)
     model.load_state_dict(content["model"])
     model.eval()
     return config, prepared, model

@@ -174,7 +174,7 @@ class _Trainer:
         self.config, self.prepared, self.interrupt = config, prepared, interrupt
         self.folder = Path(config.output.folder)
         self.device = setup.device_of(config)
-        self.model: Any = setup.make_model(config, setup.schema_of(config, prepared))
+        self.model: Any = setup.model_for(config, prepared)
         options, chosen = config.training, config.optimizer
         self.optimizer = make_optimizer(
             self.model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options

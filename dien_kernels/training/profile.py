@@ -113,7 +113,7 @@ def time_parts(config: Config, prepared: Prepared, *, steps: int = 20, warm: int
     of an undisturbed step.
     """
     device = setup.device_of(config)
-    model: Any = setup.make_model(config, setup.schema_of(config, prepared))
+    model: Any = setup.model_for(config, prepared)
     options, chosen = config.training, config.optimizer
     optimizer = make_optimizer(model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options)
     loader = setup.open_loader(config, prepared, "train")

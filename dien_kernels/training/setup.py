@@ -8,20 +8,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from dien_kernels._options import unknown_name
-from dien_kernels.batch import Batch, Schema
+from dien_kernels.batch import Batch, Schema, Sequence
 from dien_kernels.data import Loader, Prepared, guess, prepare
 from dien_kernels.data.loader import batch_schema
 from dien_kernels.models import build
+from dien_kernels.models.numbers import Statistics
 from dien_kernels.training.checkpoint import atomic
 from dien_kernels.training.config import Config
 
+Steps = TypeVar("Steps", Batch, Sequence)
 PREPARED, CHECKPOINTS = "prepared", "checkpoints"  # folders of a run
 
 
@@ -124,35 +126,39 @@ def batches(config: Config, loader: Loader, epoch: int, start: int = 0) -> Itera
 
 
 def without_history(batch: Batch) -> Batch:
-    """The batch with every history empty."""
+    """The batch with every history empty, those of further sequences included."""
 
     def none_of(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: ids[:0] for name, ids in fields.items()}
 
-    def emptied(steps: Any) -> Any:
-        """A batch, or one of its further sequences; the fields of behaviours are there only where a schema has them."""
-        changed: dict[str, Any] = {
-            "history": none_of(steps.history),
-            "offsets": torch.zeros_like(steps.offsets),
-            "negatives": None if steps.negatives is None else none_of(steps.negatives),
-            "rows_total": 0,
-        }
-        if getattr(steps, "behaviours", None):
-            changed["behaviours"] = none_of(steps.behaviours)
-        if getattr(steps, "behaviour_dense", None) is not None:
-            changed["behaviour_dense"] = steps.behaviour_dense[:0]
-        if getattr(steps, "sequences", None):
-            changed["sequences"] = {name: emptied(each) for name, each in steps.sequences.items()}
-        return replace(steps, **changed)
+    def emptied(steps: Steps) -> Steps:
+        return replace(
+            steps,
+            history=none_of(steps.history),
+            offsets=torch.zeros_like(steps.offsets),
+            negatives=None if steps.negatives is None else none_of(steps.negatives),
+            behaviours=none_of(steps.behaviours),
+            behaviour_dense=None if steps.behaviour_dense is None else steps.behaviour_dense[:0],
+            rows_total=0,
+        )
 
-    empty: Batch = emptied(batch)
-    return empty
+    return replace(emptied(batch), sequences={name: emptied(each) for name, each in batch.sequences.items()})
 
 
-def make_model(config: Config, schema: Schema) -> nn.Module:
-    """The model of a config with weights drawn from its seed, on its device; raises what ``build`` raises."""
+def model_for(config: Config, prepared: Prepared) -> nn.Module:
+    """The model of a config for prepared data: ``make_model`` with their features and the statistics of their numbers."""
+    return make_model(config, schema_of(config, prepared), prepared.meta["dense"])
+
+
+def make_model(config: Config, schema: Schema, statistics: Statistics | None = None) -> nn.Module:
+    """The model of a config with weights drawn from its seed, on its device; raises what ``build`` raises.
+
+    ``statistics`` are those of the numbers in the training split, as ``build`` takes them: the ``dense`` of a prepared
+    folder's ``meta``. A model that is made for stored weights must be given those of the run.
+    """
     torch.manual_seed(config.training.seed)
-    model = build(config.model.name, schema, config.model.options, preset=config.model.preset)
+    chosen = config.model
+    model = build(chosen.name, schema, chosen.options, preset=chosen.preset, statistics=statistics)
     return model.to(device_of(config))
 
 

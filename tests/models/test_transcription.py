@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dien_kernels.batch import Batch
+from dien_kernels.batch import Batch, Schema
 from dien_kernels.models import MODELS
 from dien_kernels.ops.recurrence.forms import FORMS
-from tests.models.common import SMALL_OF, model_of, plain, random_batch, resolved
+from tests.models.common import SCHEMA, SMALL_OF, STATISTICS, model_of, plain, random_batch, resolved
 from tests.models.transcription import Answer, transcribe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,9 +36,10 @@ def check_against_transcription(
     batch: Batch,
     preset: str | None = None,
     dtype: torch.dtype = torch.float64,
+    schema: Schema = SCHEMA,
 ) -> Answer:
     """Fails unless the model and the transcription agree; returns what the transcription says."""
-    model = model_of(name, options, preset, dtype)
+    model = model_of(name, options, preset, dtype, schema)
     state = {key: value.double() for key, value in model.state_dict().items() if value.is_floating_point()}
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     weights = {key: value.clone().requires_grad_(key in trained) for key, value in state.items()}
@@ -47,7 +48,15 @@ def check_against_transcription(
     output = model(batch)
     losses = model.loss(output, batch.label)
     losses.total.backward()
-    answer = transcribe(name, weights, chosen, plain(batch))
+    answer = transcribe(
+        name,
+        weights,
+        chosen,
+        plain(batch),
+        dense=schema.dense,
+        behaviour_dense=schema.behaviour_dense,
+        statistics=None if schema is SCHEMA else STATISTICS,
+    )
     answer.total.backward()
 
     def close(what: str, actual: torch.Tensor, exact: torch.Tensor) -> None:
@@ -65,8 +74,12 @@ def check_against_transcription(
         if not parameter.requires_grad:
             continue
         gradient = parameter.grad
+        sequence = key.removeprefix("further.").split(".auxiliary.")[0]
+        if sequence in batch.sequences and batch.sequences[sequence].negatives is None:
+            assert gradient is None, f"{key} has a gradient, but its sequence has no negatives"
+            continue
         assert gradient is not None, f"{key} has no gradient"
-        if "embeddings" in key:
+        if "embeddings" in key and ".quantiles." not in key and ".projections." not in key:
             assert gradient.is_sparse, f"{key} has a dense gradient"
             gradient = gradient.to_dense()
         exact = weights[key].grad

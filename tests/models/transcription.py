@@ -18,13 +18,25 @@ Weights = dict[str, Tensor]
 Options = dict[str, Any]
 
 
-class Plain(NamedTuple):
-    """Rows and the histories they read, by number in ``u``; a history counts once in the auxiliary loss."""
+Item = dict[str, Any]  # field to its id, or to the list of its ids
 
-    histories: list[list[dict[str, int]]]  # of each history the behaviours, oldest first
-    negatives: list[list[list[dict[str, int]]]]  # of each behaviour its K negatives
-    u: list[int]
-    targets: list[dict[str, int]]
+
+class History(NamedTuple):
+    """Histories of one sequence and the rows that read them; a history counts once in the auxiliary loss."""
+
+    histories: list[list[Item]]  # of each history the behaviours, oldest first
+    negatives: list[list[list[Item]]] | None  # of each behaviour its K negatives
+    u: list[int]  # the history of each row, by number
+    behaviours: list[list[dict[str, int]]]  # of each behaviour its own fields
+    numbers: list[list[list[float]]]
+
+
+class Plain(NamedTuple):
+    """Rows and the histories they read."""
+
+    steps: History
+    further: dict[str, History]
+    targets: list[Item]
     users: list[dict[str, int]]
     dense: list[list[float]]
     labels: list[float]
@@ -37,8 +49,50 @@ class Answer(NamedTuple):
     auxiliary: Tensor | None
 
 
-def embed(p: Weights, item: dict[str, int]) -> Tensor:
-    return torch.cat([p[f"embeddings.items.{name}.weight"][i] for name, i in item.items()])
+def embed(p: Weights, item: Item, o: Options) -> Tensor:
+    found = []
+    for name, i in item.items():
+        table, matrix = p[f"embeddings.items.{name}.weight"], p.get(f"embeddings.projections.{name}.weight")
+        values = [table[k] for k in ([k for k in i if k != 0] if isinstance(i, list) else [i])]
+        values = [value if matrix is None else matrix @ value for value in values]
+        e = sum(values, torch.zeros(len(table[0] if matrix is None else matrix), dtype=table.dtype))
+        found.append(e / len(values) if len(values) > 1 and o["embedding.several"] == "mean" else e)
+    return torch.cat(found)
+
+
+def scale(p: Weights, names: list[str], row: list[float], o: Options, statistics: dict[str, Any]) -> Tensor:
+    """The numbers of a row or of a behaviour, as the head or the extractor reads them."""
+    scaled, flags, vectors = [], [], []
+    for name, x in zip(names, row, strict=True):
+        entry, missing = statistics.get(name), not math.isfinite(x)
+        word = o["dense.scaling"] if isinstance(o["dense.scaling"], str) else o["dense.scaling"].get(name, "standard")
+        if word == "quantiles":
+            table = next(w for key, w in p.items() if key.endswith(f"dense.quantiles.{name}.table.weight"))
+            vectors.append(table[-1] if missing else table[sum(bound <= x for bound in entry["quantiles"])])
+            continue
+        z = 0.0 if missing else x
+        if word == "log" or (word == "standard" and entry is not None and entry["log"]):
+            z = math.copysign(math.log(1 + abs(z)), z)
+        if word == "standard" and entry is not None:
+            z = 0.0 if missing else (z - entry["mean"]) / entry["std"]
+        scaled.append(z)
+        if o["dense.indicator"] or (o["dense.indicator"] is None and entry is not None and entry["missing"] > 0):
+            flags.append(float(missing))
+    return torch.cat([torch.tensor([*scaled, *flags], dtype=p["mlp.last.weight"].dtype), *vectors])
+
+
+def embed_behaviours(
+    p: Weights, steps: History, o: Options, names: list[str], statistics: dict[str, Any]
+) -> list[list[Tensor]]:
+    """Of each history the behaviours: the item, their own fields, their numbers."""
+    found = []
+    for items, own, numbers in zip(steps.histories, steps.behaviours, steps.numbers, strict=True):
+        rows = []
+        for item, fields, row in zip(items, own, numbers, strict=True):
+            tables = [p[f"embeddings.behaviours.{name}.weight"][i] for name, i in fields.items()]
+            rows.append(torch.cat([embed(p, item, o), *tables, scale(p, names, row, o, statistics)]))
+        found.append(rows)
+    return found
 
 
 def act(kind: str | None, z: Tensor, slope: Tensor | None) -> Tensor:
@@ -130,14 +184,15 @@ def pair_logit(p: Weights, h: Tensor, e: Tensor, o: Options) -> Tensor:
     return z[0] if o["auxiliary.outputs"] == 1 else z[0] - z[1]
 
 
-def auxiliary(p: Weights, states: list[list[Tensor]], plain: Plain, o: Options) -> Tensor:
+def auxiliary(p: Weights, states: list[list[Tensor]], plain: History, o: Options) -> Tensor:
+    assert plain.negatives is not None
     zero = sum(w.sum() for w in p.values()) * 0
     positive, negative, rows, eps = [], [], [], o["auxiliary.eps"]
     for hs, history, drawn in zip(states, plain.histories, plain.negatives, strict=True):
         mine = []
         for t in range(len(history) - 1):
-            pos = minus_log(pair_logit(p, hs[t], embed(p, history[t + 1]), o), eps)
-            neg = [minus_log(-pair_logit(p, hs[t], embed(p, k), o), eps) for k in drawn[t + 1]]
+            pos = minus_log(pair_logit(p, hs[t], embed(p, history[t + 1], o), o), eps)
+            neg = [minus_log(-pair_logit(p, hs[t], embed(p, k, o), o), eps) for k in drawn[t + 1]]
             positive.append(pos)
             negative += neg
             mine += [pos, *neg]
@@ -188,14 +243,16 @@ def head(p: Weights, x: Tensor, o: Options, training: bool) -> Tensor:
 
 
 def interest(
-    model: str, p: Weights, es: list[Tensor], states: list[Tensor], target: Tensor, o: Options
+    model: str, p: Weights, es: list[Tensor], states: list[Tensor], target: Tensor, o: Options, wide: int
 ) -> list[Tensor]:
-    """What a model reads of one row's history, in front of the head: nothing or one vector."""
+    """What a model reads of one row's history, in front of the head: nothing or one vector. A behaviour has ``wide``
+    features, of which the first are those of its item."""
     if model == "average":
         return []
-    nothing = torch.zeros(es[0].shape[0] if es else target.shape[0], dtype=target.dtype)
+    nothing = torch.zeros(wide, dtype=target.dtype)
     if model == "din":
-        scores = attention(p, es, target, o)
+        item = o["attention.kind"] == "din" and o["attention.query"] == "raw"
+        scores = attention(p, [e[: target.shape[0]] for e in es] if item else es, target, o)
         return [sum((a * e for a, e in zip(scores, es, strict=True)), nothing)]
     hidden = torch.zeros(p["extractor.weight_hh"].shape[1], dtype=target.dtype)
     if model == "gru":
@@ -211,33 +268,61 @@ def interest(
     return [sum((a * h for a, h in zip(scores, evolved, strict=True)), hidden)]
 
 
-def transcribe(model: str, weights: Weights, o: Options, plain: Plain, training: bool = True) -> Answer:
-    """The whole model. ``model`` is a key of ``MODELS``."""
+def transcribe(
+    model: str,
+    weights: Weights,
+    o: Options,
+    plain: Plain,
+    training: bool = True,
+    *,
+    dense: tuple[str, ...] = ("price",),
+    behaviour_dense: tuple[str, ...] = (),
+    statistics: dict[str, Any] | None = None,
+) -> Answer:
+    """The whole model. ``model`` is a key of ``MODELS``; the others name the numbers and say how they are spread."""
     p = {name.replace("_l0", ""): w for name, w in weights.items()}
-    dtype = p["mlp.last.weight"].dtype
-    es = [[embed(p, item) for item in history] for history in plain.histories]
-    states: list[list[Tensor]] = [[] for _ in es]
-    if "extractor.weight_hh" in p:
-        states = [gru(p, "extractor", history, None, "gru", o, "extractor") for history in es]
+    dtype, known = p["mlp.last.weight"].dtype, statistics or {}
+    paths = []  # of each sequence its weights under the names of the first one's, behaviours, states, the readers
+    for name, steps in {"": plain.steps, **plain.further}.items():
+        own = f"further.{name}." if name else ""
+        q = p | {key.removeprefix(own): w for key, w in p.items() if key.startswith(own)}
+        if model == "din" and name:  # its further sequences have nothing but an attention
+            q |= {f"attention.{key.removeprefix(own)}": w for key, w in p.items() if key.startswith(own)}
+        if model == "gru" and name:
+            q |= {f"extractor.{key.removeprefix(own)}": w for key, w in p.items() if key.startswith(own)}
+        es = embed_behaviours(p, steps, o, list(behaviour_dense), known)
+        states: list[list[Tensor]] = [[] for _ in es]
+        if "extractor.weight_hh" in q:
+            states = [gru(q, "extractor", history, None, "gru", o, "extractor") for history in es]
+        paths.append((q, es, states, steps))
+    wide = len(embed(p, plain.targets[0], o)) + len(
+        scale(p, list(behaviour_dense), [0.0] * len(behaviour_dense), o, known)
+    )
+    wide += sum(w.shape[1] for key, w in p.items() if key.startswith("embeddings.behaviours."))
     rows = []
     for b, target in enumerate(plain.targets):
-        history, e = es[plain.u[b]], embed(p, target)
+        e = embed(p, target, o)
         x = [p[f"embeddings.users.{name}.weight"][i] for name, i in plain.users[b].items()]
-        x += [torch.tensor(plain.dense[b], dtype=dtype), e]
-        if o["pooling"] is not None:
-            pooled = sum(history, torch.zeros_like(e))
-            if o["pooling"] == "mean" and history:
-                pooled = pooled / len(history)
-            x.append(pooled)
-            if o["product"]:
-                x.append(e * pooled)
-        rows.append(torch.cat(x + interest(model, p, history, states[plain.u[b]], e, o)))
+        x += [scale(p, list(dense), plain.dense[b], o, known), e]
+        read: list[Tensor] = []
+        for q, es, states, steps in paths:
+            history = es[steps.u[b]]
+            if o["pooling"] is not None:
+                pooled = sum(history, torch.zeros(wide, dtype=dtype))
+                if o["pooling"] == "mean" and history:
+                    pooled = pooled / len(history)
+                x.append(pooled)
+                if o["product"]:
+                    x.append(e * pooled[: len(e)])
+            read += interest(model, q, history, states[steps.u[b]], e, o, wide)
+        rows.append(torch.cat(x + read))
     logits = head(p, torch.stack(rows), o, training)
     y = torch.tensor(plain.labels, dtype=dtype)
     terms = y * minus_log(logits, o["click.eps"]) + (1 - y) * minus_log(-logits, o["click.eps"])
     click = terms.mean() if o["click.reduction"] == "mean" else terms.sum()
     total, aux = o["click.weight"] * click, None
     if o.get("auxiliary.kind") is not None:
-        aux = auxiliary(p, states, plain, o)
+        losses = [auxiliary(q, states, steps, o) for q, _, states, steps in paths if steps.negatives is not None]
+        aux = sum(losses, sum(w.sum() for w in p.values()) * 0)
         total = total + o["auxiliary.weight"] * aux
     return Answer(logits, total, click, aux)
