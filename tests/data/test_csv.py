@@ -170,7 +170,7 @@ def test_headers_over_several_lines_and_behind_blank_ones(tmp_path: Path) -> Non
 def test_ends_of_lines_inside_of_values_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Wherever a block ends."""
     monkeypatch.setattr(_csv, "_BLOCK", block)
-    users = ["a\r\n", "\r\r\nb", "\n\r", "c\r\nd\u20ac", "\ne"] * 3
+    users = ["a\r\n", "\r\r\nb", "x\n\r", "c\r\nd\u20ac", "\ne"] * 3
     body = "".join(f'"{user}",1,{time}\r\n' for time, user in enumerate(users))
     (tmp_path / "log.csv").write_bytes(b"user,item,timestamp\r\n" + body.encode())
     assert rows(open_log(tmp_path / "log.csv")) == [(user, "1", time) for time, user in enumerate(users)]
