@@ -122,12 +122,14 @@ def _behind_quotes(record: bytes, at: int) -> int:
 
 
 class _Utf8(io.RawIOBase):
-    """A stream in which ``_NOT_UTF8`` stands for bytes that are not UTF-8.
+    """A stream in which ``_NOT_UTF8`` stands for bytes that are not UTF-8, and that is never cut between CR and LF.
 
-    Arrow ends with a traceback where such bytes stand in a line of a wrong number of columns.
+    Arrow ends with a traceback where such bytes stand in a line of a wrong number of columns, and loses an LF that
+    begins a block behind a CR, inside quotes, too.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
+        self._held = b""
         self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")("dien_kernels.not_utf8")
         self.replaced = False
 
@@ -135,7 +137,12 @@ class _Utf8(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        block = self._stream.read(size if size is not None else -1)
+        size = -1 if size is None else size
+        block, held = self._stream.read(size - len(self._held) if size > 0 else size), self._held
+        self._held = b"\r" if block.endswith(b"\r") and size > 1 else b""
+        block = held + (block[:-1] if self._held else block)
+        if self._held and not block:
+            return self.read(size)
         if not self._decoder.getstate()[0] and (not block or block.isascii()):
             return block
         text = self._decoder.decode(block, final=not block)

@@ -166,6 +166,16 @@ def test_headers_over_several_lines_and_behind_blank_ones(tmp_path: Path) -> Non
         assert log.bad.first[0].startswith(f"log.csv:{text[: text.index('x')].count(chr(10)) + 1}: 1 columns")
 
 
+@pytest.mark.parametrize("block", range(20, 60))
+def test_ends_of_lines_inside_of_values_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Wherever a block ends."""
+    monkeypatch.setattr(_csv, "_BLOCK", block)
+    users = ["a\r\n", "\r\r\nb", "x\n\r", "c\r\nd\u20ac", "\ne"] * 3
+    body = "".join(f'"{user}",1,{time}\r\n' for time, user in enumerate(users))
+    (tmp_path / "log.csv").write_bytes(b"user,item,timestamp\r\n" + body.encode())
+    assert rows(open_log(tmp_path / "log.csv")) == [(user, "1", time) for time, user in enumerate(users)]
+
+
 def test_memory_is_that_of_a_block(tmp_path: Path) -> None:
     """Of 30 MB with quoted line breaks only a few blocks are held at a time."""
     (tmp_path / "log.csv").write_text("user,review,item,timestamp\n" + '1,"two\nlines of text here",2,3\n' * 1_000_000)
