@@ -17,7 +17,8 @@ from dien_kernels.data.folder import SPLITS, behaviour_column, dense_column, sha
 
 
 class UnitInfo(NamedTuple):
-    """What ``meta.json`` says of a unit: its file and row group, and what is in it."""
+    """What ``meta.json`` says of a unit: its file and row group, what is in it, and with which ``append`` it came (0: with
+    ``prepare``)."""
 
     shard: str
     group: int
@@ -26,6 +27,7 @@ class UnitInfo(NamedTuple):
     behaviours: int
     samples: dict[str, int]
     digest: Sequence[Any] | None = None
+    generation: int = 0
 
 
 @dataclass

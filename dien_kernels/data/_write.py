@@ -27,6 +27,7 @@ from dien_kernels.data.folder import (
     SPLITS,
     behaviour_column,
     dense_column,
+    group_digests,
     shard_file,
     user_column,
 )
@@ -99,6 +100,8 @@ class ShardWriter:
             return
         name = shard_file(self.first_shard + len(self.written.shards))
         groups = self._columns(sorted_rows).write(self.folder / name, self.columns)
+        for group, digest in zip(groups, group_digests(self.folder / name), strict=True):
+            group["digest"] = digest
         for group in groups:
             self.written.users += group["users"]
             self.written.behaviours += group["behaviours"]

@@ -49,6 +49,7 @@ class Loader:
             later; ``"none"``: anything may be drawn.
         repeats: ``"keep"``, or ``"drop"``: leave out samples whose target the history has already. All units are
             read once for that when the loader is made.
+        since: 0: all samples; n: only those of events that came with the n-th ``append`` and later ones.
         time_gap: whether ``"time_gap"`` is appended to the numbers of the behaviours (``schema.behaviour_dense``):
             log(1 + seconds since the user's previous behaviour), 0 for the first one of a user.
         shuffle: whether the order changes from epoch to epoch; None: in training only.
@@ -89,6 +90,7 @@ class Loader:
         auxiliary_negatives: int = 1,
         exclude: str = "own",
         repeats: str = "keep",
+        since: int = 0,
         time_gap: bool = False,
         shuffle: bool | None = None,
         seed: int = 0,
@@ -106,6 +108,7 @@ class Loader:
             ("negatives", negatives, 0),
             ("auxiliary_negatives", auxiliary_negatives, 0),
             ("seed", seed, 0),
+            ("since", since, 0),
             ("workers", workers, 0),
             ("rank", rank, 0),
             ("world", world, 1),
@@ -126,7 +129,7 @@ class Loader:
         self.prepared, self.split = prepared, split
         self.training = split == "train"
         self.max_length, self.seed, self.workers, self.start_method = max_length, seed, workers, start_method
-        self.exclude, self.repeats, self.time_gap = exclude, repeats, bool(time_gap)
+        self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, bool(time_gap), since
         self.shuffle = self.training if shuffle is None else shuffle
         self.bucket, self.share_histories, self.pin_memory = bucket, share_histories, pin_memory
         self.rank, self.world = rank, world
@@ -143,9 +146,14 @@ class Loader:
         self._kept: OrderedDict[int, _Held] = OrderedDict()
         self._plan: tuple[int | None, EpochPlan] | None = None
         self._next = (0, 0)
-        self._samples = np.array([unit.samples[split] for unit in prepared.units], np.int64)
+        self._samples = self._in_units()
         if repeats == "drop":
             self._samples = np.array([self._count(number) for number in range(self._samples.size)], np.int64)
+
+    def _in_units(self) -> Array:
+        """int64: the samples of each unit, none of those of a generation before ``since``."""
+        units = self.prepared.units
+        return np.array([unit.samples[self.split] * (unit.generation >= self.since) for unit in units], np.int64)
 
     def _count(self, number: int) -> int:
         """The samples of a unit that are no repetitions."""
@@ -165,7 +173,7 @@ class Loader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._samples is None:
-            self._samples = np.array([unit.samples[self.split] for unit in self.prepared.units], np.int64)
+            self._samples = self._in_units()
 
     def __len__(self) -> int:
         """The number of batches of an epoch, for this rank."""

@@ -73,6 +73,7 @@ class Prepared:
                     counts["behaviours"],
                     dict(counts["samples"]),
                     counts.get("digest"),
+                    shard.get("generation", 0),
                 )
                 self.units.append(info)
                 first += info.users

@@ -74,6 +74,7 @@ class DataConfig(_Section):
         exclude: what negatives of training never are: ``"own"``, items the user has anywhere in the log;
             ``"history"``, those of the sample's history and its target; ``"none"``: anything may be drawn.
         repeats: ``"keep"``, or ``"drop"``: leave out samples, of every split, whose target stands in their history.
+        since: 0 trains on all samples; n on those that came with the n-th ``append`` and later.
         time_gap: whether each behaviour has log(1 + seconds since the one before) as a further number.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
@@ -87,6 +88,7 @@ class DataConfig(_Section):
         "max_length": 1,
         "negatives": 1,
         "auxiliary_negatives": 0,
+        "since": 0,
         "workers": 0,
     }
     path: str | None = None
@@ -98,6 +100,7 @@ class DataConfig(_Section):
     auxiliary_negatives: int = 1
     exclude: Literal["own", "history", "none"] = "own"
     repeats: Literal["keep", "drop"] = "keep"
+    since: int = 0
     time_gap: bool = False
     bucket: bool = True
     workers: int = 0

@@ -105,6 +105,7 @@ def open_loader(config: Config, prepared: Prepared, split: str) -> Loader:
         auxiliary_negatives=data.auxiliary_negatives if train else 0,
         exclude=data.exclude,
         repeats=data.repeats,
+        since=data.since if train else 0,
         time_gap=data.time_gap,
         shuffle=train,
         seed=config.training.seed,
@@ -146,7 +147,7 @@ def without_history(batch: Batch) -> Batch:
 
 
 def model_for(config: Config, prepared: Prepared) -> nn.Module:
-    """The model of a config for prepared data: ``make_model`` with their features and the statistics of their numbers."""
+    """The model of a config for prepared data: ``make_model`` with their features and statistics."""
     return make_model(config, schema_of(config, prepared), prepared.meta["dense"])
 
 

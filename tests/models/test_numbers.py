@@ -39,7 +39,9 @@ def log(x: float) -> float:
 
 def close(module: Numbers, rows: list[list[float]]) -> None:
     assert module.size == len(rows[0])
-    torch.testing.assert_close(module(VALUES, torch.float32).detach(), torch.tensor(rows, dtype=torch.float32), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        module(VALUES, torch.float32).detach(), torch.tensor(rows, dtype=torch.float32), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_standard() -> None:
