@@ -17,8 +17,10 @@ from dien_kernels.data.folder import SPLITS, behaviour_column, dense_column, sha
 
 
 class UnitInfo(NamedTuple):
-    """What ``meta.json`` says of a unit: its file and row group, what is in it, and with which ``append`` it came (0: with
-    ``prepare``)."""
+    """What ``meta.json`` says of a unit: its file and row group, what is in it, and with which ``append`` it came.
+
+    Generation 0 came with ``prepare``.
+    """
 
     shard: str
     group: int

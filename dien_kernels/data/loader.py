@@ -215,7 +215,7 @@ class Loader:
         """All that decides which batches there are, beside epoch and index: plain data. ``workers`` is not of it."""
         names = (
             "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats",
-            "time_gap", "shuffle", "seed", "bucket", "share_histories", "rank", "world",
+            "since", "time_gap", "shuffle", "seed", "bucket", "share_histories", "rank", "world",
         )  # fmt: skip
         return {"fingerprint": self.prepared.fingerprint} | {name: getattr(self, name) for name in names}
 
