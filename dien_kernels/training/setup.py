@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,7 @@ def open_data(config: Config, *, reuse: bool = False) -> Prepared:
     made = made_of.exists() and folder.is_dir()
     if reuse and made:
         return Prepared.open(folder)
-    if not source.exists():
+    if not source.exists() and not (glob.has_magic(str(source)) and glob.glob(str(source), recursive=True)):
         raise FileNotFoundError(f"there is no file or folder {source} (data.path)")
     options = prepare_options(config.data.prepare, source)
     stamp = {"files": _stamp(source), "options": options}
@@ -80,7 +81,9 @@ def prepare_options(given: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _stamp(source: Path) -> list[list[Any]]:
-    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    named = [source] if source.exists() else sorted(map(Path, glob.glob(str(source), recursive=True)))
+    files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for file in files if file.is_file()]
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 

@@ -166,7 +166,7 @@ def test_headers_over_several_lines_and_behind_blank_ones(tmp_path: Path) -> Non
         assert log.bad.first[0].startswith(f"log.csv:{text[: text.index('x')].count(chr(10)) + 1}: 1 columns")
 
 
-@pytest.mark.parametrize("block", range(20, 60))
+@pytest.mark.parametrize("block", range(30, 60))
 def test_ends_of_lines_inside_of_values_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Wherever a block ends."""
     monkeypatch.setattr(_csv, "_BLOCK", block)

@@ -225,6 +225,17 @@ def test_paths_of_the_command_line_may_begin_in_the_home_folder(
     assert "~nobodyhere/run: " in capsys.readouterr().err
 
 
+def test_a_pattern_names_raw_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = synthetic(users=60, items=40, categories=4, events=600, seed=1)
+    for number, part in enumerate((table.slice(0, 300), table.slice(300))):
+        pq.write_table(part, tmp_path / f"day-{number}.parquet")
+    words = ["training.epochs=1", "training.threads=1", "output.report=false", "output.tensorboard=false", "--quiet"]
+    assert cli.main(["train", "--data", str(tmp_path / "day-*"), "--out", str(tmp_path / "run"), *words]) == 0
+    assert Prepared.open(tmp_path / "run" / "prepared").meta["report"]["rows"] == table.num_rows
+    assert cli.main(["train", "--data", str(tmp_path / "week-*"), "--out", str(tmp_path / "none"), *words]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+
+
 def test_options_of_logs_on_the_command_line(tmp_path: Path) -> None:
     rows = "".join(f"{row // 6},{row % 7},{1 + row % 28:02d}.01.2023,a|b,pv\n" for row in range(120))
     (tmp_path / "log.csv").write_text("user,item,time,tags,action\n" + rows)
