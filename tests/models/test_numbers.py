@@ -147,7 +147,7 @@ def test_bad_input(options: dict[str, Any], statistics: Any, message: str) -> No
 
 
 def log_of(rows: int, seed: int) -> tuple[Batch, Tensor]:
-    """Clicks that the kinds of two items tell and nothing else, beside an age and a price that a row happens to have."""
+    """Clicks that the kinds of two items tell and nothing else, beside an age and a price of the row."""
     generator = torch.Generator().manual_seed(seed)
     items = torch.randint(1, 200, (rows,), generator=generator)
     taste = torch.randint(1, 200, (rows,), generator=generator)
