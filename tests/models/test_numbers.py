@@ -147,14 +147,14 @@ def test_bad_input(options: dict[str, Any], statistics: Any, message: str) -> No
 
 
 def log_of(rows: int, seed: int) -> tuple[Batch, Tensor]:
-    """Clicks that the item's kind and nothing else tells, beside an age and a price that a row happens to have."""
+    """Clicks that the kinds of two items tell and nothing else, beside an age and a price of the row."""
     generator = torch.Generator().manual_seed(seed)
     items = torch.randint(1, 200, (rows,), generator=generator)
     taste = torch.randint(1, 200, (rows,), generator=generator)
-    logit = 2 * torch.where(items % 3 == taste % 3, 1.0, -1.0)
+    logit = 2.0 * (items % 3 - 1) + 1.0 * (taste % 3 - 1)
     label = (torch.rand(rows, generator=generator) < logit.sigmoid()).float()
     age = torch.randint(18, 80, (rows,), generator=generator).float()
-    price = torch.exp(2 * torch.randn(rows, generator=generator) + 3)
+    price = torch.exp(3 * torch.randn(rows, generator=generator) + 4)
     batch = Batch(
         {"item": taste, "kind": taste % 3},
         torch.arange(rows + 1),
@@ -166,8 +166,7 @@ def log_of(rows: int, seed: int) -> tuple[Batch, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [None])
-def test_ages_and_prices_do_not_drown_the_items(preset: str | None) -> None:
+def test_ages_and_prices_do_not_drown_the_items() -> None:
     """Columns that tell nothing cost the model little when they are scaled, and much when they are not."""
     train, _ = log_of(12_800, 1)
     test, label = log_of(8_000, 2)
@@ -182,21 +181,21 @@ def test_ages_and_prices_do_not_drown_the_items(preset: str | None) -> None:
     def auc_of(dense: tuple[str, ...], scaled: bool) -> float:
         torch.manual_seed(0)
         schema = Schema({"item": 200, "kind": 3}, dense=dense)
-        model = build("din", schema, {"embedding": {"size": 4}}, preset, statistics=statistics if scaled else None)
+        model = build("din", schema, {"embedding": {"size": 4}}, statistics=statistics if scaled else None)
         optimizer = make_optimizer(model, lr=3e-3)
-        for _ in range(4):
-            for start in range(0, 12_800, 128):
-                training_step(model, part(train, start, 128, bool(dense)), optimizer, clip_norm=5.0)
+        for start in range(0, 12_800, 128):
+            training_step(model, part(train, start, 128, bool(dense)), optimizer, clip_norm=5.0)
         model.eval()
         with torch.no_grad():
             logits = model(part(test, 0, 8_000, bool(dense))).logits
         return float(measure(label.numpy().astype(np.int64), logits.numpy()).auc)
 
     without, raw, scaled = auc_of((), True), auc_of(("age", "price"), False), auc_of(("age", "price"), True)
-    print(f"AUC without numbers {without:.4f}, raw {raw:.4f}, scaled {scaled:.4f}")
-    assert without > 0.75
+    # Seeds 0, 1 and 2 gave 0.871, 0.870, 0.870 without numbers, 0.870, 0.870, 0.870 with scaled ones, and 0.609, 0.553,
+    # 0.655 with raw ones.
+    assert without > 0.86
     assert scaled > without - 0.01
-    assert raw < scaled - 0.02, "the log does not show what scaling is for"
+    assert raw < scaled - 0.05, f"AUC {raw:.4f} with raw numbers: this log does not show what scaling is for"
 
 
 def part(batch: Batch, start: int, rows: int, dense: bool) -> Batch:

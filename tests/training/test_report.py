@@ -69,7 +69,8 @@ def test_each_part_gets_its_own_forward_and_backward(
     config_of: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Known waits are put into two parts; the clock must find them there and nowhere else."""
-    from dien_kernels.models.parts import MLP, Embeddings
+    from dien_kernels.models.embeddings import Embeddings
+    from dien_kernels.models.parts import MLP
 
     mlp, embeddings = MLP.forward, Embeddings.forward
 
