@@ -59,7 +59,8 @@ class Vocabulary:
             return np.concatenate([np.empty(0, np.int64), *(self.encode(chunk) for chunk in column.chunks)])
         if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
             ids: Array = np.append(self.encode(column.dictionary), 0)
-            return ids.take(column.indices.cast(pa.int64()).fill_null(-1).to_numpy())
+            found: Array = ids.take(column.indices.cast(pa.int64()).fill_null(-1).to_numpy())
+            return found
         values = as_values(column, self.values.type)
         if not values.null_count:
             return self._lookup().places(values) + 1
