@@ -157,11 +157,20 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--samples", type=int, default=1000, help="bootstrap draws (default: 1000)")
     _config_options(compare)
 
-    score = command("score", _score, "score a Parquet file of requests: lists 'history' and 'candidates' of item ids")
+    score = command(
+        "score",
+        _score,
+        "score a file of requests: lists 'history' and 'candidates' of item ids, and a column for each further feature "
+        "of the model, named as it",
+    )
     score.add_argument("folder", type=_path, help="of the run")
-    score.add_argument("requests", type=_path, help="Parquet to read")
-    score.add_argument("out", type=_path, help="Parquet to write: the requests and a list 'scores'")
-    score.add_argument("--chunk", type=int, default=1024, help="requests scored at a time (default: 1024)")
+    score.add_argument("requests", type=_path, help="Parquet or JSON lines (.jsonl) to read")
+    score.add_argument(
+        "out", type=_path, help="to write, of the kind that its ending says: the requests and a list 'scores'"
+    )
+    score.add_argument(
+        "--chunk", type=int, help="candidates scored at a time (default: as many as read 2^18 behaviours)"
+    )
     score.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
 
     command("info", _show_info, "versions, build facts, and which backend can run which op, or why not")
@@ -375,8 +384,16 @@ def _score(options: argparse.Namespace) -> int:
     with use_backend(config.training.backend):
         scorer = Scorer(model, prepared, max_length=config.data.max_length, read_history=config.data.history)
         counts = scorer.score_file(options.requests, options.out, chunk=options.chunk)
-    print(f"{options.out}: {counts.words()}")
+    # Behind scores that are written to the standard output, words would be no part of the file.
+    print(f"{options.out}: {counts.words()}", file=sys.stderr if _is_stdout(options.out) else sys.stdout)
     return 0
+
+
+def _is_stdout(path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except OSError:
+        return False
 
 
 def _show_info(options: argparse.Namespace) -> int:

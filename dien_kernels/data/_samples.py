@@ -17,7 +17,7 @@ from dien_kernels.data._arrow import Array, GrowingArray
 from dien_kernels.data._deal import Dealt, read_shards
 from dien_kernels.data._hash import hash64
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Rule:
 def draw_of(hashes: Array, seed: int) -> Array:
     """A number for each user, uint64 [n], that depends on the user's hash and the seed alone: equal users are of one
     split in every log, whoever else is in it."""
-    mixed = hashes ^ (np.uint64(seed & (2**64 - 1)) * _GOLDEN)
+    mixed = hashes ^ np.uint64(seed * _GOLDEN % 2**64)
     return hash64(pa.array(mixed.view(np.int64)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict, cast
@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dien_kernels._options import plain
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.checks import check_flag, check_number, check_option, compute_dtype
+from dien_kernels.checks import check_flag, check_number, check_option, check_size, compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, set_weight_init
 from dien_kernels.models.embeddings import Embedded, Embeddings
@@ -33,7 +33,7 @@ from dien_kernels.models.options import (
     refuse,
 )
 from dien_kernels.models.parts import MLP
-from dien_kernels.models.request import candidates
+from dien_kernels.models.request import blocks, candidates
 
 
 class Output(NamedTuple):
@@ -456,22 +456,64 @@ class RankingModel(nn.Module):
         history_of: Tensor | None = None,
         users: Mapping[str, Tensor] | None = None,
         dense: Tensor | None = None,
+        behaviours: Mapping[str, Tensor] | None = None,
+        behaviour_dense: Tensor | None = None,
+        block: int | None = None,
     ) -> Tensor:
         """Probabilities of a click [B], in evaluation mode: the sigmoid of the forward's logits.
 
-        What depends on a history alone runs once for each history, however many targets read it. The arguments
-        history, targets, offsets, history_of, users and dense are those of ``dien_kernels.models.candidates``;
-        ids are checked, and tensors moved to the model's device.
+        The arguments history, targets, offsets, history_of, users, dense, behaviours and behaviour_dense are those of
+        ``dien_kernels.models.candidates``; ids are checked, and tensors moved to the model's device.
 
-        Raises ``TypeError`` or ``ValueError`` naming the argument that does not fit the schema or the others.
+        Rows are scored in blocks, so that memory does not grow with their number times that of the behaviours. What
+        depends on a history alone runs once for each history in a block, however many targets read it. Blocks change
+        scores by rounding at most: a matrix product may add up the last rows of a block in another order. A model
+        whose scores depend on the rows beside them (``rows_depend_on_others``) is never given blocks. Nor are graphs
+        of ``torch.compile`` and ``torch.export``.
+
+        Args:
+            block: rows of a block; None: as many as read 2^18 behaviours together.
+
+        Raises ``TypeError`` or ``ValueError`` naming the argument that does not fit the schema or the others, and
+        ``ValueError`` for a ``block`` below 1, or below B for a model whose rows depend on others.
         """
-        batch = candidates(history, targets, offsets=offsets, history_of=history_of, users=users, dense=dense)
+        batch = candidates(
+            history,
+            targets,
+            offsets=offsets,
+            history_of=history_of,
+            users=users,
+            dense=dense,
+            behaviours=behaviours,
+            behaviour_dense=behaviour_dense,
+        )
         batch.check(self.schema)
-        was = self.training
+        if torch.compiler.is_compiling():
+            return self._scores([batch])
+        if block is not None:
+            check_size("block", block)
+            if block < batch.rows and self.rows_depend_on_others:
+                raise ValueError(
+                    f"block must be None or at least the {batch.rows} rows for a model whose statistics are those of "
+                    f"its batch (dice_statistics or norm 'batch'), got {block}"
+                )
+        parts = iter([batch]) if block is None and self.rows_depend_on_others else blocks(batch, block)
+        return self._scores(parts)
+
+    @property
+    def rows_depend_on_others(self) -> bool:
+        """Whether the score of a row depends on the rows beside it in evaluation, too: with ``head.dice_statistics`` or
+        ``head.norm`` "batch", as in the preset "authors"."""
+        head = self._head
+        return head.norm == "batch" or (head.activation == "dice" and head.dice_statistics == "batch")
+
+    def _scores(self, batches: Iterable[Batch]) -> Tensor:
+        device, was = self.mlp.last.weight.device, self.training
         if was:
             self.eval()
         try:
-            return self(batch.to(self.mlp.last.weight.device)).logits.sigmoid()  # type: ignore[no-any-return]
+            scores = [self(batch.to(device)).logits.sigmoid() for batch in batches]
+            return scores[0] if len(scores) == 1 else torch.cat(scores)
         finally:
             if was:
                 self.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -156,9 +157,12 @@ def test_bad_requests(prepared: Prepared, model: RankingModel, tmp_path: Path) -
         Scorer(model, prepared, max_length=0)
 
 
-def test_features_that_requests_do_not_carry(prepared: Prepared, model: RankingModel) -> None:
-    class WithUsers:
-        schema = Schema(prepared.schema.items, users={"age": 3}, dense=("price",))
+def test_features_that_requests_cannot_carry(prepared: Prepared, model: RankingModel) -> None:
+    class Other:
+        def __init__(self, **schema: Any) -> None:
+            self.schema = Schema(prepared.schema.items, **schema)
 
-    with pytest.raises(ValueError, match="do not carry: age, price"):
-        Scorer(model, WithUsers())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="further sequences of the model: bought"):
+        Scorer(model, Other(sequences=("bought",)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must not be named as the columns of requests are, got history"):
+        Scorer(model, Other(users={"history": 3}))  # type: ignore[arg-type]
