@@ -179,8 +179,8 @@ def test_wrong_logs_and_folders_are_refused_and_change_nothing(tmp_path: Path) -
     before = bytes_of(tmp_path / "p")
     with pytest.raises(ValueError, match=r"item_fields must be \['item', 'category'\], as in .*, got \['item'\]"):
         append(TINY, tmp_path / "p", columns={"item_fields": []}, progress=False)
+    numbers = pa.table({"user": [1, 2], "item": ["x", "y"], "category": ["A", "B"], "timestamp": [10, 11]})
     with pytest.raises(ValueError, match="user and time must be string and int64.*got int64"):
-        numbers = pa.table({"user": [1, 2], "item": ["x", "y"], "category": ["A", "B"], "timestamp": [10, 11]})
         append(numbers, tmp_path / "p", progress=False)
     with pytest.raises(ValueError, match="no usable row"):
         append(TINY.slice(0, 0), tmp_path / "p", progress=False)
