@@ -76,8 +76,7 @@ def run(command, what):
     """Run a command. Its output is shown when it ends, so that the outputs of parallel commands do not mix."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", file=sys.stderr, flush=True)
-    if done.returncode:
-        fail(f"{what} failed")
+    done.returncode == 0 or fail(f"{what} failed")
 
 
 def compile_object(source, command, *versions):
@@ -130,14 +129,15 @@ class BuildNative(build_ext):
     """Leaves ``_build.json`` and, if there is anything to build, ``_C.so`` in the package's folder."""
 
     def run(self):
-        out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "dien_kernels"
-        out.mkdir(parents=True, exist_ok=True)
+        started, out = time.time_ns(), ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
+        (out := out / "dien_kernels").mkdir(parents=True, exist_ok=True)
         backends, absent = plan()
         info = {"mode": MODE, "backends": backends, "absent": absent, "abi_target": ABI_TARGET}
         info |= build_native(out, backends) if backends else {}
         if absent:
             (out / "_C.so").unlink(missing_ok=True)
         (out / "_build.json").write_text(json.dumps(info, indent=1, sort_keys=True) + "\n")
+        os.utime(out / "_build.json", ns=(started, started))  # make compiles what was edited during the build again
 
 
 class PlatformWheel(bdist_wheel):
