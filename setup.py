@@ -45,8 +45,7 @@ TORCH_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 LINK = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
-def fail(what):
-    """End with one line and no traceback."""
+def fail(what):  # ends with one line and no traceback
     sys.exit(f"dien_kernels: {what}; set DIEN_KERNELS_BUILD=none to install without native code")
 
 
@@ -76,7 +75,8 @@ def run(command, what):
     """Run a command. Its output is shown when it ends, so that the outputs of parallel commands do not mix."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="", file=sys.stderr, flush=True)
-    done.returncode == 0 or fail(f"{what} failed")
+    if done.returncode:
+        fail(f"{what} failed")
 
 
 def compile_object(source, command, *versions):
@@ -129,9 +129,9 @@ class BuildNative(build_ext):
     """Leaves ``_build.json`` and, if there is anything to build, ``_C.so`` in the package's folder."""
 
     def run(self):
-        started, out = time.time_ns(), ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
-        (out := out / "dien_kernels").mkdir(parents=True, exist_ok=True)
-        backends, absent = plan()
+        out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / "dien_kernels"
+        out.mkdir(parents=True, exist_ok=True)
+        started, (backends, absent) = time.time_ns(), plan()
         info = {"mode": MODE, "backends": backends, "absent": absent, "abi_target": ABI_TARGET}
         info |= build_native(out, backends) if backends else {}
         if absent:

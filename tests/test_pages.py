@@ -91,7 +91,7 @@ def follow(tmp_path: Path) -> Follow:
                 env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", **variables},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,  # the compilation of the kernels takes a minute where nothing else runs
             )
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
             return done.stdout
@@ -158,7 +158,7 @@ def test_an_op_with_kernels_for_the_cpu(follow: Follow, tmp_path: Path) -> None:
     hurried = tmp_path / "hurried"  # its flags are the last ones, which win
     hurried.write_text(f'#!/bin/sh\nexec {shlex.join(compiler)} "$@" -O0 -w\n')
     hurried.chmod(0o755)
-    run("setup.py", "-q", "build_ext", "--inplace", CXX=str(hurried), DIEN_KERNELS_BUILD="cpu")
+    run("setup.py", "-q", "build_ext", "--inplace", CXX=shlex.quote(str(hurried)), DIEN_KERNELS_BUILD="cpu")
     tests = ("tests/ops/test_decayed_sum.py", "tests/test_rooms.py", "tests/test_grid.py", "tests/test_dispatch.py")
     output = run("-m", "pytest", "-q", *tests, DIEN_KERNELS_LIB="")
     assert passed(output) > 100
