@@ -26,7 +26,8 @@ def autocast_dtype(like: Tensor) -> torch.dtype | None:
 
     float64 is never cast, and torch refuses the very question for the meta device.
     """
-    if not torch._C._is_any_autocast_enabled():  # most calls end here; the name of a device costs more than all else
+    # Most calls end here, as the name of a device costs more than the rest. "Any" leaves out some devices, such as MPS.
+    if (like.is_cpu or like.is_cuda) and not torch._C._is_any_autocast_enabled():
         return None
     device = like.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or like.dtype == torch.float64:

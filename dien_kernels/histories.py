@@ -151,10 +151,10 @@ class Histories:
         """
         if histories is None:
             if lengths is offsets is mask is history is None:
-                histories = _FULL
+                histories = _FULL  # one value, which all such calls share
             else:
-                row_of = None if history is None else check_index("history", history, "[B]")
-                histories = cls(*check_layout(lengths, offsets, mask), row_of, mask)
+                layout = check_layout(lengths, offsets, mask)
+                histories = cls(*layout, None if history is None else check_index("history", history, "[B]"), mask)
         else:
             if not isinstance(histories, Histories):
                 raise TypeError(f"histories must be a dien_kernels.Histories, got {type(histories).__name__}")

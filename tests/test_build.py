@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -127,6 +128,23 @@ def test_build_none_leaves_only_the_reason(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "dien_kernels").iterdir()] == ["_build.json"]
     assert "DIEN_KERNELS_BUILD=none" in (tmp_path / "dien_kernels" / "_build.json").read_text()
+
+
+def test_a_build_is_as_old_as_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make compares it with the sources: one that is edited during the build must count as newer."""
+    setup = functions_of_setup(monkeypatch)
+    edited = tmp_path / "edited.h"
+
+    def while_it_builds() -> tuple[list[str], str]:
+        time.sleep(0.02)  # the clock of files may lag behind by some milliseconds
+        edited.touch()
+        return [], "a test"
+
+    monkeypatch.setattr(setup, "plan", while_it_builds)
+    command = setup.BuildNative(setuptools.Distribution())
+    command.inplace, command.editable_mode, command.build_lib = False, False, str(tmp_path)
+    command.run()
+    assert (tmp_path / "dien_kernels" / "_build.json").stat().st_mtime_ns < edited.stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(

@@ -406,3 +406,24 @@ def test_tensors_of_a_tracer_are_not_kept() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         histories.mask_index()
     assert not isinstance(histories.mask_index().slot, FakeTensor)
+
+
+def test_calls_without_keywords_share_a_value_that_stays_as_it_was() -> None:
+    """Ops of several sizes, with gradients and in inference mode, and a graph: none of them leaves anything in it."""
+    shared = Histories.given(torch.randn(2, 3, 4), "x")
+    compiled = torch.compile(lambda x, w, v: gru(x, w, v)[0], backend="eager", fullgraph=True)
+    for rows, steps in ((2, 3), (5, 1), (0, 4), (1, 0)):
+        x, w, v = torch.randn(rows, steps, 4, requires_grad=True), torch.randn(9, 4), torch.randn(9, 3)
+        gru(x, w, v)[0].sum().backward()
+        compiled(x, w, v)
+        with torch.inference_mode():
+            gru(x.detach(), w, v)
+        assert Histories.given(x, "x") is shared
+        shared.order()
+        assert (shared.full, shared.history_of, shared.rows_total, shared._kept) == (True, None, -1, {})
+
+
+def test_the_layout_is_named_before_the_history_where_both_are_wrong() -> None:
+    wrong = torch.rand(2)
+    with pytest.raises(TypeError, match="lengths must have dtype int64 or int32"):
+        Histories.given(torch.randn(2, 3, 4), "x", lengths=wrong, history=wrong)

@@ -18,7 +18,8 @@ struct Backward16 : Tile16<S, Padded> {
   // Blocks of 448 or 512 threads leave a thread 144 or 128 registers, which cannot hold weights.
   static constexpr bool kLarge = Padded > 64;
   // How many buffers there are for what threads exchange with the reset after the product. With two of them a step has
-  // one barrier, otherwise two. In float32 and above 64 units, two would take too much shared memory.
+  // one barrier, otherwise two. float32, and every dtype above 64 units, has one buffer: a second would exceed 48 KB at
+  // 40 units in float32, and in 16 bits at 112 units the 99 KB that smaller devices have.
   static constexpr int kBuffers = S::kParts == 1 && !kLarge ? 2 : 1;
   static constexpr int kDepth = kLarge ? 1 : 2;  // how many steps ahead inputs are loaded
   static constexpr int kWarps = Padded / 8;

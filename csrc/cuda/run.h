@@ -8,7 +8,7 @@ namespace dien::cuda {
 template <class Params>
 int run(void (*kernel)(Params), int threads, const Params& p, int rows, Stream stream, int dynamic = 0,
         int64_t more = 0) {
-  if (dynamic > 0) {  // a kernel must ask for more than 48 KB of shared memory
+  if (dynamic > 0) {  // a kernel that uses more than 48 KB of shared memory must ask for it
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
     if (const cudaError_t error = cudaGetLastError()) return error;  // reading the error also clears it
   }

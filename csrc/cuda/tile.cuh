@@ -114,7 +114,7 @@ struct Float16 : Narrow<__half> {
 };
 
 // float32 on TF32 tensor cores, with the accuracy of float32. An operand is split into two TF32 numbers, whose sum has
-// a relative error of 2^-22. The product of the two low parts, less than 2^-20 of the whole, is left out.
+// a relative error of at most 2^-22. The product of the two low parts, less than 2^-20 of the whole, is left out.
 struct Float32 {
   using Element = float;
   using Pair = float2;

@@ -44,7 +44,7 @@ def _logistic2(x):
 def _tanh_approximately(x):
     """tanh with an error of up to 5e-4, for DIEN_KERNELS_FAST.
 
-    It takes the special function unit one instruction; ``_logistic2`` takes it two.
+    It is one instruction of the special function unit; ``_logistic2`` is two.
     """
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import dien_kernels
-from dien_kernels import augru, gru, use_backend, use_gates
+from dien_kernels import augru, checks, gru, use_backend, use_gates
 from dien_kernels.ops import _dispatch, _gates
 from dien_kernels.ops.recurrence import op as module
 from tests.cases import KINDS, LEAVES, Case, call, make, options_of, running_on, target_params
@@ -479,3 +479,18 @@ def test_help_is_whole_and_its_examples_run(name: str) -> None:
     (example,) = finder.find(function, name, module=False, globs={})
     assert example.examples
     assert runner.run(example).failed == 0
+
+
+def test_autocast_of_devices_that_torch_does_not_count_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch._C._is_any_autocast_enabled`` leaves out MPS, so that it may not decide for a tensor there."""
+
+    class OnMPS:
+        device, dtype, is_cpu, is_cuda = torch.device("mps"), torch.float32, False, False
+
+    assert checks.autocast_dtype(OnMPS()) is None  # type: ignore[arg-type]
+    torch.set_autocast_enabled("mps", True)
+    try:
+        assert checks.autocast_dtype(OnMPS()) == torch.get_autocast_dtype("mps")  # type: ignore[arg-type]
+        assert checks.autocast_dtype(torch.zeros(1)) is None
+    finally:
+        torch.set_autocast_enabled("mps", False)

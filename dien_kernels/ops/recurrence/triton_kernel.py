@@ -2,7 +2,7 @@
 
 One launch runs the whole time loop, with the state in registers. Equation numbers are those of docs/math.md. Rows are
 sorted from longest to shortest; a program owns ROWS of them and makes as many steps as its longest row has. It computes
-W_ih x itself where W_ih is small and each history is read by one row. Otherwise torch computes W_ih x before.
+W_ih x itself where W_ih is small and each history is read by one row. Otherwise torch computes it before the launch.
 
 Limits: H <= 256; float32, bfloat16 and float16 storage. With CHUNK = 0, W_hh stays on chip. Otherwise each step reads
 W_hh from memory, CHUNK indices of the sum at a time. The left factor of the product then goes through memory too,

@@ -2,10 +2,10 @@
 
 It computes the gates again from the states and writes their gradients to GATES and the operands of W_hh to STATES. From
 these torch computes dx, dW_ih and dW_hh as products over all steps. The products of the gates with W_hh are computed in
-the loop. Where W_hh and its transpose do not both fit on chip, torch computes these products too, for all steps before
-the loop: ``operands`` writes their operands to STATES, and the loop reads the results as PRODUCTS_RU and PRODUCTS_N.
-Where not even the transpose fits, the loop of ``triton_kernel_wide`` runs. Equation numbers are those of docs/math.md;
-limits and layout are those of ``triton_kernel``.
+the loop. Where W_hh and its transpose do not both fit on chip, torch computes these products too, before the loop and
+for all steps: ``operands`` writes their operands to STATES, and the loop reads the results as PRODUCTS_RU and
+PRODUCTS_N. Where not even the transpose fits, the loop of ``triton_kernel_wide`` runs. Equation numbers are those of
+docs/math.md; limits and layout are those of ``triton_kernel``.
 """
 
 # mypy: ignore-errors
