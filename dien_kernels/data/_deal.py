@@ -1,7 +1,7 @@
 """The first pass of ``prepare``: reads the log once, deals its rows to buckets by the hash of the user, and counts.
 
 Room card. Lives here: the temporary files of the rows, and the counts of items and field values. May import: numpy,
-pyarrow, polars, ``log``, ``_hash``. Must not be here: ids, samples, the prepared folder.
+pyarrow, polars, ``log``, ``_hash``, ``vocabulary``. Must not be here: ids, samples, the prepared folder.
 
 Nothing that is held in memory grows with the number of rows: a chunk of the log, and a number or two for each distinct
 item and field value.
@@ -10,7 +10,7 @@ item and field value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 from dien_kernels.data._arrow import Array
 from dien_kernels.data._hash import hash64
 from dien_kernels.data.log import Log
+from dien_kernels.data.vocabulary import bucket_of
 
 BUCKET_BITS = 6
 BUCKETS = 1 << BUCKET_BITS
@@ -113,8 +114,8 @@ class Dealt:
         fields: for each user field and behaviour field, the rows of each of its values.
         missing: rows without a value, by field.
         rows, behaviours: of the whole log.
-        user_type, item_type: Arrow types of the raw values.
-        time_type: int64 or float64.
+        schema: of the log's batches.
+        text: for each field whose values fall into buckets, whether the raw ones are text.
     """
 
     buckets: Buckets
@@ -125,6 +126,7 @@ class Dealt:
     rows: int = 0
     behaviours: int = 0
     schema: pa.Schema | None = None
+    text: dict[str, bool] = field(default_factory=dict)
 
 
 def row_columns(log: Log) -> list[str]:
@@ -134,8 +136,11 @@ def row_columns(log: Log) -> list[str]:
     return names
 
 
-def deal(log: Log, folder: Path, chunk_rows: int) -> Dealt:
-    """Read the log once and deal its rows to files in ``folder``."""
+def deal(log: Log, folder: Path, chunk_rows: int, buckets: Mapping[str, int] | None = None) -> Dealt:
+    """Read the log once and deal its rows to files in ``folder``.
+
+    ``buckets``: fields whose values are replaced by the bucket that they fall into, of so many.
+    """
     scalar = [name for name in log.item_fields if name not in log.several]
     dealt = Dealt(
         Buckets(folder),
@@ -146,7 +151,8 @@ def deal(log: Log, folder: Path, chunk_rows: int) -> Dealt:
     try:
         for batch in log.read():
             for start in range(0, batch.num_rows, chunk_rows):
-                _add(dealt, log, batch.slice(start, chunk_rows), scalar)
+                part = _in_buckets(dealt, batch.slice(start, chunk_rows), buckets or {})
+                _add(dealt, log, part, scalar)
     finally:
         dealt.buckets.close()
     return dealt
@@ -175,6 +181,17 @@ def _add(dealt: Dealt, log: Log, batch: pa.RecordBatch, scalar: list[str]) -> No
         tally.add(known.group_by(name).agg(pl.len().cast(pl.Int64).alias("rows")))
     dealt.rows += batch.num_rows
     dealt.behaviours += int(frame["behaviours"].sum())
+
+
+def _in_buckets(dealt: Dealt, batch: pa.RecordBatch, buckets: Mapping[str, int]) -> pa.RecordBatch:
+    """The batch with the buckets of the values of some fields; what the raw values are is kept in ``dealt.text``."""
+    for name, count in buckets.items():
+        column = batch.column(name)
+        text = dealt.text.setdefault(name, not pa.types.is_integer(column.type))
+        if text == pa.types.is_integer(column.type):
+            raise ValueError(f"column {name!r} must have one type in all sources, got {column.type} later")
+        batch = batch.set_column(batch.schema.get_field_index(name), name, bucket_of(column, count, text))
+    return batch
 
 
 def _same_types(dealt: Dealt, batch: pa.RecordBatch) -> None:

@@ -62,11 +62,14 @@ class Ids:
         return cls(vocabularies, pq.read_table(folder / ITEMS), dict(several), raw_items, Counter())
 
 
-def give_ids(dealt: Dealt, log: Log, minimum: Mapping[str, int], old: Ids | None = None) -> Ids:
+def give_ids(
+    dealt: Dealt, log: Log, minimum: Mapping[str, int], old: Ids | None = None, buckets: Mapping[str, int] | None = None
+) -> Ids:
     """Number the values of every field by frequency, those of equal frequency by value; id 0 is "unknown".
 
     ``minimum`` is the least count of a value that gets an id of its own, by field. With ``old``, its ids stay, new
-    values get the ids that follow, and an item keeps the fields that it has.
+    values get the ids that follow, and an item keeps the fields that it has. Of the fields in ``buckets`` the rows
+    hold buckets, and buckets get ids.
     """
     pairs, report = dealt.items.total(), Counter[str]()
     assert pairs is not None  # prepare has refused a log without rows
@@ -107,6 +110,8 @@ def give_ids(dealt: Dealt, log: Log, minimum: Mapping[str, int], old: Ids | None
         counts = pl.DataFrame({"value": [], "rows": []}) if found is None else found.select(value=name, rows="rows")
         grown[name] = _vocabulary(counts, minimum[name], dealt.missing[name], before.get(name))
         report[f"missing:{name}"] = dealt.missing[name]
+    for name, number in (buckets or {}).items():
+        grown[name].buckets, grown[name].text = number, dealt.text[name]
     raw = totals.height
     if old is not None:
         raw = old.raw_items + int((_encode(before["item"], totals["item"]) == 0).sum())
@@ -152,7 +157,8 @@ def _vocabulary(counts: pl.DataFrame, minimum: int, unknown: int, old: Vocabular
 def _encode(vocabulary: Vocabulary, values: pl.Series) -> Array:
     if not len(values):
         return np.zeros(0, np.int64)
-    return vocabulary.encode(values.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    array = values.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return vocabulary.encode_values(array.cast(vocabulary.values.type))
 
 
 def _list_column(

@@ -141,7 +141,7 @@ class ShardWriter:
         report["out_of_order"] += int(back.sum())
         if back.any():
             order = np.lexsort((time, user))
-        item = self.ids.vocabularies["item"].encode(table["item"])[order].astype(np.int32)
+        item = self.ids.vocabularies["item"].encode_values(table["item"])[order].astype(np.int32)
         columns = {name: table[name] for name in table.column_names if name not in ("user", "item", "timestamp")}
         result = SortedRows(
             users.values.take(pa.array(order_of_users)), split[order_of_users],
@@ -226,7 +226,7 @@ class ShardWriter:
     ) -> None:
         """Lists of ids and of numbers; the mappings are from the columns of a shard to those of the log."""
         for column, name in fields.items():
-            ids = self.ids.vocabularies[name].encode(rows.taken(name)).astype(np.int32)
+            ids = self.ids.vocabularies[name].encode_values(rows.taken(name)).astype(np.int32)
             users.add_list(column, rows.user[taken], ids[taken])
         for column, name in numbers.items():
             values = rows.taken(name).to_numpy(zero_copy_only=False)

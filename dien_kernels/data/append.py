@@ -118,19 +118,20 @@ def _write(
     log: Log, folder: Path, prepared: Prepared, tail: int, chunk_rows: int, shard_rows: int, progress: bool
 ) -> None:
     meta, options, schema = prepared.meta, prepared.meta["options"], prepared.schema
+    buckets = options.get("buckets", {})
     work = folder / "rows"
     work.mkdir()
     quiet = None if progress else True
     with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
         log.advance = bar.update
-        dealt = deal(log, work, chunk_rows)
+        dealt = deal(log, work, chunk_rows, buckets)
     if not dealt.rows:
         raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
     if log.time_unit != meta["time_unit"]:
         raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
     fields = [*schema.items, *schema.users, *schema.behaviours]
     old = Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
-    ids = give_ids(dealt, log, options["min_count"], old)
+    ids = give_ids(dealt, log, options["min_count"], old, buckets)
     ids.write(folder)
     columns = _columns(prepared, dealt)
     tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(columns, prepared.labels), tail)

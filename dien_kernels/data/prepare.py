@@ -44,6 +44,7 @@ class Options:
     negative_sampling: str
     min_count: dict[str, int]
     duplicates: str
+    buckets: dict[str, int]
     seed: int
 
     def __post_init__(self) -> None:
@@ -58,8 +59,9 @@ class Options:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         check_integer("negatives", self.negatives, 1)
         check_integer("seed", self.seed, 0)
-        for name, number in self.min_count.items():
-            check_integer(f"min_count of {name!r}", number, 1)
+        for kind, numbers, least in (("min_count", self.min_count, 1), ("buckets", self.buckets, 2)):
+            for name, number in numbers.items():
+                check_integer(f"{kind} of {name!r}", number, least)
         shares = self.fractions
         if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
@@ -89,6 +91,7 @@ def prepare(
     negative_sampling: str = "popularity",
     min_count: int | Mapping[str, int] = 1,
     duplicates: str = "keep",
+    buckets: Mapping[str, int] | None = None,
     max_bad_lines: int = 100,
     seed: int = 0,
     progress: bool = True,
@@ -116,6 +119,8 @@ def prepare(
         negative_sampling: ``"popularity"`` (an item as often as it is a behaviour) or ``"uniform"``. Training draws
             the same way.
         min_count: values seen less often become "unknown"; a number, or a mapping of field name to number.
+        buckets: for fields with more values than a table may have rows: how many buckets the values fall into by their
+            hash. Values of one bucket share an id, and new values have one, too. A mapping of field name to number.
         duplicates: ``"drop"`` leaves out rows with the user, item, time (and label) of an earlier row; ``"keep"``
             counts them in the report.
         seed: of split and negatives.
@@ -157,8 +162,13 @@ def prepare(
     except (TypeError, ValueError):
         raise ValueError(f"fractions must be three shares with the sum 1, got {fractions!r}") from None
     minimum = _minimum(min_count, fields)
+    hashed = dict(buckets or {})
+    for name in hashed:
+        if name not in fields or name in log.several:
+            allowed = [field for field in fields if field not in log.several]
+            raise ValueError(f"buckets must name fields of {allowed}, got {name!r}")
     options = Options(
-        labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, duplicates, seed
+        labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, duplicates, hashed, seed
     )
     out = user_path(out)
     log.keep_missing = True
@@ -181,14 +191,14 @@ def _write(
     quiet = None if progress else True
     with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
         log.advance = bar.update
-        dealt = deal(log, work, chunk_rows)
+        dealt = deal(log, work, chunk_rows, options.buckets)
     given = options.labels == "given"
     if not dealt.rows:
         why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
         raise ValueError(f"there is no usable row in {where}{why}")
     if not dealt.behaviours:
         raise ValueError("no row has the label 1, so that there are no behaviours to learn from")
-    ids = give_ids(dealt, log, options.min_count)
+    ids = give_ids(dealt, log, options.min_count, buckets=options.buckets)
     ids.write(folder)
     shards = shards_for(dealt.rows, shard_rows)
     rule, eligible = make_rule(

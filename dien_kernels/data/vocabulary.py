@@ -1,5 +1,4 @@
-"""Maps raw values to ids and back. While a log is read, values are numbered as they first appear (``Coder``); once
-all are counted, ids go by frequency (``Vocabulary``)."""
+"""Maps raw values to ids and back: ids go by frequency."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dien_kernels.data._arrow import Array
+from dien_kernels.data._hash import hash64
 from dien_kernels.data._lookup import Lookup, as_column, as_values
 
 
@@ -24,10 +23,14 @@ class Vocabulary:
         values: Arrow array of the raw values (int64 or string) of ids 1 to size - 1.
         counts: int64 [size], how often each was seen; counts[0] are the rows of values that were too rare, or
             absent.
+        buckets: 0, or the number of buckets that raw values fall into by their hash (``bucket_of``). ``values`` are
+            then the buckets of ids 1 to size - 1, and a value that was never seen has the id of its bucket, which it
+            shares with others.
+        text: whether the raw values of buckets are text.
     """
 
-    def __init__(self, values: pa.Array, counts: Array) -> None:
-        self.values, self.counts = values, counts
+    def __init__(self, values: pa.Array, counts: Array, buckets: int = 0, text: bool = False) -> None:
+        self.values, self.counts, self.buckets, self.text = values, counts, buckets, text
         self._index: Lookup | None = None
         self._lock = threading.Lock()
 
@@ -61,7 +64,16 @@ class Vocabulary:
             ids: Array = np.append(self.encode(column.dictionary), 0)
             taken: Array = ids.take(column.indices.cast(pa.int64()).fill_null(-1).to_numpy())
             return taken
-        values = as_values(column, self.values.type)
+        if self.buckets:
+            return self.encode_values(bucket_of(column, self.buckets, self.text))
+        return self.encode_values(as_values(column, self.values.type))
+
+    def encode_values(self, values: pa.Array | pa.ChunkedArray) -> Array:
+        """Ids of values of the type of ``values``, int64 [n]: of buckets where there are buckets; 0 for null."""
+        if isinstance(values, pa.ChunkedArray):
+            return np.concatenate([np.empty(0, np.int64), *(self.encode_values(chunk) for chunk in values.chunks)])
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
         if not values.null_count:
             return self._lookup().places(values) + 1
         found = np.zeros(len(values), np.int64)
@@ -77,7 +89,7 @@ class Vocabulary:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle has no index: the other process makes its own."""
-        return type(self), (self.values, self.counts)
+        return type(self), (self.values, self.counts, self.buckets, self.text)
 
     def name(self, number: int) -> Any:
         """The raw value of an id, None for 0. ``IndexError`` for an id that is none."""
@@ -87,92 +99,29 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         table = pa.table({"value": self.values, "count": self.counts[1:]})
-        stored = table.replace_schema_metadata({"unknown": str(int(self.counts[0]))})
-        pq.write_table(stored, path, write_page_checksum=True)
+        facts = {"unknown": str(int(self.counts[0]))}
+        if self.buckets:
+            facts |= {"buckets": str(self.buckets), "text": str(int(self.text))}
+        pq.write_table(table.replace_schema_metadata(facts), path, write_page_checksum=True)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         table = pq.read_table(path, page_checksum_verification=True)
         unknown = int(table.schema.metadata[b"unknown"])
         counts = np.concatenate([[unknown], table["count"].to_numpy()])
-        return cls(table["value"].combine_chunks(), counts)
+        buckets, text = (int(table.schema.metadata.get(name, b"0")) for name in (b"buckets", b"text"))
+        return cls(table["value"].combine_chunks(), counts, buckets, bool(text))
 
 
-class Coder:
-    """Numbers raw values in the order of their first appearance, because frequencies are known only at the end.
+def bucket_of(column: pa.Array | pa.ChunkedArray, buckets: int, text: bool) -> pa.Array:
+    """int64 [n]: the bucket of each raw value, from 0 to ``buckets`` - 1, null for null: ``hash64(value) % buckets``.
 
-    Memory grows with the number of distinct values. Null has the code -1.
+    ``text`` says whether raw values are text; integers are then their decimal digits, as in ``Vocabulary.encode``.
     """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._codes: dict[Any, int] = {}
-        self._dtype: pa.DataType | None = None
-
-    def __len__(self) -> int:
-        return len(self._codes)
-
-    def codes(self, array: pa.Array) -> Array:
-        """int64 [n]: the codes of a column's values."""
-        array = _as_key(self.name, array)
-        if self._dtype is None:
-            self._dtype = array.type
-        elif self._dtype != array.type:
-            raise ValueError(
-                f"column {self.name!r} must be all integers or all strings, got {self._dtype} and {array.type}"
-            )
-        encoded = array.dictionary_encode()
-        known = self._codes
-        try:
-            values = encoded.dictionary.to_pylist()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"column {self.name!r} must hold text in UTF-8: {error}") from error
-        table = np.fromiter((known.setdefault(value, len(known)) for value in values), np.int64, len(values))
-        codes = np.full(len(array), -1, np.int64)
-        valid = np.asarray(encoded.is_valid())
-        codes[valid] = table[encoded.indices.drop_null().to_numpy()]
-        return codes
-
-    def values(self) -> pa.Array:
-        """The raw values in the order of their codes."""
-        return pa.array(list(self._codes), type=self._dtype or pa.string())
-
-    def vocabulary(self, counts: Array, minimum: int, unknown: int = 0) -> tuple[Vocabulary, Array]:
-        """The vocabulary by frequency, and the id of every code, int32 [codes + 1].
-
-        The last entry is 0, so that the code -1 of null indexes "unknown". Equal counts go by raw value.
-
-        Args:
-            counts: int64 [codes].
-            minimum: values seen less often have no id of their own.
-            unknown: rows without a value, counted with those.
-        """
-        values = self.values()
-        table = pa.table({"count": counts, "value": values})
-        order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")]).to_numpy()
-        kept = order[counts[order] >= minimum]
-        ids = np.zeros(len(values) + 1, np.int32)
-        ids[kept] = np.arange(1, len(kept) + 1)
-        left_out = int(counts.sum() - counts[kept].sum()) + unknown
-        return Vocabulary(values.take(pa.array(kept)), np.concatenate([[left_out], counts[kept]])), ids
-
-
-def _as_key(name: str, array: pa.Array) -> pa.Array:
-    """Convert a column of users, items or field values to int64 or string."""
-    dtype = array.type
-    if pa.types.is_dictionary(dtype):
-        array = array.cast(dtype.value_type)
-        dtype = array.type
-    if pa.types.is_integer(dtype) or pa.types.is_boolean(dtype):
-        try:
-            return array.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"column {name!r} must hold integers below 2^63, or strings: {error}") from error
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
-        return array.cast(pa.string())
-    if pa.types.is_floating(dtype):  # integers with missing values often come as floats
-        try:
-            return array.cast(pa.int64())
-        except pa.ArrowInvalid:
-            pass
-    raise ValueError(f"column {name!r} must hold integers or strings, got {dtype}")
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    values = as_values(column, pa.string() if text else pa.int64())
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    found = np.zeros(len(values), np.int64)
+    found[known] = (hash64(values.drop_null()) % np.uint64(buckets)).astype(np.int64)
+    return pa.array(found, mask=~known)
