@@ -189,6 +189,7 @@ def _grown(
     report = {**{name: 0 for name in ("late_rows",)}, **written.report, **ids.report}
     appended = {
         "rows": dealt.rows,
+        "seen": log.seen,
         "users": written.users,
         "bad_lines": log.bad.count,
         "new_items": ids.vocabularies["item"].size - prepared.schema.items["item"],
