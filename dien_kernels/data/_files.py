@@ -57,7 +57,8 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], r
                 inside += _inside(path, endings, remedy) if path.is_dir() else [path]
             paths += dict.fromkeys(inside)  # "**" stands for folders and for the files in them
             if not found:
-                raise FileNotFoundError(f"no file matches the pattern {source}; {source.parent} has {_names(source)}")
+                what = "no file outside of prepared folders" if matches else "no file"
+                raise FileNotFoundError(f"{what} matches the pattern {source}; {source.parent} has {_names(source)}")
         else:
             raise FileNotFoundError(f"{source} does not exist; {source.parent} has {_names(source)}")
     for path in paths:
@@ -87,9 +88,9 @@ def is_prepared(folder: Path) -> bool:
 
 
 def _within_prepared(path: Path, top: Path) -> bool:
-    """Whether a path is a prepared folder below ``top``, or inside of one."""
+    """Whether a path, or a folder between it and ``top``, is a prepared folder; ``top`` counts, too."""
     above = [path, *path.parents]
-    above = above[: above.index(top)] if top in above else above
+    above = above[: above.index(top) + 1] if top in above else above
     return any(is_prepared(folder) for folder in above if folder.is_dir())
 
 

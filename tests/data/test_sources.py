@@ -235,8 +235,8 @@ def test_prepared_folders_are_no_logs(tmp_path: Path) -> None:
         assert open_log(sources, columns={"item_fields": []}).total == inside
     with pytest.raises(ValueError, match="must name logs, got .*prepared, which is a prepared folder"):
         prepare(out, tmp_path / "x")
-    with pytest.raises(FileNotFoundError, match="no file matches the pattern"):
-        open_log(str(out / "shards" / "*.parquet"))
+    with pytest.raises(FileNotFoundError, match="no file outside of prepared folders matches"):
+        open_log(str(out / "**" / "*.parquet"))
 
 
 def test_the_folder_that_a_pattern_reads_is_not_written_to(tmp_path: Path) -> None:
