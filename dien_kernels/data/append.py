@@ -146,6 +146,7 @@ def _write(
     shards = shards_for(dealt.rows, shard_rows)
     for rows in read_shards(dealt, shards):
         writer.write(rows)
+    ids.take_out(folder, writer.written.dropped)
     dealt.buckets.remove(range(BUCKETS))
     work.rmdir()
     write_meta(folder, _grown(prepared, schema_of(log, ids), log, dealt, ids, writer.written, folder))

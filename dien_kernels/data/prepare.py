@@ -214,6 +214,7 @@ def _write(
             each = BUCKETS // shards
             dealt.buckets.remove(range(shard * each, (shard + 1) * each))
             bar.update(0 if rows is None else rows.num_rows)
+    ids.take_out(folder, writer.written.dropped)
     _require_samples(writer.written, rule, options, eligible)
     for path in work.iterdir():
         path.unlink()
