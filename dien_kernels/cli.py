@@ -8,6 +8,8 @@ library user needs.
 from __future__ import annotations
 
 import argparse
+import inspect
+import logging
 import os
 import re
 import sys
@@ -30,6 +32,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 
 _WORD = re.compile(r"((data|model|optimizer|schedule|training|output)\.[^=]*=|[^-].*\.ya?ml$)")
 _KEY = re.compile(r"[^=/]+\.[^=/]+=")  # of an override
+_OPTION_OF = {"seed": "data-seed"}  # of arguments of prepare, where the name differs
 _OVERRIDES = """\
 Options of a config are section.key=value words, with the sections data, model, optimizer, schedule,
 training and output:
@@ -136,7 +139,14 @@ def _parser() -> argparse.ArgumentParser:
         "sources", nargs="+", type=_path, help="files of a log, or their folder (Parquet, or as --format says)"
     )
     prepare.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="the prepared folder to write")
-    prepare.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
+    either = prepare.add_mutually_exclusive_group()
+    either.add_argument("--overwrite", action="store_true", help="replace a folder that is prepared already")
+    either.add_argument(
+        "--append", action="store_true", help="add the events of new days to a folder that is prepared already"
+    )
+    prepare.add_argument(
+        "--tail", type=int, metavar="N", help="with --append: behaviours of the past before a user's new ones (200)"
+    )
     _log_options(prepare)
 
     check = command("check", _check, "compare a prepared folder, whoever wrote it, with all that the format promises")
@@ -224,6 +234,7 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-count", type=int, help="rarer items become unknown")
     group.add_argument("--delimiter", help="between columns, for csv (default: a comma; .tsv: a tab)")
     group.add_argument("--behaviours", nargs="+", metavar="KIND", help="for taobao: pv, cart, fav, buy (default: pv)")
+    group.add_argument("--duplicates", help="rows that say the same as an earlier one: keep or drop (default: keep)")
     group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
     group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
 
@@ -250,6 +261,7 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "negatives": "negatives",
         "negative_sampling": "negative_sampling",
         "min_count": "min_count",
+        "duplicates": "duplicates",
         "max_bad_lines": "max_bad_lines",
         "data_seed": "seed",
     }
@@ -296,10 +308,22 @@ def _config(options: argparse.Namespace, base: Path | None = None) -> Config:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from dien_kernels.data import prepare
+    from dien_kernels.data import append, prepare
     from dien_kernels.training.setup import prepare_options
 
+    # The summary has the warnings.
+    logging.getLogger("dien_kernels.data").addHandler(logging.NullHandler())
     given = prepare_options(_given_log_options(options), Path(options.sources[0]))
+    if options.append:
+        settled = [_OPTION_OF.get(name, name) for name in given if name not in inspect.signature(append).parameters]
+        if settled:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in settled)
+            raise ValueError(f"--append takes the options of the log only, as the folder has the others, got {words}")
+        tail = {} if options.tail is None else {"tail": options.tail}
+        print(append(options.sources, options.out, **tail, **given).summary())
+        return 0
+    if options.tail is not None:
+        raise ValueError(f"--tail is for --append, got --tail {options.tail} without it")
     print(prepare(options.sources, options.out, overwrite=options.overwrite, **given).summary())
     return 0
 

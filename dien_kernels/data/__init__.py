@@ -5,6 +5,7 @@ import: numpy, pyarrow, polars, torch, ``batch``. Must not be here: models, para
 metrics.
 """
 
+from dien_kernels.data.append import append
 from dien_kernels.data.loader import Loader
 from dien_kernels.data.log import Columns
 from dien_kernels.data.negatives import Negatives
@@ -21,6 +22,7 @@ __all__ = [
     "Negatives",
     "Prepared",
     "Vocabulary",
+    "append",
     "guess",
     "open_log",
     "prepare",

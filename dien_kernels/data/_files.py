@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import mmap
 import os
 import re
 import zlib
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dien_kernels._options import user_path
+from dien_kernels.data.folder import FORMAT, META, UNFINISHED, WORK
 
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file raises that is cut or corrupt
 _PARTITION = re.compile(r"([A-Za-z_][\w\-]*)=(.*)")
@@ -31,9 +33,9 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], r
     """The files that sources stand for; each exists, and those named one by one are not empty.
 
     A folder stands for all files below it with one of the endings, by path; names that begin with "." or "_" are left
-    out, and so are empty files, as Spark writes them for parts without rows. A source with ``*``, ``?`` or ``[`` that
-    is no file is a pattern, in which ``**`` stands for any folders. ``~`` is the home folder. Capitals in a name do not
-    matter to its ending. ``remedy`` ends the error for a folder that has no such file.
+    out, and so are prepared folders, and empty files, as Spark writes them for parts without rows. A source with ``*``,
+    ``?`` or ``[`` that is no file is a pattern, in which ``**`` stands for any folders. ``~`` is the home folder.
+    Capitals in a name do not matter to its ending. ``remedy`` ends the error for a folder that has no such file.
     """
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not given:
@@ -41,21 +43,55 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], r
     paths: list[Path] = []
     for source in map(user_path, given):
         if source.is_dir():
+            if is_prepared(source):
+                raise ValueError(f"sources must name logs, got {source}, which is a prepared folder")
             paths += _inside(source, endings, remedy)
         elif source.exists():  # a pipe is a file, too
             paths.append(source)
         elif glob.has_magic(str(source)):
-            found = sorted(map(Path, glob.glob(str(source), recursive=True)))
+            fixed = before_wildcard(source)
+            matches = sorted(map(Path, glob.glob(str(source), recursive=True)))
+            found = [path for path in matches if not _within_prepared(path, fixed)]
+            inside: list[Path] = []
             for path in found:
-                paths += _inside(path, endings, remedy) if path.is_dir() else [path]
+                inside += _inside(path, endings, remedy) if path.is_dir() else [path]
+            paths += dict.fromkeys(inside)  # "**" stands for folders and for the files in them
             if not found:
-                raise FileNotFoundError(f"no file matches the pattern {source}; {source.parent} has {_names(source)}")
+                what = "no file outside of prepared folders" if matches else "no file"
+                raise FileNotFoundError(f"{what} matches the pattern {source}; {source.parent} has {_names(source)}")
         else:
             raise FileNotFoundError(f"{source} does not exist; {source.parent} has {_names(source)}")
     for path in paths:
         if path.is_file() and path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
     return paths
+
+
+def before_wildcard(source: Path) -> Path:
+    """The folder of a pattern above its first part with a wildcard; a source without one, or that is there, itself."""
+    if source.exists():
+        return source
+    parts = source.parts
+    fixed = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:fixed])
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder was prepared, by whichever version, or is being prepared: its Parquet files are no log."""
+    meta, mark = folder / META, folder / UNFINISHED
+    if mark.is_file() and ((folder / WORK).is_dir() or b"prepare has not finished" in mark.read_bytes()):
+        return True
+    if not meta.is_file() or not meta.stat().st_size:
+        return False
+    with meta.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(f'"{FORMAT}"'.encode()) >= 0
+
+
+def _within_prepared(path: Path, top: Path) -> bool:
+    """Whether a path, or a folder between it and ``top``, is a prepared folder; ``top`` counts, too."""
+    above = [path, *path.parents]
+    above = above[: above.index(top) + 1] if top in above else above
+    return any(is_prepared(folder) for folder in above if folder.is_dir())
 
 
 def _names(source: Path) -> list[str]:
@@ -76,7 +112,7 @@ def _inside(folder: Path, endings: tuple[str, ...], remedy: str) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        folders[:] = [name for name in folders if not name.startswith((".", "_")) and not is_prepared(Path(root, name))]
         yield from (Path(root, name) for name in names if not name.startswith((".", "_")))
 
 

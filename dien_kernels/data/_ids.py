@@ -55,6 +55,14 @@ class Ids:
             vocabulary.write(folder / vocabulary_file(name))
         pq.write_table(self.items, folder / ITEMS, **PARQUET)
 
+    def take_out(self, folder: Path, dropped: Array | None) -> None:
+        """Write ``items.parquet`` again, without these behaviours of each item; None: there are none."""
+        if dropped is None:
+            return
+        count = pa.array(self.items["count"].to_numpy() - dropped)
+        self.items = self.items.set_column(self.items.column_names.index("count"), "count", count)
+        pq.write_table(self.items, folder / ITEMS, **PARQUET)
+
     @classmethod
     def read(cls, folder: Path, fields: list[str], several: Mapping[str, int], raw_items: int) -> Ids:
         """Those of a prepared folder; ``fields`` are all that have a vocabulary."""

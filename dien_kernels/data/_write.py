@@ -46,6 +46,7 @@ class Written:
         numbers: statistics of the training split, for each column of numbers.
         users, behaviours, samples: of all shards.
         longest: the most behaviours of a user.
+        dropped: int64 [items], the behaviours of each item that were left out as duplicates; None: none were.
     """
 
     numbers: dict[str, Numbers]
@@ -55,6 +56,7 @@ class Written:
     behaviours: int = 0
     samples: Counter[str] = field(default_factory=Counter)
     longest: int = 0
+    dropped: Array | None = None
 
 
 class ShardWriter:
@@ -182,6 +184,13 @@ class ShardWriter:
         self.written.report["duplicate_rows"] += copies.size
         if self.duplicates == "keep" or not copies.size:
             return rows
+        behaves = np.ones(copies.size, bool)
+        if self.given:
+            behaves &= rows.taken("label").to_numpy()[copies] == 1
+        if self.log.sequences:
+            behaves &= rows.taken("sequence").to_numpy()[copies] == 0
+        dropped = np.bincount(rows.item[copies[behaves]], minlength=self.ids.vocabularies["item"].size)
+        self.written.dropped = dropped if self.written.dropped is None else self.written.dropped + dropped
         return rows.without(copies)
 
     def _columns(self, rows: SortedRows) -> UserLists:

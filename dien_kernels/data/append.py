@@ -147,6 +147,7 @@ def _write(
     shards = shards_for(dealt.rows, shard_rows)
     for rows in read_shards(dealt, shards):
         writer.write(rows)
+    ids.take_out(folder, writer.written.dropped)
     dealt.buckets.remove(range(BUCKETS))
     work.rmdir()
     write_meta(folder, _grown(prepared, schema_of(log, ids), log, dealt, ids, writer.written, folder))
@@ -190,6 +191,7 @@ def _grown(
     report = {**{name: 0 for name in ("late_rows",)}, **written.report, **ids.report}
     appended = {
         "rows": dealt.rows,
+        "seen": log.seen,
         "users": written.users,
         "bad_lines": log.bad.count,
         "new_items": ids.vocabularies["item"].size - prepared.schema.items["item"],

@@ -17,6 +17,7 @@ from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import digest
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
+from dien_kernels.data._files import before_wildcard
 from dien_kernels.data._ids import Ids, give_ids
 from dien_kernels.data._place import filled, locked, stays_inside
 from dien_kernels.data._report import warnings_of
@@ -173,7 +174,7 @@ def prepare(
     out = user_path(out)
     log.keep_missing = True
     with locked(out), filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
-        where = ", ".join(map(str, _paths(sources))) or "the table"
+        where = ", ".join(map(str, _named(sources))) or "the table"
         _write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
     if log.bad.count:
@@ -223,6 +224,7 @@ def _write(
             each = BUCKETS // shards
             dealt.buckets.remove(range(shard * each, (shard + 1) * each))
             bar.update(0 if rows is None else rows.num_rows)
+    ids.take_out(folder, writer.written.dropped)
     _require_samples(writer.written, rule, options, eligible)
     for path in work.iterdir():
         path.unlink()
@@ -327,11 +329,15 @@ def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str,
 
 
 def _paths(sources: Sources) -> list[Path]:
-    """The files and folders that are read."""
+    """The files and folders that are read; of a pattern, the folder that all of them are in."""
+    return [before_wildcard(source) for source in _named(sources)]
+
+
+def _named(sources: Sources) -> list[Path]:
     if isinstance(sources, (str, Path)):
-        return [Path(sources)]
+        return [user_path(sources)]
     if isinstance(sources, Sequence):
-        return [Path(source) for source in sources if isinstance(source, (str, Path))]
+        return [user_path(source) for source in sources if isinstance(source, (str, Path))]
     return []
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import Array, digest
 from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_all, read_group, reading
+from dien_kernels.data._summary import summary_of
 from dien_kernels.data._unit import Unit, UnitInfo
 from dien_kernels.data.folder import (
     FORMAT,
@@ -315,28 +316,8 @@ class Prepared:
         return np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
 
     def summary(self) -> str:
-        """The counts of the prepared data and of the irregularities of the log, in a few lines of text."""
-        counts, report, schema = self.meta["counts"], self.meta["report"], self.schema
-        samples = ", ".join(f"{name} {size:,}" for name, size in counts["samples"].items())
-        sizes = {**schema.items, **schema.users, **schema.behaviours}
-        fields = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        options = self.meta["options"]
-        words = [str(options[name]) for name in ("labels", "targets") if name in options]
-        words += [f"split by {options['split']}"] if "split" in options else []
-        lines = [
-            f"{counts['users']:,} users, {counts['behaviours']:,} behaviours; vocabularies: {fields}",
-            f"samples: {samples} ({', '.join(words)})",
-        ]
-        odd = [
-            f"{name} {number:,}"
-            for name, number in report.items()
-            if isinstance(number, (int, float)) and number and name != "rows"
-        ]
-        if odd:
-            lines.append("of note: " + ", ".join(odd))
-        lines += [f"  {warning}" for warning in self.meta["warnings"]]
-        lines += [f"  bad line {line}" for line in self.meta["first_bad_lines"]]
-        return "\n".join(lines)
+        """The counts of the prepared data, the irregularities of the log and the warnings, in a few lines of text."""
+        return summary_of(self.meta)
 
 
 def _reopen(path: str, fingerprint: str) -> Prepared:

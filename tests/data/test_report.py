@@ -12,6 +12,7 @@ import pytest
 from folders import meta_of, samples_of, users_of
 from small_logs import made
 
+from dien_kernels.data import append
 from dien_kernels.data._numbers import Numbers
 
 USERS, STEPS = 200, 12
@@ -70,6 +71,22 @@ def test_impressions_of_one_time_with_two_labels_are_no_duplicates(tmp_path: Pat
     table = pa.table({"user": [1, 1, 1], "item": [5, 5, 5], "timestamp": [1, 1, 1], "label": [0, 1, 1]})
     made(table, tmp_path / "p", labels="given", duplicates="drop")
     assert [row[3] for row in samples_of(tmp_path / "p", "train")] == [0, 1]
+
+
+@pytest.mark.parametrize("labels", ["next", "given"])
+def test_items_are_counted_without_the_duplicates_that_were_dropped(tmp_path: Path, labels: str) -> None:
+    label, action = np.arange(USERS * STEPS) % 2, np.where(np.arange(USERS * STEPS) % 5 == 0, "buy", "pv")
+    columns = {"sequence": "action", "sequences": {"clicks": "pv", "bought": "buy"}}
+    log = a_log(items=300, label=label, action=action)
+    twice = pa.concat_tables([log, log.slice(0, 700)])
+    prepared = made(twice, tmp_path / "p", labels=labels, columns=columns, duplicates="drop")
+    assert prepared.verify() == []
+    once = made(log, tmp_path / "q", labels=labels, columns=columns)
+    assert sorted(prepared.item_counts.tolist()) == sorted(once.item_counts.tolist())
+    later = log.set_column(2, "timestamp", pa.array(log["timestamp"].to_numpy() + 10**6))
+    grown = append(pa.concat_tables([later, later]), tmp_path / "p", columns=columns, progress=False)
+    assert grown.verify() == []
+    assert sum(grown.item_counts) == 2 * sum(once.item_counts)
 
 
 def test_repeated_consumption_is_told_with_the_auc_of_the_rule(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dien_kernels.data import guess, open_log, prepare
+from dien_kernels.data import guess, open_log, prepare, synthetic
 from dien_kernels.data.log import Log
 
 CSV = "user,item,timestamp\n1,2,3\n"
@@ -207,3 +207,40 @@ def test_a_lazy_frame_is_not_collected_as_a_whole() -> None:
     log = open_log(frame.map_batches(watched), chunk_rows=5)
     assert asked == []
     assert len(rows(log)) == 50
+
+
+def test_prepared_folders_are_no_logs(tmp_path: Path) -> None:
+    """prepare logs/ --out logs/prepared, twice: the shards of the first time are not read."""
+    logs, out = tmp_path / "logs", tmp_path / "logs" / "prepared"
+    part(logs / "day=1" / "a.parquet", 1_600_000_000)
+    pq.write_table(synthetic(users=40, items=30, categories=3, events=300), logs / "b.parquet")
+    (logs / "other").mkdir()
+    (logs / "other" / "meta.json").write_text('{"format": "of another program"}')
+    part(logs / "other" / "c.parquet", 1_600_000_001)
+    for sources in (logs, str(logs / "**" / "*.parquet"), str(logs / "*"), [logs / "day=1", logs]):
+        first = prepare(
+            sources, out, columns={"item_fields": []}, duplicates="drop", progress=False, overwrite=out.exists()
+        )
+        rows = pq.read_metadata(logs / "b.parquet").num_rows + 2
+        assert first.meta["report"]["rows"] == rows + isinstance(sources, list)
+    (logs / "other" / "meta.json").unlink()  # a pattern takes every file that it matches, but each of them once
+    assert prepare(str(logs / "**"), out, columns={"item_fields": []}, overwrite=True).meta["report"]["rows"] == rows
+    interrupted = logs / "half"
+    (interrupted / ".work").mkdir(parents=True)
+    (interrupted / "unfinished").write_text("{}")
+    (interrupted / "shards").mkdir()
+    part(interrupted / "shards" / "d.parquet", 3)
+    inside = sum(path.stat().st_size for path in (logs / "b.parquet", *logs.glob("*/[ac].parquet")))
+    for sources in (logs, str(logs / "**" / "*.parquet")):
+        assert open_log(sources, columns={"item_fields": []}).total == inside
+    with pytest.raises(ValueError, match="must name logs, got .*prepared, which is a prepared folder"):
+        prepare(out, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="no file outside of prepared folders matches"):
+        open_log(str(out / "**" / "*.parquet"))
+
+
+def test_the_folder_that_a_pattern_reads_is_not_written_to(tmp_path: Path) -> None:
+    part(tmp_path / "logs" / "day=1" / "a.parquet", 1)
+    for pattern in ("logs/day=*/*.parquet", "logs/*/a.parquet", "logs/**"):
+        with pytest.raises(FileExistsError, match="which is to be read"):
+            prepare(tmp_path / pattern, tmp_path / "logs", progress=False)

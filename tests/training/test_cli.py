@@ -257,6 +257,42 @@ def test_options_of_logs_on_the_command_line(tmp_path: Path) -> None:
     assert cli.main(["prepare", *common, "--out", "p", "--delimiters", "tags"]) == 2
 
 
+def test_prepare_appends_new_days(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = synthetic(users=60, items=40, categories=4, events=900, seed=1)
+    log = log.take(pa.array(np.argsort(log["timestamp"].to_numpy(), kind="stable")))
+    for name, part in (("old", log.slice(0, 600)), ("new", log.slice(600))):
+        pq.write_table(part.rename_columns(["who", "item", "category", "timestamp"]), tmp_path / f"{name}.parquet")
+    out = ["--user", "who", "--out", str(tmp_path / "p")]
+    first = ["prepare", str(tmp_path / "old.parquet"), *out, "--duplicates", "drop", "--targets", "every"]
+    assert cli.main(first) == 0
+    assert Prepared.open(tmp_path / "p").meta["options"]["duplicates"] == "drop"
+    new = ["prepare", str(tmp_path / "new.parquet"), *out, "--append"]
+    capsys.readouterr()
+    for words, message in (
+        (["--labels", "next", "--data-seed", "3"], "as the folder has the others, got --labels, --data-seed\n"),
+        (["--duplicates", "keep"], "--append takes the options of the log only, as the folder has the others, got --d"),
+        (["--tail", "0"], "tail must be an integer of at least 1, got 0"),
+    ):
+        assert cli.main([*new, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert cli.main([*first, "--tail", "3"]) == 2
+    assert "--tail is for --append, got --tail 3 without it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*new, "--overwrite"])
+    capsys.readouterr()
+    assert cli.main([*new, "--tail", "3"]) == 0
+    printed = capsys.readouterr()
+    assert f"at last {log.num_rows - 600:,} rows of " in printed.out
+    assert printed.err.count("warning") == 0
+    grown = Prepared.open(tmp_path / "p")
+    assert [shard.get("generation", 0) for shard in grown.meta["shards"]] == [0, 1]
+    latest = grown.unit(len(grown.units) - 1)
+    assert latest.info.generation == 1
+    assert cli.main(["check", str(tmp_path / "p")]) == 0
+
+
 def test_argparse_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["trane"], ["info", "more"], ["train", "--epochs", "3"]):
         with pytest.raises(SystemExit) as stop:
