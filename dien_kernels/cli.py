@@ -232,6 +232,9 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--negatives", type=int, help="fixed negatives of a validation or test positive")
     group.add_argument("--negative-sampling", help="popularity or uniform")
     group.add_argument("--min-count", type=int, help="rarer items become unknown")
+    group.add_argument(
+        "--buckets", nargs="+", metavar="FIELD=NUMBER", help="fields whose values share so many ids by their hash"
+    )
     group.add_argument("--delimiter", help="between columns, for csv (default: a comma; .tsv: a tab)")
     group.add_argument("--behaviours", nargs="+", metavar="KIND", help="for taobao: pv, cart, fav, buy (default: pv)")
     group.add_argument("--duplicates", help="rows that say the same as an earlier one: keep or drop (default: keep)")
@@ -247,6 +250,11 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         columns["delimiters"] = _pairs(options.delimiters)
     if options.sequences is not None:
         columns["sequences"] = {name: values.split(",") for name, values in _pairs(options.sequences).items()}
+    buckets = {}
+    for name, number in _pairs(options.buckets or ()).items():
+        if not number.isdecimal():
+            raise ValueError(f"--buckets must look like FIELD=NUMBER, got {name}={number}")
+        buckets[name] = int(number)
     names = {
         "format": "format",
         "labels": "labels",
@@ -266,7 +274,7 @@ def _given_log_options(options: argparse.Namespace) -> dict[str, Any]:
         "data_seed": "seed",
     }
     given = {key: getattr(options, name) for name, key in names.items() if getattr(options, name) is not None}
-    return given | ({"columns": columns} if columns else {})
+    return given | ({"columns": columns} if columns else {}) | ({"buckets": buckets} if buckets else {})
 
 
 def _is_path(word: str) -> bool:
