@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -68,8 +69,7 @@ def give_ids(dealt: Dealt, log: Log, minimum: Mapping[str, int], old: Ids | None
     ``minimum`` is the least count of a value that gets an id of its own, by field. With ``old``, its ids stay, new
     values get the ids that follow, and an item keeps the fields that it has.
     """
-    pairs, report = dealt.items.total(), Counter[str]()
-    assert pairs is not None  # prepare has refused a log without rows
+    pairs, report = cast(pl.DataFrame, dealt.items.total()), Counter[str]()  # logs without rows have been refused
     totals = pairs.group_by("item").agg(pl.col("rows", "behaviours").sum())
     before = {} if old is None else old.vocabularies
     grown = {"item": _vocabulary(totals.select(value="item", rows="rows"), minimum["item"], 0, before.get("item"))}
