@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -79,8 +80,7 @@ def give_ids(
     values get the ids that follow, and an item keeps the fields that it has. Of the fields in ``buckets`` the rows
     hold buckets, and buckets get ids.
     """
-    pairs, report = dealt.items.total(), Counter[str]()
-    assert pairs is not None  # prepare has refused a log without rows
+    pairs, report = cast(pl.DataFrame, dealt.items.total()), Counter[str]()  # logs without rows have been refused
     totals = pairs.group_by("item").agg(pl.col("rows", "behaviours").sum())
     before = {} if old is None else old.vocabularies
     grown = {"item": _vocabulary(totals.select(value="item", rows="rows"), minimum["item"], 0, before.get("item"))}

@@ -28,7 +28,7 @@ class Numbers:
         self.least, self.most = math.inf, -math.inf
         self.sums = np.zeros(3)  # of x, x^2 and x^3, around the mean of the first piece
         self.logs = np.zeros(2)  # of log(1 + x) and its square
-        self._shift: float | None = None
+        self._shift = 0.0
         self._sample: list[Array] = []
         self._stride = 1
         self._skip = 0
@@ -39,7 +39,7 @@ class Numbers:
         self.missing += values.size - known.size
         if not known.size:
             return
-        if self._shift is None:  # so that moments of numbers far from 0, such as years, lose no digits
+        if not self.count:  # so that moments of numbers far from 0, such as years, lose no digits
             self._shift = float(known.mean())
         self.count += known.size
         self.least, self.most = min(self.least, float(known.min())), max(self.most, float(known.max()))
@@ -58,7 +58,6 @@ class Numbers:
         total = self.count + self.missing
         if not self.count:
             return {"mean": 0.0, "std": 1.0, "min": 0.0, "max": 0.0, "missing": 1.0, "log": False, "quantiles": []}
-        assert self._shift is not None
         first, second, third = (float(s) / self.count for s in self.sums)
         variance = max(second - first**2, 0.0)
         skewness = (third - 3 * first * second + 2 * first**3) / variance**1.5 if variance > 0 else 0.0

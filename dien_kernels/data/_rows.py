@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -192,10 +192,9 @@ class Rows:
 
     def _draw(self, user: Array, end: Array, owned: Owned, generator: np.random.Generator) -> Array:
         """int64 [n]: a negative for each of ``user``, whose sample's history ends at ``end``."""
-        assert self.sampler is not None
         if self.exclude == "history" and not self.given and owned is self.owned:
             end = end + 1  # the target is the behaviour that follows
-        return self.sampler.draw(
+        return cast(Negatives, self.sampler).draw(
             user,
             None if self.exclude == "none" else owned,
             generator,

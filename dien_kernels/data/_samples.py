@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +40,8 @@ class Rule:
 
     def of_users(self, hashes: Array) -> Array:
         """The split of users by their hashes, int8 [n]."""
-        assert self.thresholds is not None
         drawn = draw_of(hashes, self.seed)
-        first, second = (np.uint64(threshold) for threshold in self.thresholds)
+        first, second = map(np.uint64, cast(tuple[int, int], self.thresholds))
         return np.where(drawn < first, 1, np.where(drawn < second, 2, 0)).astype(np.int8)
 
     def of_times(self, times: Array) -> Array:

@@ -89,17 +89,12 @@ class UserLists:
     def write(self, path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
         """Write the file; returns the counts of its row groups."""
         groups: list[dict[str, Any]] = []
-        writer: pq.ParquetWriter | None = None
-        for first, last in self._groups():
-            table = self._table(first, last, schema)
-            if writer is None:
-                writer = pq.ParquetWriter(path, schema, use_dictionary=False, **PARQUET)
-            writer.write_table(table, row_group_size=last - first)
-            behaviours = int(self.offsets["item"][last] - self.offsets["item"][first])
-            samples = {name: int(count[first:last].sum()) for name, count in self.samples.items()}
-            groups.append({"users": last - first, "behaviours": behaviours, "samples": samples})
-        assert writer is not None
-        writer.close()
+        with pq.ParquetWriter(path, schema, use_dictionary=False, **PARQUET) as writer:
+            for first, last in self._groups():
+                writer.write_table(self._table(first, last, schema), row_group_size=last - first)
+                behaviours = int(self.offsets["item"][last] - self.offsets["item"][first])
+                samples = {name: int(count[first:last].sum()) for name, count in self.samples.items()}
+                groups.append({"users": last - first, "behaviours": behaviours, "samples": samples})
         return groups
 
     def _groups(self) -> list[tuple[int, int]]:

@@ -195,14 +195,13 @@ class ShardWriter:
 
     def _columns(self, rows: SortedRows) -> UserLists:
         """The columns of the users of a shard, as flat arrays and offsets."""
-        sequence = rows.taken("sequence").to_numpy() if self.log.sequences else None
+        sequence = rows.taken("sequence").to_numpy() if self.log.sequences else np.zeros(rows.user.size, np.int8)
         label = rows.taken("label").to_numpy() if self.given else None
-        main = np.ones(rows.user.size, bool) if sequence is None else sequence == 0
+        main = sequence == 0
         clicked = main if label is None else main & (label == 1)
         users = UserLists(rows.values, rows.split.size)
         self._add_behaviours(users, None, rows, clicked)
         for number, name in enumerate(self.log.sequences[1:], start=1):
-            assert sequence is not None
             self._add_behaviours(users, name, rows, sequence == number)
         if label is None:
             self._add_rows(users, rows, clicked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -155,12 +155,12 @@ def _write(
 
 def _columns(prepared: Prepared, dealt: Dealt) -> pa.Schema:
     """The columns of a shard; users and times have the types of the folder."""
-    assert dealt.schema is not None
     import pyarrow.parquet as pq
 
     first = pq.read_schema(prepared.path / prepared.meta["shards"][0]["file"])
     user, time = first.field("user").type, first.field("time").type.value_type
-    got = dealt.schema.field("user").type, dealt.schema.field("timestamp").type
+    dealt_as = cast(pa.Schema, dealt.schema)  # there are rows
+    got = dealt_as.field("user").type, dealt_as.field("timestamp").type
     if got != (user, time):
         raise ValueError(f"user and time must be {user} and {time}, as in {prepared.path}, got {got[0]} and {got[1]}")
     return shard_schema(prepared.schema, prepared.labels, user, time)
@@ -168,8 +168,7 @@ def _columns(prepared: Prepared, dealt: Dealt) -> pa.Schema:
 
 def _users(dealt: Dealt) -> pa.Array:
     """The distinct users of the new rows."""
-    rows = dealt.buckets.read(range(BUCKETS), ["user"])
-    assert rows is not None
+    rows = cast(pa.Table, dealt.buckets.read(range(BUCKETS), ["user"]))  # there are some
     return rows["user"].unique()
 
 

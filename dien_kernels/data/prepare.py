@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -213,10 +213,8 @@ def _write(
         shards=shards,
     )
     schema = schema_of(log, ids)
-    assert dealt.schema is not None  # there are rows
-    columns = shard_schema(
-        schema, options.labels, dealt.schema.field("user").type, dealt.schema.field("timestamp").type
-    )
+    dealt_as = cast(Any, dealt.schema)  # there are rows
+    columns = shard_schema(schema, options.labels, dealt_as.field("user").type, dealt_as.field("timestamp").type)
     writer = ShardWriter(folder, columns, log, ids, rule, duplicates=options.duplicates)
     with tqdm(total=dealt.rows, unit=" rows", unit_scale=True, desc="sort", disable=quiet) as bar:
         for shard, rows in enumerate(read_shards(dealt, shards)):

@@ -197,7 +197,7 @@ class Path(nn.Module):
     attends_inside: bool
 
     def make_parts(self, options: PathOptions, history_size: int, item_size: int) -> None:
-        """The modules, for behaviours of ``history_size`` and items of ``item_size`` features."""
+        """The modules that ``options`` ask for: behaviours have ``history_size`` features, items ``item_size``."""
         self.extractor = extractor_of(history_size, item_size, options.extractor)
         hidden = self.extractor.hidden_size
         self.auxiliary = None
@@ -212,7 +212,10 @@ class Path(nn.Module):
     def follow(
         self, steps: Steps, target: Tensor, histories: Histories, part: Callable[[str], AbstractContextManager[Any]]
     ) -> Interest:
-        """What ``target`` [B, E] finds in one sequence: a vector [B, H], the auxiliary loss, the scores."""
+        """What ``target`` [B, E] finds in the ``steps`` of one sequence: a vector [B, H], the auxiliary loss, scores.
+
+        ``histories`` says which steps each row reads; each part of the work runs within ``part`` of its name.
+        """
         with part("extractor"):
             states, _ = self.extractor(steps.history, histories=histories.each_once())
         auxiliary = None

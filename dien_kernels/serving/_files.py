@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -215,31 +215,31 @@ class Output:
             lists = pa.LargeListArray.from_arrays(offsets, pa.array(scores))
             self._writer.write_table(table.append_column(self._writer.schema.field(SCORES), lists))
             return
-        assert self._file is not None
+        file = cast(_Counted, self._file)  # a context has been entered
         lines = batch.table.to_pylist() if batch.lines is None else batch.lines
         for line, size, end in zip(lines, sizes.tolist(), ends.tolist(), strict=True):
             # The shortest digits that are the same float32.
             written = [float(str(score)) for score in scores[end - size : end]]
             text = json.dumps(line | {SCORES: written}, default=str, ensure_ascii=False)
-            self._file.write(text.encode() + b"\n")
+            file.write(text.encode() + b"\n")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self._file is not None
+        file = cast(_Counted, self._file)
         try:
-            self._file.broken = kind is not None  # what comes now is no part of a whole file
+            file.broken = kind is not None  # what comes now is no part of a whole file
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
-                self._file.flush()
+                file.flush()
                 if self._part is not None:
-                    os.fsync(self._file.file.fileno())
+                    os.fsync(file.file.fileno())
                     os.replace(self._part, self._out)
                     self._part = None
         finally:
             if self._part is not None:
                 self._part.unlink(missing_ok=True)
             with suppress(BrokenPipeError):  # said already
-                self._file.file.close()
+                file.file.close()
 
 
 class _Counted:

@@ -31,6 +31,7 @@ from dien_kernels.training import (
     logs,
     loop,
     open_run,
+    setup,
     train,
 )
 from dien_kernels.training import checkpoint as ck
@@ -98,7 +99,10 @@ def test_what_a_run_leaves_behind(config_of: MakeConfig, prepared: Prepared) -> 
     best = max(valid, key=lambda r: r["auc"])
     assert result["best_step"] == best["total"]
     assert result["valid"]["auc"] == best["auc"]
-    assert [r["total"] for r in valid] == [7, 13, 20, 26]  # and at the epochs' ends
+    steps = setup.open_loader(config, prepared, "train").steps(0)
+    assert steps > 7
+    at = [*range(7, steps, 7), steps]  # of an epoch: every seven steps, and its end
+    assert [r["total"] for r in valid] == [epoch * steps + step for epoch in range(2) for step in at]
     # The test metrics are those of the best model, whose predictions are kept.
     predictions = evaluation.Predictions.read(folder / "predictions-test.parquet")
     assert result["test"]["auc"] == pytest.approx(roc_auc_score(predictions.label, predictions.logit), abs=1e-12)
@@ -490,8 +494,6 @@ def test_wrong_configs_name_what_is_wrong(config_of: MakeConfig, word: str, mess
 
 
 def test_raw_logs_are_prepared_once(config_of: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dien_kernels.training import setup
-
     calls, real = [], setup.prepare
 
     @functools.wraps(real)
@@ -519,8 +521,6 @@ def test_raw_logs_are_prepared_once(config_of: MakeConfig, prepared: Prepared, m
 
 
 def test_target_only_sees_no_history(config_of: MakeConfig, prepared: Prepared) -> None:
-    from dien_kernels.training import setup
-
     config = config_of("run", "model.name=average", "data.history=false", "training.epochs=1")
     batch = next(setup.batches(config, setup.open_loader(config, prepared, "train"), 0))
     batch.check(prepared.schema)

@@ -1,25 +1,32 @@
-"""Runs that were written before options stood in groups: they are opened, evaluated and resumed."""
+"""Runs that were written before options stood in groups: they are opened, evaluated and resumed.
+
+The batches of the stored run are stored with it, as its order of samples and its negatives were those of that version.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dien_kernels.data import Prepared, prepare, synthetic
+from dien_kernels.batch import Batch, Schema
 from dien_kernels.models import MODELS, build
 from dien_kernels.models.options import RENAMED, from_flat
+from dien_kernels.training import Config, evaluation, load, logs, open_run, setup, train
 from dien_kernels.training import checkpoint as ck
-from dien_kernels.training import evaluation, load, logs, open_run, setup, train
 from dien_kernels.training.upgrade import load_saved, upgrade_checkpoint, upgrade_config
 from tests.models.common import SCHEMA
 
-STORED = json.loads((Path(__file__).parent / "run_of_version_1.json").read_text())
+HERE = Path(__file__).parent
+STORED = json.loads((HERE / "run_of_version_1.json").read_text())
+BATCHES = json.loads((HERE / "batches_of_version_1.json").read_text())
 # The stored numbers are float32 of another machine, whose kernels may add in another order: a few hundred roundings.
 RTOL = 1e-4
 
@@ -36,17 +43,59 @@ def decoded(value: Any) -> Any:
     return [decoded(inner) for inner in value["list"]]
 
 
+def batch_of(stored: dict[str, list[Any]]) -> Batch:
+    """A batch of the stored run, with the fields of its items and the labels as the model takes them."""
+
+    def fields(name: str) -> dict[str, torch.Tensor]:
+        ids = torch.tensor(stored[name])
+        others = {key: torch.tensor(table)[ids] for key, table in BATCHES["item_fields"].items()}
+        return {"item": ids, **others}
+
+    return Batch(
+        fields("history"),
+        torch.tensor(stored["offsets"]),
+        fields("target"),
+        torch.tensor(stored["label"], dtype=torch.float32),
+        torch.tensor(stored["history_of"]),
+        negatives=fields("negatives") if "negatives" in stored else None,
+        group=torch.tensor(stored["group"]),
+    )
+
+
+class StoredLoader:
+    """The loader of one split, with the batches that the first version made."""
+
+    def __init__(self, split: str) -> None:
+        self.epochs = [[batch_of(stored) for stored in epoch] for epoch in BATCHES[split]]
+
+    def steps(self, epoch: int) -> int:
+        return len(self.epochs[epoch])
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        return iter(self.epochs[epoch][start:])
+
+
+def stored_loader(config: Config, prepared: Any, split: str) -> StoredLoader:
+    """In the place of ``setup.open_loader``. The options of the config are those that the batches were made with."""
+    data = config.data
+    assert (data.batch_size, data.max_length, data.negatives, data.auxiliary_negatives) == (64, 100, 1, 1)
+    assert (config.training.seed, data.history) == (0, True)
+    return StoredLoader(split)
+
+
 @pytest.fixture
-def run(tmp_path: Path, one_thread: None) -> tuple[Path, Prepared]:
-    """The folder of the stored run, stopped in its second epoch, and its data, which are made again."""
-    table = synthetic(tmp_path / "logs.parquet", users=40, items=12, categories=3, events=320)
-    prepared = prepare(table, tmp_path / "prepared", targets="every", progress=False)
+def run(tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
+    """The folder of the stored run, stopped in its second epoch, and what a run asks of its prepared data."""
+    path, schema = tmp_path / "prepared", Schema.from_dict(BATCHES["schema"])
+    prepared = SimpleNamespace(path=path, schema=schema, fingerprint="of the stored run", meta={"dense": {}})
+    monkeypatch.setattr(setup, "open_data", lambda config, reuse=False: prepared)
+    monkeypatch.setattr(setup, "open_loader", stored_loader)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(STORED["config.yaml"].replace("FOLDER", str(tmp_path)))
     content, best = (decoded(STORED[name]) | {"fingerprint": prepared.fingerprint} for name in ("checkpoint", "best"))
     for part in (content, best):
-        part["config"]["data"]["path"] = str(prepared.path)
+        part["config"]["data"]["path"] = str(path)
     ck.save_step(folder / "checkpoints", content["state"]["total"], content)
     ck.save(folder / "checkpoints" / "best.pt", best)
     rows = [
@@ -57,7 +106,7 @@ def run(tmp_path: Path, one_thread: None) -> tuple[Path, Prepared]:
     return folder, prepared
 
 
-def test_the_config_is_what_it_was(run: tuple[Path, Prepared]) -> None:
+def test_the_config_is_what_it_was(run: tuple[Path, Any]) -> None:
     config = load_saved(run[0] / "config.yaml")
     assert config.model.options == {
         "embedding": {"size": 2},
@@ -74,7 +123,7 @@ def test_the_config_is_what_it_was(run: tuple[Path, Prepared]) -> None:
         load(run[0] / "config.yaml")  # what a user writes is not converted
 
 
-def test_a_seed_gives_the_weights_it_gave(run: tuple[Path, Prepared]) -> None:
+def test_a_seed_gives_the_weights_it_gave(run: tuple[Path, Any]) -> None:
     folder, prepared = run
     state = setup.make_model(load_saved(folder / "config.yaml"), prepared.schema).state_dict()
     for key, value in decoded(STORED["start"]).items():
@@ -82,7 +131,15 @@ def test_a_seed_gives_the_weights_it_gave(run: tuple[Path, Prepared]) -> None:
     assert state.keys() == decoded(STORED["checkpoint"])["model"].keys()
 
 
-def test_the_best_model_is_opened(run: tuple[Path, Prepared]) -> None:
+def test_a_new_run_has_the_losses_of_the_old_one(run: tuple[Path, Any]) -> None:
+    folder = run[0].parent / "again"
+    train(load_saved(run[0] / "config.yaml").with_("output", folder=str(folder)))
+    rows = [r for r in logs.read(folder / logs.FILE) if r["kind"] == "train"]
+    found = [[row[name] for name in ("total", "loss", "click", "auxiliary")] for row in rows]
+    np.testing.assert_allclose(found, STORED["losses"], rtol=RTOL)
+
+
+def test_the_best_model_is_opened(run: tuple[Path, Any]) -> None:
     folder, prepared = run
     config, _, model = open_run(folder)
     best = decoded(STORED["best"])
@@ -92,7 +149,7 @@ def test_the_best_model_is_opened(run: tuple[Path, Prepared]) -> None:
     assert found.log_loss == pytest.approx(best["valid"]["log_loss"], rel=RTOL)
 
 
-def test_the_run_goes_on(run: tuple[Path, Prepared]) -> None:
+def test_the_run_goes_on(run: tuple[Path, Any]) -> None:
     """With the losses of the version that began it: weights, moments, step sizes and places are all there."""
     folder, _ = run
     result = train(load_saved(folder / "config.yaml"), resume=True)
