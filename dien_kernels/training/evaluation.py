@@ -131,8 +131,8 @@ def check_descent(fingerprint: str, prepared: Prepared, who: str) -> None:
     them."""
     if not descends(prepared, fingerprint):
         raise ValueError(
-            f"{prepared.path} has not grown from the data of {who}, so that ids would mean other things: the fingerprint "
-            f"{fingerprint} must be its own or in its ancestors, got {prepared.fingerprint} and "
+            f"{prepared.path} has not grown from the data of {who}, so that ids would mean other things: the "
+            f"fingerprint {fingerprint} must be its own or in its ancestors, got {prepared.fingerprint} and "
             f"{prepared.meta.get('ancestors', [])}"
         )
 
