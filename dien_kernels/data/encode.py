@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from dien_kernels._options import user_path
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._ids import Ids, give_ids
@@ -90,6 +92,8 @@ def _write(log: Log, folder: Path, prepared: Prepared, chunk_rows: int, shard_ro
     fields = [*schema.items, *schema.users, *schema.behaviours]
     old = Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
     ids = give_ids(dealt, log, dict.fromkeys(fields, _NEVER), old)
+    count = ids.items["count"].to_numpy() - old.items["count"].to_numpy()  # popularity is that of these logs
+    ids.items = ids.items.set_column(0, "count", pa.array(count))
     ids.write(folder)
     rule = Rule(True, None, (float("inf"), float("inf")), options["seed"])
     writer = ShardWriter(

@@ -71,12 +71,12 @@ def prior_correction(negatives: int, base_rate: float) -> float:
     return math.log(base_rate / (1 - base_rate)) + math.log(negatives)
 
 
-def fit_platt(label: Floats, logit: Floats, weight: Floats | None = None) -> tuple[float, float]:
+def fit_platt(label: Floats, logit: Floats) -> tuple[float, float]:
     """(a, b) that minimise the log loss of sigmoid(a x + b), by Newton's method with halved steps.
 
     ::
 
-        L(a, b) = -sum_i w_i (t_i log p_i + (1 - t_i) log(1 - p_i)),    p_i = sigmoid(a x_i + b)
+        L(a, b) = -mean_i (t_i log p_i + (1 - t_i) log(1 - p_i)),    p_i = sigmoid(a x_i + b)
         t_i = (P + 1) / (P + 2) for a click, 1 / (N + 2) for none       of P clicks and N rows without
 
     The targets t are those of Platt, 1999, "Probabilistic outputs for support vector machines": they keep a and b
@@ -84,30 +84,26 @@ def fit_platt(label: Floats, logit: Floats, weight: Floats | None = None) -> tup
 
     Args:
         label, logit: [B]; both classes must be there.
-        weight: [B], above 0; None: 1.
 
     Raises ``ValueError`` where a class has no row.
     """
     label, x = np.asarray(label, np.float64), np.asarray(logit, np.float64)
-    w = np.ones(len(x)) if weight is None else np.asarray(weight, np.float64)
     clicks = float(label.sum())
     others = len(label) - clicks
     if not clicks or not others:
         raise ValueError(f"label must have both 0 and 1 to fit a calibration, got {len(label)} rows of one class")
     t = np.where(label == 1, (clicks + 1) / (clicks + 2), 1 / (others + 2))
-    w = w / w.sum()
-    share = float((w * t).sum())
+    share = float(t.mean())
     theta = np.array([0.0, math.log(share / (1 - share))])
 
     def loss(at: Floats) -> float:
         z = at[0] * x + at[1]
-        return float((w * (np.logaddexp(0, z) - t * z)).sum())
+        return float((np.logaddexp(0, z) - t * z).mean())
 
     now = loss(theta)
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(theta[0] * x + theta[1], -700, 700)))
-        g = w * (p - t)
-        h = w * p * (1 - p)
+        g, h = (p - t) / len(t), p * (1 - p) / len(t)
         gradient = np.array([(g * x).sum(), g.sum()])
         hessian = np.array([[(h * x * x).sum(), (h * x).sum()], [(h * x).sum(), h.sum()]]) + 1e-12 * np.eye(2)
         if np.abs(gradient).max() < 1e-10:
@@ -141,7 +137,8 @@ def calibrate(
             ``"validation"``: ``fit_platt`` on the validation split. ``"none"``: removes a stored correction.
         base_rate: for sampled negatives, the share of clicks among the candidates that will be scored. With
             ``"sampling"`` and uniform negatives None is 1 of all items: the next item is one of them. With
-            ``"validation"`` the negatives are weighted so that clicks have this share; None: as they were sampled.
+            ``"validation"`` ``prior_correction`` follows the fit; None: probabilities are those among the sampled
+            negatives.
         overrides: as in ``open_run``.
 
     With given labels ``"sampling"`` is refused, as nothing was sampled, and so is ``base_rate``, which the log tells.
@@ -162,7 +159,9 @@ def calibrate(
             offset = prior_correction(config.data.negatives, base_rate)
         elif method == "validation":
             valid = predict(model, setup.open_loader(config, prepared, "valid"), config)
-            slope, offset = fit_platt(valid.label, valid.logit, weights_for(valid.label, base_rate))
+            slope, offset = fit_platt(valid.label, valid.logit)
+            if base_rate is not None:  # what was fitted holds for the validation split's own negatives
+                offset += prior_correction(prepared.meta["options"]["negatives"], base_rate)
     best = checkpoint.load(folder / setup.CHECKPOINTS / BEST)["total"]
     before, after = (_measured(test, *line, base_rate) for line in ((1.0, 0.0), (slope, offset)))
     found = Calibration(method, slope, offset, base_rate, best, before, after)

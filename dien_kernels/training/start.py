@@ -49,8 +49,8 @@ def widened(old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], growing: Col
     """
     for name in (*fresh, *old):
         if name not in old or name not in fresh:
-            got, wanted = ("nothing", "one") if name not in old else ("one", "nothing")
-            raise ValueError(f"parameter {name}: got {got} in the earlier run, wanted {wanted}")
+            there = ("nothing", "one") if name not in old else ("one", "nothing")
+            raise ValueError(f"parameter {name}: got {there[0]} in the earlier run, wanted {there[1]}")
     found = {}
     for name, wanted in fresh.items():
         got = old[name]
