@@ -174,7 +174,7 @@ def calibrate(
 
 
 def read_calibration(folder: str | Path) -> Calibration:
-    """The correction that ``calibrate`` stored beside a run.
+    """The correction that ``calibrate`` stored beside the run in ``folder``.
 
     Raises ``FileNotFoundError`` where there is none, and ``ValueError`` for a file that cannot be read and for one of
     other weights than the run's best ones.
