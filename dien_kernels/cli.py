@@ -1,4 +1,4 @@
-"""``dien-kernels prepare | check | train | evaluate | compare | score | info``.
+"""``dien-kernels prepare | check | train | evaluate | calibrate | compare | score | info``.
 
 Room card. Lives here: arguments, and words for the terminal. May import: all of the package; what needs the
 extra ``train`` only inside commands, so that ``info`` runs without it. Must not be here: decisions that a
@@ -154,12 +154,34 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
     train.add_argument("--resume", type=_path, metavar="FOLDER", help="go on with the run in this folder")
+    train.add_argument(
+        "--from",
+        dest="start_from",
+        type=_path,
+        metavar="RUN",
+        help="begin with the weights of this run (training.start_from), and with its config where none is named",
+    )
     _config_options(train)
 
     evaluate = command("evaluate", _evaluate, "the metrics of a run's best model on a split")
     evaluate.add_argument("folder", type=_path, help="of the run")
     evaluate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.backend=torch")
-    evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    evaluate.add_argument("--split", choices=("train", "valid", "test"), help="of prepared data (default: test)")
+    evaluate.add_argument(
+        "--data", type=_path, metavar="PATH", help="other data: raw logs, or a prepared folder grown from the run's"
+    )
+    _log_options(evaluate, prepares=False)
+
+    calibrate = command("calibrate", _calibrate, "make probabilities of a run's scores; score --calibrated uses it")
+    calibrate.add_argument("folder", type=_path, help="of the run")
+    calibrate.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
+    calibrate.add_argument(
+        "--method",
+        choices=("none", "sampling", "validation"),
+        default="validation",
+        help="validation (default): fit two numbers; sampling: by the ratio of negatives; none: remove it",
+    )
+    calibrate.add_argument("--base-rate", type=float, metavar="SHARE", help="of clicks among what will be scored")
 
     compare = command("compare", _compare, "train the rows of the paper's table on the same data", epilog=_OVERRIDES)
     compare.add_argument("--models", nargs="+", metavar="NAME", help="rows of the table (default: all)")
@@ -181,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--chunk", type=int, help="candidates scored at a time (default: as many as read 2^18 behaviours)"
     )
+    score.add_argument("--calibrated", action="store_true", help="with what calibrate has stored beside the run")
     score.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
 
     command("info", _show_info, "versions, build facts, and which backend can run which op, or why not")
@@ -198,8 +221,9 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
     _log_options(parser)
 
 
-def _log_options(parser: argparse.ArgumentParser) -> None:
-    """Options for raw logs; what is not given keeps the default of ``prepare``."""
+def _log_options(parser: argparse.ArgumentParser, *, prepares: bool = True) -> None:
+    """Options for raw logs; what is not given keeps the default of ``prepare``. With ``prepares`` False only those that
+    say how they are read."""
     group = parser.add_argument_group("raw logs")
     group.add_argument("--format", help="one of FORMATS (default: as a file's name tells, else parquet)")
     for role in ("user", "item", "timestamp", "label"):
@@ -225,6 +249,14 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--time-format", help="of times that are text, as for strptime: '%%m/%%d/%%Y %%H:%%M'")
     group.add_argument("--time-unit", help="of times that are numbers: s, ms, us, ns, number or float")
     group.add_argument("--missing", nargs="+", metavar="WORD", help="words for missing (default: NULL, NaN, NA, ...)")
+    group.add_argument("--delimiter", help="between columns, for csv (default: a comma; .tsv: a tab)")
+    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="for taobao: pv, cart, fav, buy (default: pv)")
+    group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
+    names = ["labels", "targets", "split_by", "fractions", "negatives", "negative_sampling", "min_count", "data_seed"]
+    names += ["buckets", "duplicates"]
+    if not prepares:
+        parser.set_defaults(**dict.fromkeys(names))
+        return
     group.add_argument("--labels", help="next: predict the next behaviour; given: the label column")
     group.add_argument("--targets", help="last: one for each user; every: each position of a history")
     group.add_argument("--split", dest="split_by", help="user or time")
@@ -235,10 +267,7 @@ def _log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--buckets", nargs="+", metavar="FIELD=NUMBER", help="fields whose values share so many ids by their hash"
     )
-    group.add_argument("--delimiter", help="between columns, for csv (default: a comma; .tsv: a tab)")
-    group.add_argument("--behaviours", nargs="+", metavar="KIND", help="for taobao: pv, cart, fav, buy (default: pv)")
     group.add_argument("--duplicates", help="rows that say the same as an earlier one: keep or drop (default: keep)")
-    group.add_argument("--max-bad-lines", type=int, help="unreadable lines to skip before giving up")
     group.add_argument("--data-seed", type=int, help="of the split and the fixed negatives")
 
 
@@ -355,7 +384,7 @@ def _train(options: argparse.Namespace) -> int:
     base = None if options.resume is None else Path(options.resume) / "config.yaml"
     if base is not None and not base.exists():
         raise FileNotFoundError(f"{base.parent} holds no run: there is no {base.name}")
-    config = _config(options, base)
+    config = _config(options, base) if options.start_from is None else _config_from(options)
     if base is not None:
         config = config.with_("output", folder=str(base.parent))
     try:
@@ -373,10 +402,44 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _config_from(options: argparse.Namespace) -> Config:
+    """The config of ``train --from``: that of the earlier run, unless another one is named."""
+    from dien_kernels.training.upgrade import load_saved
+
+    base = Path(options.start_from) / "config.yaml"
+    if options.resume is not None:
+        raise ValueError(f"--from must be left out with --resume, got {options.start_from}")
+    if not base.exists():
+        raise FileNotFoundError(f"{base.parent} holds no run: there is no {base.name}")
+    named = any(_is_path(word) for word in options.words)
+    config = _config(options, None if named else base)
+    if config.output.folder == load_saved(base).output.folder:
+        raise ValueError(f"--out must name a folder for the new run, got that of {base.parent}")
+    if options.data is not None and (Path(options.data) / "meta.json").exists() and not _given_log_options(options):
+        config = config.with_("data", prepare={})
+    return config.with_("training", start_from=options.start_from)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from dien_kernels.training import evaluate
 
-    _print_metrics(options.split, evaluate(options.folder, options.split, options.words).to_dict())
+    log = _given_log_options(options)
+    metrics = evaluate(options.folder, options.split, options.words, data=options.data, log=log)
+    named = options.split or ("test" if options.data is None or os.path.exists(f"{options.data}/meta.json") else "all")
+    _print_metrics(named, metrics.to_dict())
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from dien_kernels.training import calibrate
+
+    found = calibrate(options.folder, options.method, base_rate=options.base_rate, overrides=options.words)
+    print(f"{found.method}: logits become {found.slope:.4f} x + {found.offset:.4f}; on the test split:")
+    for name, numbers in (("before", found.before), ("after", found.after)):
+        print(
+            f"  {name}: calibration error {numbers['calibration_error']:.4f}, mean prediction "
+            f"{numbers['mean_prediction']:.4f}, base rate {numbers['base_rate']:.4f}"
+        )
     return 0
 
 
@@ -388,6 +451,8 @@ def _print_metrics(split: str, metrics: dict[str, Any]) -> None:
         f"{split}: AUC {number(metrics['auc'])}, per-user AUC {number(metrics['user_auc'])} over "
         f"{metrics['users']:,} users, log loss {number(metrics['log_loss'])}, {metrics['rows']:,} rows"
     )
+    if metrics.get("unknown"):
+        print(f"  {metrics['unknown']:,} rows are of items that the model does not know")
     for name, reason in metrics["reasons"].items():
         print(f"  {name} is not defined: {reason}")
 
@@ -410,11 +475,18 @@ def _compare(options: argparse.Namespace) -> int:
 def _score(options: argparse.Namespace) -> int:
     from dien_kernels.ops import use_backend
     from dien_kernels.serving import Scorer
-    from dien_kernels.training import open_run
+    from dien_kernels.training import open_run, read_calibration
 
     config, prepared, model = open_run(options.folder, options.words)
+    calibration = read_calibration(options.folder) if options.calibrated else None
     with use_backend(config.training.backend):
-        scorer = Scorer(model, prepared, max_length=config.data.max_length, read_history=config.data.history)
+        scorer = Scorer(
+            model,
+            prepared,
+            max_length=config.data.max_length,
+            read_history=config.data.history,
+            calibration=calibration,
+        )
         counts = scorer.score_file(options.requests, options.out, chunk=options.chunk)
     # Behind scores that are written to the standard output, words would be no part of the file.
     print(f"{options.out}: {counts.words()}", file=sys.stderr if _is_stdout(options.out) else sys.stdout)

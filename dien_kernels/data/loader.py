@@ -49,7 +49,8 @@ class Loader:
             later; ``"none"``: anything may be drawn.
         repeats: ``"keep"``, or ``"drop"``: leave out samples whose target the history has already. All units are
             read once for that when the loader is made.
-        since: 0: all samples; n: only those of events that came with the n-th ``append`` and later ones.
+        since: 0: all samples; n: only those of events that came with the n-th ``append`` and later ones; ``"latest"``:
+            those of the last ``append`` (all where there was none).
         time_gap: whether ``"time_gap"`` is appended to the numbers of the behaviours (``schema.behaviour_dense``):
             log(1 + seconds since the user's previous behaviour), 0 for the first one of a user.
         shuffle: whether the order changes from epoch to epoch; None: in training only.
@@ -90,7 +91,7 @@ class Loader:
         auxiliary_negatives: int = 1,
         exclude: str = "own",
         repeats: str = "keep",
-        since: int = 0,
+        since: int | str = 0,
         time_gap: bool = False,
         shuffle: bool | None = None,
         seed: int = 0,
@@ -102,6 +103,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        last = max((unit.generation for unit in prepared.units), default=0)
+        since = last if since == "latest" else since
         for name, number, least in (
             ("batch_size", batch_size, 1),
             ("max_length", 1 if max_length is None else max_length, 1),
@@ -115,6 +118,9 @@ class Loader:
         ):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+        assert isinstance(since, int)
+        if since > last:
+            raise ValueError(f"since must be at most {last}, the appends of {prepared.path}, got {since}")
         if rank >= world:
             raise ValueError(f"rank must lie between 0 and {world - 1}, below world={world}, got {rank}")
         methods = (None, *torch.multiprocessing.get_all_start_methods())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,28 @@ class Scorer:
         max_length: the newest behaviours of a history that are read; as in training.
         read_history: False for a model that was trained on empty histories (``data.history``): all are
             taken for empty.
+        calibration: what is done to the logits before they become probabilities, for instance
+            ``dien_kernels.training.read_calibration(run)``; None: nothing.
 
     Raises ``ValueError`` for a ``max_length`` below 1 and for a model with features that no column of requests can
     hold.
     """
 
-    def __init__(self, model: Any, prepared: Prepared, *, max_length: int = 100, read_history: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prepared: Prepared,
+        *,
+        max_length: int = 100,
+        read_history: bool = True,
+        calibration: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         self.names = names_of(prepared.schema)
         self.model, self.prepared = model, prepared
         self.max_length = max_length if read_history else 0
-        self.counts = Counts()
+        self.counts, self.calibration = Counts(), calibration
 
     def score(
         self,
@@ -177,9 +187,9 @@ class Scorer:
             return sizes, np.zeros(0, np.float32)
         arguments = self._arguments(columns)
         if not getattr(self.model, "rows_depend_on_others", False):
-            return sizes, _numpy(self.model.score(**arguments, block=chunk))
+            return sizes, self._numpy(self.model.score(**arguments, block=chunk))
         if len(sizes) == 1:
-            return sizes, _numpy(self.model.score(**arguments))
+            return sizes, self._numpy(self.model.score(**arguments))
         return sizes, np.concatenate([self._one(arguments, row, sizes) for row in np.flatnonzero(sizes).tolist()])
 
     def _one(self, arguments: dict[str, Any], row: int, sizes: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -195,7 +205,7 @@ class Scorer:
             values = arguments.get(name)
             if values is not None:
                 part[name] = {k: v[place] for k, v in values.items()} if isinstance(values, dict) else values[place]
-        return _numpy(self.model.score(**part))
+        return self._numpy(self.model.score(**part))
 
     def _arguments(self, columns: Columns) -> dict[str, Any]:
         """The arguments of ``model.score`` for all requests together."""
@@ -222,6 +232,14 @@ class Scorer:
                 [columns.behaviour_dense[name] for name in schema.behaviour_dense]
             )
         return arguments
+
+    def _numpy(self, scores: Tensor) -> NDArray[np.float32]:
+        """The scores, with ``calibration`` done to their logits log(s / (1 - s))."""
+        if self.calibration is not None:
+            s = scores.double().clamp(1e-38, 1 - 2**-25)  # a float32 sigmoid is 1 from 17 on
+            scores = self.calibration(s.log() - (-s).log1p()).sigmoid()
+        numbers: NDArray[np.float32] = scores.float().cpu().numpy()
+        return numbers
 
     def _count(self, requests: int, history: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
         counts = self.counts
@@ -254,8 +272,3 @@ class Scorer:
 def _check_chunk(chunk: int | None) -> None:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-
-
-def _numpy(scores: Tensor) -> NDArray[np.float32]:
-    numbers: NDArray[np.float32] = scores.float().cpu().numpy()
-    return numbers

@@ -6,6 +6,7 @@ import: ``data``, ``models``, ``batch``, ``ops``, and the packages of the extra 
 parsing of logs, layers, command lines.
 """
 
+from dien_kernels.training.calibration import Calibration, calibrate, read_calibration
 from dien_kernels.training.checkpoint import CheckpointError
 from dien_kernels.training.compare import compare
 from dien_kernels.training.config import (
@@ -26,6 +27,7 @@ from dien_kernels.training.report import write_report
 from dien_kernels.training.step import training_step
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
     "Config",
     "DataConfig",
@@ -36,12 +38,14 @@ __all__ = [
     "OutputConfig",
     "ScheduleConfig",
     "TrainingConfig",
+    "calibrate",
     "compare",
     "dump",
     "evaluate",
     "load",
     "measure",
     "open_run",
+    "read_calibration",
     "train",
     "training_step",
     "write_report",

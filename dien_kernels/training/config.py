@@ -38,7 +38,7 @@ class _Section:
         check_fields(self, self.NAME)
         for key, least in self.AT_LEAST.items():
             value = getattr(self, key)
-            if value is not None and not value >= least:
+            if isinstance(value, (int, float)) and not value >= least:
                 raise ValueError(f"{self.NAME}.{key} must be at least {least}, got {value}")
         self._check()
 
@@ -74,7 +74,8 @@ class DataConfig(_Section):
         exclude: what negatives of training never are: ``"own"``, items the user has anywhere in the log;
             ``"history"``, those of the sample's history and its target; ``"none"``: anything may be drawn.
         repeats: ``"keep"``, or ``"drop"``: leave out samples, of every split, whose target stands in their history.
-        since: 0 trains on all samples; n on those that came with the n-th ``append`` and later.
+        since: 0 trains on all samples; n on those that came with the n-th ``append`` and later; ``"latest"`` on those
+            of the last one.
         time_gap: whether each behaviour has log(1 + seconds since the one before) as a further number.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
@@ -100,7 +101,7 @@ class DataConfig(_Section):
     auxiliary_negatives: int = 1
     exclude: Literal["own", "history", "none"] = "own"
     repeats: Literal["keep", "drop"] = "keep"
-    since: int = 0
+    since: int | Literal["latest"] = 0
     time_gap: bool = False
     bucket: bool = True
     workers: int = 0
@@ -192,6 +193,9 @@ class TrainingConfig(_Section):
         patience: stop after so many validations without a better value of ``metric``; 0 never stops early.
         checkpoint_every: steps between checkpoints; 0: only at an epoch's end.
         log_every: steps that one line of the log averages over.
+        start_from: the folder of an earlier run with the same model, whose weights this one begins with; its data must
+            be these or an earlier state of them. Ids that are new start as in a fresh model.
+        start_moments: whether the moments of its optimizer are carried over, too; they are 0 for new ids.
     """
 
     NAME: ClassVar[str] = "training"
@@ -218,9 +222,14 @@ class TrainingConfig(_Section):
     patience: int = 0
     checkpoint_every: int = 1000
     log_every: int = 20
+    start_from: str | None = None
+    start_moments: bool = False
 
     def _check(self) -> None:
+        self._expand("start_from")
         self._above_zero("clip_norm")
+        if self.start_moments and self.start_from is None:
+            raise ValueError("training.start_from must be set where training.start_moments is true, got null")
         if self.seed >= 1 << 64:
             raise ValueError(f"training.seed must be below 2^64, got {self.seed}")
         if self.metric not in HIGHER_IS_BETTER:

@@ -40,6 +40,7 @@ from dien_kernels.training.metrics import HIGHER_IS_BETTER, measure
 from dien_kernels.training.optimizer import make_optimizer
 from dien_kernels.training.report import write_report
 from dien_kernels.training.schedule import make_schedule, step_schedule
+from dien_kernels.training.start import start
 from dien_kernels.training.step import training_step
 from dien_kernels.training.upgrade import upgrade_checkpoint
 
@@ -179,6 +180,8 @@ class _Trainer:
         self.optimizer = make_optimizer(
             self.model, chosen.name, lr=chosen.lr, table_lr=chosen.table_lr, **chosen.options
         )
+        if content is None and options.start_from is not None:
+            start(config, prepared, self.model, self.optimizer)
         self.higher_is_better = HIGHER_IS_BETTER[options.metric]
         self.schedule: Any = None
         if config.schedule.name is not None:

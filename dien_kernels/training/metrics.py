@@ -24,6 +24,10 @@ class Metrics(NamedTuple):
         rows: the number of predictions.
         users: the number of users that ``user_auc`` counts.
         reasons: why a metric is nan, for each that is.
+        calibration_error: see the function of this name; nan without rows.
+        mean_prediction: the mean of the predicted probabilities; nan without rows.
+        base_rate: the share of clicks; nan without rows. Probabilities that are right on the whole have this mean.
+        unknown: rows whose target item the model does not know (id 0).
     """
 
     auc: float
@@ -32,6 +36,10 @@ class Metrics(NamedTuple):
     rows: int
     users: int
     reasons: dict[str, str]
+    calibration_error: float = math.nan
+    mean_prediction: float = math.nan
+    base_rate: float = math.nan
+    unknown: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON, with None for nan."""
@@ -74,7 +82,41 @@ def measure(label: Array, logit: Array, group: Array | None = None) -> Metrics:
         per_user, users = user_auc(label, logit, group)
         if users == 0:
             reasons["user_auc"] = "no user has both a click and none"
-    return Metrics(auc, per_user, loss, len(label), users, reasons)
+    error, mean, share = calibration_error(label, logit)
+    return Metrics(auc, per_user, loss, len(label), users, reasons, error, mean, share)
+
+
+def calibration_error(
+    label: Array, logit: Array, weight: Array | None = None, *, bins: int = 15
+) -> tuple[float, float, float]:
+    """(the expected calibration error, the mean probability, the share of clicks); nan without rows.
+
+    ::
+
+        error = sum_b W_b / W |y_b - p_b|
+
+    with W_b the weight of the rows in bin b, y_b their share of clicks and p_b the mean of their probabilities
+    p = sigmoid(logit). Bins hold about equal weights, in the order of p, and rows of equal p are in one bin: clicks are
+    rare, and bins of equal width would put nearly all rows into the first (Nguyen and O'Connor, 2015, "Posterior
+    calibration and exploratory analysis for natural language processing models").
+
+    Args:
+        label, logit: [B].
+        weight: [B], above 0; None: 1.
+        bins: the number of bins, at most.
+    """
+    label, logit = _checked(label, logit)
+    if len(label) == 0:
+        return math.nan, math.nan, math.nan
+    p = 1 / (1 + np.exp(-np.clip(logit, -700, 700)))
+    w = np.ones(len(p)) if weight is None else np.asarray(weight, dtype=np.float64)
+    place = np.unique(p, return_inverse=True)[1].ravel()
+    of_value = np.bincount(place, w)
+    middle = np.cumsum(of_value) - of_value / 2
+    b = np.minimum((bins * middle / w.sum()).astype(np.int64), bins - 1)[place]
+    gap = np.bincount(b, w * (label - p))
+    mean, share = float(np.average(p, weights=w)), float(np.average(label, weights=w))
+    return float(np.abs(gap).sum() / w.sum()), mean, share
 
 
 def user_auc(label: Array, logit: Array, group: Array) -> tuple[float, int]:
