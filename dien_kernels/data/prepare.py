@@ -290,7 +290,7 @@ def _write_samples(
         path.unlink()
     work.rmdir()
     rule = Rule(False, None, (float("inf"), float("inf")), options.seed)
-    _describe(folder, schema, log, dealt, ids, rule, writer.written, options)
+    _describe(folder, schema, log, dealt, ids, rule, writer.written, options, USER)
 
 
 def shards_for(rows: int, shard_rows: int) -> int:
@@ -331,7 +331,15 @@ def schema_of(log: Log, ids: Ids) -> Schema:
 
 
 def _describe(
-    folder: Path, schema: Schema, log: Log, dealt: Dealt, ids: Ids, rule: Rule, written: Written, options: Options
+    folder: Path,
+    schema: Schema,
+    log: Log,
+    dealt: Dealt,
+    ids: Ids,
+    rule: Rule,
+    written: Written,
+    options: Options,
+    grouped_by: str | None = None,
 ) -> None:
     """Write the meta file, as the last one: a folder that has this file is complete."""
     report: Counter[str] = Counter(ids.report)
@@ -360,8 +368,8 @@ def _describe(
         "shards": written.shards,
         "files": file_entries(folder),
     }
-    if log.roles.user_fields.get(USER) == USER and dealt.schema is not None and "split" in dealt.schema.names:
-        meta["grouped_by"] = USER
+    if grouped_by is not None:
+        meta["grouped_by"] = grouped_by
     write_meta(folder, meta)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dien_kernels.data import Loader, Prepared, prepare
 from dien_kernels.models import build
+from dien_kernels.training import load
 from tests.data.folders import samples_of, users_of
 
 AMAZON = "label,user_id,item_id,cate_id,item_history,cate_history\n"
@@ -113,3 +114,11 @@ def test_metrics_group_by_the_user_of_the_files(tmp_path: Path) -> None:
     prepared = made(tmp_path, "amazon_x1")
     groups = [int(g) for batch in Loader(prepared, "train", batch_size=2).epoch(0) for g in batch.group]
     assert sorted(groups.count(group) for group in set(groups)) == [1, 4]
+
+
+@pytest.mark.parametrize("form", ["authors", "amazon_x1", "taobaoad_x1", "kuaivideo_x1"])
+def test_the_configs_fit(tmp_path: Path, form: str) -> None:
+    config = load(str(Path(__file__).parents[2] / "examples" / "configs" / f"{form}.yaml"), [])
+    assert config.data.prepare["format"] == form
+    prepared = made(tmp_path, form)
+    build(config.model.name, prepared.schema, config.model.options, preset=config.model.preset)
