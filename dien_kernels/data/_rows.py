@@ -41,6 +41,7 @@ class Rows:
         max_length, negatives, auxiliary_negatives, exclude, share, with_time_gap: options of ``Loader``.
         time_gap: seconds in a unit of time.
         keep_missing: names of numbers whose missing values stay NaN: the model knows their mean. Others become 0.
+        grouped_by: the user field that is ``Batch.group``; None: the user's number.
 
     ``lengths`` are those of the histories that are read, int32 [S].
     """
@@ -62,7 +63,9 @@ class Rows:
         time_gap: float,
         with_time_gap: bool,
         keep_missing: frozenset[str],
+        grouped_by: str | None = None,
     ) -> None:
+        self.grouped_by = grouped_by
         self.unit, self.samples, self.fixed, self.owned, self.sampler = unit, samples, fixed, owned, sampler
         self.schema, self.item_fields, self.max_length = unit.schema, item_fields, max_length
         self.negatives, self.auxiliary_negatives = negatives, auxiliary_negatives
@@ -73,6 +76,12 @@ class Rows:
         if max_length is not None:
             np.minimum(self.lengths, max_length, out=self.lengths)
         self._owned_of = {name: Owned(s.offsets, s.item, owned.size) for name, s in unit.sequences.items()}
+
+    def _group(self, user: Array, row: Array) -> Array:
+        """The users that metrics group by: a user with several histories is several rows of a shard."""
+        if self.grouped_by is not None:
+            return self.unit.row_users[self.grouped_by][row].astype(np.int64)
+        return user + self.unit.first_user
 
     def batch(self, number: Array, drawn: Drawn) -> Batch:
         """The rows of the samples ``number``, int32 [S], as one batch."""
@@ -90,7 +99,7 @@ class Rows:
                 for name, ids in unit.row_users.items()
             },
             dense=torch.from_numpy(np.repeat(np.stack(dense, axis=1), each, axis=0)) if dense else None,
-            group=torch.from_numpy(np.repeat(user + unit.first_user, each)),
+            group=torch.from_numpy(np.repeat(self._group(user, row), each)),
             **self._sequences(user, row, drawn),
         )
 

@@ -73,6 +73,8 @@ def append(
     meta, schema = prepared.meta, prepared.schema
     if "split" not in meta:
         raise ValueError(f"{out} was not written by prepare, so that its rule of splits is not known: it cannot grow")
+    if "grouped_by" in meta:
+        raise ValueError(f"{out} was made of samples and not of a log of behaviours, so that it cannot grow")
     log = open_log(
         sources,
         format,

@@ -313,6 +313,7 @@ class _Held:
             time_gap=1e-6 if prepared.meta["time_unit"] == "us" else 1.0,
             with_time_gap=loader.time_gap,
             keep_missing=frozenset(prepared.meta["dense"]),
+            grouped_by=loader.prepared.meta.get("grouped_by"),
         )
         self._order: tuple[int | None, Array, Array] | None = None
 

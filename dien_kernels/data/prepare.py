@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from dien_kernels._options import user_path
@@ -23,11 +24,13 @@ from dien_kernels.data._place import filled, locked, stays_inside
 from dien_kernels.data._report import warnings_of
 from dien_kernels.data._samples import Rule, make_rule
 from dien_kernels.data._write import DUPLICATES, ShardWriter, Written
+from dien_kernels.data._write_samples import SampleWriter, deal_samples
 from dien_kernels.data.folder import FORMAT, META, SPLITS, VERSION, seal, shard_schema
-from dien_kernels.data.log import Columns, Log
+from dien_kernels.data.log import BadLines, Columns, Log
 from dien_kernels.data.negatives import SAMPLING
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
+from dien_kernels.data.samples import SAMPLE_FORMATS, USER, open_samples
 
 _SHARD_ROWS = 1 << 19  # about so many rows are sorted at a time, where the log is not larger than 2^25 rows
 _log = logging.getLogger(__name__)
@@ -144,6 +147,21 @@ def prepare(
     """
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
+    if format in SAMPLE_FORMATS:
+        given = (columns, delimiter, behaviours, time_format, time_unit, missing, buckets)
+        chosen = (split, tuple(fractions), targets, duplicates)
+        if chosen != ("user", (0.8, 0.1, 0.1), "last", "keep") or any(value is not None for value in given):
+            raise ValueError(
+                f"format {format!r} has its own splits, targets and columns; split, fractions, targets, duplicates, "
+                "columns, delimiter, behaviours, time_format, time_unit, missing and buckets are for logs"
+            )
+        log = open_samples(sources, format, BadLines(max_bad_lines))
+        fields = ("item", *log.item_fields, *log.user_fields, *log.behaviour_fields)
+        minimum = _minimum(min_count, fields) | {USER: 1}  # metrics of each user group by this field
+        options = Options(
+            "given", targets, "user", (0.8, 0.1, 0.1), negatives, negative_sampling, minimum, duplicates, {}, seed
+        )
+        return _run(log, sources, out, options, chunk_rows, shard_rows, progress, overwrite, _write_samples)
     log = open_log(
         sources,
         format,
@@ -171,11 +189,26 @@ def prepare(
     options = Options(
         labels, targets, split, (first, second, third), negatives, negative_sampling, minimum, duplicates, hashed, seed
     )
+    return _run(log, sources, out, options, chunk_rows, shard_rows, progress, overwrite)
+
+
+def _run(
+    log: Log,
+    sources: Sources,
+    out: str | Path,
+    options: Options,
+    chunk_rows: int,
+    shard_rows: int,
+    progress: bool,
+    overwrite: bool,
+    write: Callable[..., None] | None = None,
+) -> Prepared:
+    write = _write if write is None else write
     out = user_path(out)
     log.keep_missing = True
     with locked(out), filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
         where = ", ".join(map(str, _named(sources))) or "the table"
-        _write(log, folder, options, where, chunk_rows, shard_rows, progress)
+        write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
@@ -230,6 +263,37 @@ def _write(
     _describe(folder, schema, log, dealt, ids, rule, writer.written, options)
 
 
+def _write_samples(
+    log: Log, folder: Path, options: Options, where: str, chunk_rows: int, shard_rows: int, progress: bool
+) -> None:
+    work = folder / "rows"
+    work.mkdir()
+    quiet = None if progress else True
+    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
+        log.advance = bar.update
+        dealt = deal_samples(log, work, chunk_rows)
+    if not dealt.rows:
+        why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+        raise ValueError(f"there is no usable row in {where}{why}")
+    ids = give_ids(dealt, log, options.min_count)
+    schema = schema_of(log, ids)
+    writer = SampleWriter(folder, shard_schema(schema, "given", pa.string(), pa.int64()), log, ids)
+    shards = shards_for(dealt.rows, shard_rows)
+    with tqdm(total=dealt.rows, unit=" rows", unit_scale=True, desc="merge", disable=quiet) as bar:
+        for rows in read_shards(dealt, shards):
+            writer.write(rows)
+            bar.update(0 if rows is None else rows.num_rows)
+    if not writer.written.samples["train"]:
+        raise ValueError(f"split 'train' got no sample from {where}")
+    ids.items = ids.items.set_column(0, "count", pa.array(writer.count))
+    ids.write(folder)
+    for path in work.iterdir():
+        path.unlink()
+    work.rmdir()
+    rule = Rule(False, None, (float("inf"), float("inf")), options.seed)
+    _describe(folder, schema, log, dealt, ids, rule, writer.written, options, USER)
+
+
 def shards_for(rows: int, shard_rows: int) -> int:
     """The number of shards for so many rows: a power of two, at most that of the buckets."""
     shards = 1
@@ -268,7 +332,15 @@ def schema_of(log: Log, ids: Ids) -> Schema:
 
 
 def _describe(
-    folder: Path, schema: Schema, log: Log, dealt: Dealt, ids: Ids, rule: Rule, written: Written, options: Options
+    folder: Path,
+    schema: Schema,
+    log: Log,
+    dealt: Dealt,
+    ids: Ids,
+    rule: Rule,
+    written: Written,
+    options: Options,
+    grouped_by: str | None = None,
 ) -> None:
     """Write the meta file, as the last one: a folder that has this file is complete."""
     report: Counter[str] = Counter(ids.report)
@@ -297,6 +369,8 @@ def _describe(
         "shards": written.shards,
         "files": file_entries(folder),
     }
+    if grouped_by is not None:
+        meta["grouped_by"] = grouped_by
     write_meta(folder, meta)
 
 
