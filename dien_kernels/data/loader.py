@@ -118,8 +118,7 @@ class Loader:
         ):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
-        assert isinstance(since, int)
-        if since > last:
+        if int(since) > last:
             raise ValueError(f"since must be at most {last}, the appends of {prepared.path}, got {since}")
         if rank >= world:
             raise ValueError(f"rank must lie between 0 and {world - 1}, below world={world}, got {rank}")
@@ -135,7 +134,7 @@ class Loader:
         self.prepared, self.split = prepared, split
         self.training = split == "train"
         self.max_length, self.seed, self.workers, self.start_method = max_length, seed, workers, start_method
-        self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, bool(time_gap), since
+        self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, bool(time_gap), int(since)
         self.shuffle = self.training if shuffle is None else shuffle
         self.bucket, self.share_histories, self.pin_memory = bucket, share_histories, pin_memory
         self.rank, self.world = rank, world

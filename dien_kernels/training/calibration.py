@@ -154,8 +154,7 @@ def calibrate(
     with use_backend(config.training.backend):
         test = predict(model, setup.open_loader(config, prepared, "test"), config)
         slope, offset = 1.0, 0.0
-        if method == "sampling":
-            assert base_rate is not None
+        if method == "sampling" and base_rate is not None:  # ``_rate`` has refused "sampling" without one
             offset = prior_correction(config.data.negatives, base_rate)
         elif method == "validation":
             valid = predict(model, setup.open_loader(config, prepared, "valid"), config)

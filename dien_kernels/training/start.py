@@ -120,8 +120,7 @@ def start(config: Config, prepared: Prepared, model: nn.Module, optimizer: Optim
     Returns the file. Raises ``FileNotFoundError`` where there is no run, ``CheckpointError`` for damaged checkpoints
     and ``ValueError`` for data that do not descend from those of the earlier run, another model or another optimizer.
     """
-    assert config.training.start_from is not None
-    folder = user_path(config.training.start_from)
+    folder = user_path(config.training.start_from or "")
     content, path = _content(folder, config.training.start_moments)
     check_descent(content["fingerprint"], prepared, f"training.start_from={folder}")
     earlier = Config.from_dict(content["config"])
