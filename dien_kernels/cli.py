@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _log_options(prepare)
 
     check = command("check", _check, "compare a prepared folder, whoever wrote it, with all that the format promises")
-    check.add_argument("folder", help="the prepared folder")
+    check.add_argument("folder", type=_path, help="the prepared folder")
 
     train = command("train", _train, "train a model, evaluate it, write a report", epilog=_OVERRIDES)
     train.add_argument("--resume", type=_path, metavar="FOLDER", help="go on with the run in this folder")

@@ -1,14 +1,12 @@
-"""Flat arrays on disk: written piece by piece, stored as one Arrow record batch, and read back as memory maps."""
+"""Flat arrays: on disk, written piece by piece; searches in lists that lie one after another; digests of files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,32 +35,19 @@ class GrowingArray:
         return values.reshape(-1, self.width) if self.width else values
 
 
-def write_columns(path: Path, columns: Mapping[str, Array]) -> None:
-    """Write arrays [n] or [n, width] as one record batch; they may be mapped files larger than memory."""
-    arrays = []
-    for values in columns.values():
-        dtype = pa.from_numpy_dtype(values.dtype)
-        flat = np.ascontiguousarray(values).reshape(-1)
-        array = pa.Array.from_buffers(dtype, flat.size, [None, pa.py_buffer(flat)])
-        if values.ndim == 2:
-            array = pa.FixedSizeListArray.from_arrays(array, values.shape[1])
-        arrays.append(array)
-    batch = pa.record_batch(arrays, names=list(columns))
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
+def count_before(offsets: Array, times: Array, user: Array, time: Array) -> Array:
+    """int64 [n]: where the behaviours of ``user`` [n] that are strictly before ``time`` [n] end in the flat arrays.
 
-
-def map_columns(path: Path) -> dict[str, Array]:
-    """The inverse of ``write_columns``: read-only arrays that are memory-mapped from the file."""
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    columns = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_fixed_size_list(column.type):
-            flat = column.flatten().to_numpy(zero_copy_only=True)
-            columns[name] = flat.reshape(-1, column.type.list_size)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=True)
-    return columns
+    User u's behaviours are offsets[u] to offsets[u + 1] - 1 of ``times``, and ascend there.
+    """
+    low, high = offsets[user], offsets[user + 1]
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        before = open_.copy()
+        before[open_] = times[middle[open_]] < time[open_]
+        low = np.where(before, middle + 1, low)
+        high = np.where(open_ & ~before, middle, high)
+    return np.asarray(low)
 
 
 def digest(path: Path) -> str:

@@ -111,7 +111,11 @@ def give_ids(
             table[known["id"].to_numpy()] = _encode(grown[name], known[name])
             if before_field is not None:
                 kept = before_field.to_numpy()
-                table[: kept.size] = np.where(kept > 0, kept, table[: kept.size])
+                fresh = table[: kept.size].copy()
+                table[: kept.size] = np.where(kept > 0, kept, fresh)
+                differ = np.flatnonzero((kept > 0) & (fresh > 0) & (kept != fresh))
+                rows_of = np.bincount(ids, totals["rows"].to_numpy().astype(np.float64), minlength=size)
+                report[f"conflicts:{name}"] += int(rows_of[differ].sum())
             columns[name] = pa.array(table)
     for name, tally in dealt.fields.items():
         found = tally.total()
@@ -122,7 +126,7 @@ def give_ids(
         grown[name].buckets, grown[name].text = number, dealt.text[name]
     raw = totals.height
     if old is not None:
-        raw = old.raw_items + int((_encode(before["item"], totals["item"]) == 0).sum())
+        raw = old.raw_items + size - old.items.num_rows  # what is too rare for an id may have been counted before
     return Ids(grown, pa.table(columns), several, raw, report)
 
 

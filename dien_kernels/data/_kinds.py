@@ -26,9 +26,9 @@ MISSING_FIELD = ("", "NULL", "null", "NaN", "nan", "-nan", "<NA>", "\\N", "#N/A"
 ACCEPTED = {
     "id": "an id is a whole number below 2^63, or text in UTF-8",
     "number": "numbers are written as 12.5 or 1e-3",
-    "label": "labels are 0 and 1, or true and false",
+    "label": "labels are 0 and 1, true and false, or t and f",
 }
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_LABELS = {"f": 0, "t": 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 class Checked(NamedTuple):

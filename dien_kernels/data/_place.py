@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dien_kernels.data.folder import LOCK, META, UNFINISHED, WORK
 
@@ -21,10 +21,12 @@ _OURS = (LOCK, WORK, UNFINISHED)
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[bool]:
     """Hold the folder for this process; it is made if it is not there.
 
-    Raises ``FileExistsError`` where another process holds it. The lock goes with the process, however that ends.
+    Yields whether an earlier prepare or append was finished first, which had been killed after it had written
+    everything. Raises ``FileExistsError`` where another process holds the folder. The lock goes with the process,
+    however that ends.
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; the prepared data need a folder")
@@ -33,6 +35,8 @@ def locked(out: Path) -> Iterator[None]:
     with (out / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, out / LOCK):  # its holder has removed it since it was opened
+                raise BlockingIOError
         except OSError:
             file.seek(0)
             holder = file.read().strip()
@@ -44,12 +48,20 @@ def locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         try:
-            finish(out)
-            yield
+            yield finish(out)
         finally:
             (out / LOCK).unlink(missing_ok=True)
             if created and not any(out.iterdir()):
                 out.rmdir()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (os.fstat(file.fileno()).st_dev, os.fstat(file.fileno()).st_ino)
 
 
 @contextmanager
@@ -124,16 +136,17 @@ def _take_over(out: Path, replaced: Sequence[str]) -> None:
     finish(out)
 
 
-def finish(out: Path) -> None:
-    """Do what is left of a prepare whose files were all written; nothing where there is none.
+def finish(out: Path) -> bool:
+    """Do what is left of a prepare whose files were all written; returns whether there was one.
 
     The folder is locked by this process.
     """
     mark, work = out / UNFINISHED, out / WORK
     said = _said(mark)
     if not said.get("ready"):
-        return
-    (out / META).unlink(missing_ok=True) if (work / META).exists() else None
+        return False
+    if (work / META).exists():
+        (out / META).unlink(missing_ok=True)
     for name in said["replaced"]:
         (out / name).unlink(missing_ok=True)
     fresh = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
@@ -142,6 +155,7 @@ def finish(out: Path) -> None:
         os.replace(work / name, out / name)
     shutil.rmtree(work, ignore_errors=True)
     mark.unlink()
+    return True
 
 
 def _mark(out: Path, names: Sequence[str], *, ready: bool = False, replaced: Sequence[str] = ()) -> None:

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dien_kernels import batch as _batch
-from dien_kernels.batch import Batch
-from dien_kernels.data._arrow import Array
+from dien_kernels.batch import Batch, Sequence
+from dien_kernels.data._arrow import Array, count_before
 from dien_kernels.data._plan import AUXILIARY, SEQUENCES, TARGETS
-from dien_kernels.data._unit import Behaviours, Samples, Unit, count_before
+from dien_kernels.data._unit import Behaviours, Samples, Unit
 from dien_kernels.data.negatives import Negatives, Owned, stream
 
 
@@ -108,10 +107,10 @@ class Rows:
         if not self.unit.sequences:
             return {}
         found: dict[str, Any] = {}
-        generator, make = drawn.stream(SEQUENCES), vars(_batch)["Sequence"]
+        generator = drawn.stream(SEQUENCES)
         for name, sequence in self.unit.sequences.items():
-            end = count_before(sequence, user, self.unit.row_time[row])
-            found[name] = make(**self._histories(sequence, user, end, self._owned_of[name], generator))
+            end = count_before(sequence.offsets, sequence.time, user, self.unit.row_time[row])
+            found[name] = Sequence(**self._histories(sequence, user, end, self._owned_of[name], generator))
         return {"sequences": found}
 
     def _histories(

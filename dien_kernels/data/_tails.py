@@ -75,16 +75,23 @@ class Tails:
         steps = np.arange(int(length.sum())) + np.repeat(offsets[known] - (ends - length), length)
         return length, flat[steps]
 
-    def last_times(self, users: pa.Array) -> Array | None:
-        """The time of the last behaviour of each of ``users``, the lowest there is for one who has none."""
-        if "time" not in self.lists or not len(self.users):
+    def last_times(self, users: pa.Array, sequences: Sequence[str]) -> Array | None:
+        """The time of the last behaviour of each of ``users`` in any sequence, the lowest there is for others.
+
+        ``sequences`` are the names of the further ones.
+        """
+        if not len(self.users):
             return None
-        offsets, flat = self.lists["time"]
-        places = self.places(users)
-        lowest = -np.inf if flat.dtype == np.float64 else np.iinfo(np.int64).min
-        last = np.full(places.size, lowest, flat.dtype)
-        has = (places >= 0) & (offsets[places + 1] > offsets[np.maximum(places, 0)])
-        last[has] = flat[offsets[places[has] + 1] - 1]
+        places, last = self.places(users), None
+        for column in ("time", *(f"{sequence}.time" for sequence in sequences)):
+            if column not in self.lists:
+                continue
+            offsets, flat = self.lists[column]
+            if last is None:
+                lowest = -np.inf if flat.dtype == np.float64 else np.iinfo(np.int64).min
+                last = np.full(places.size, lowest, flat.dtype)
+            has = (places >= 0) & (offsets[places + 1] > offsets[np.maximum(places, 0)])
+            last[has] = np.maximum(last[has], flat[offsets[places[has] + 1] - 1])
         return last
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dien_kernels.batch import Schema
-from dien_kernels.data._arrow import Array
+from dien_kernels.data._arrow import Array, count_before
 from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_group, reading
 from dien_kernels.data.folder import SPLITS, behaviour_column, dense_column, shard_schema, user_column
 
@@ -93,7 +93,7 @@ class Unit:
         with reading(folder, info.shard):
             columns = [name for name in shard_schema(schema, labels, pa.int64(), pa.int64()).names if name != "user"]
             if not times:
-                columns = [name for name in columns if name.rpartition(".")[2] not in ("time", "target_time")]
+                columns = [name for name in columns if name not in _times_of(schema)]
             try:
                 table = read_group(folder / info.shard, info.group, columns, info.digest)
                 self._take(table)
@@ -219,7 +219,7 @@ class Unit:
                 return
         if self.labels == "given":
             user = np.repeat(np.arange(self.info.users), np.diff(self.row_offsets))
-            wanted = count_before(self.behaviours, user, self.row_time) - self.offsets[user]
+            wanted = count_before(self.offsets, self.time, user, self.row_time) - self.offsets[user]
             if not np.array_equal(wanted, self._end):
                 row = int(np.flatnonzero(wanted != self._end)[0])
                 yield (
@@ -276,18 +276,11 @@ def _time_type(table: pa.Table) -> pa.DataType:
     return dtype.value_type
 
 
-def count_before(behaviours: Behaviours, user: Array, time: Array) -> Array:
-    """int64 [n]: where the behaviours of ``user`` [n] that are strictly before ``time`` [n] end in the flat arrays."""
-    low, high = behaviours.offsets[user], behaviours.offsets[user + 1]
-    while (open_ := low < high).any():
-        middle = (low + high) // 2
-        before = open_.copy()
-        before[open_] = behaviours.time[middle[open_]] < time[open_]
-        low = np.where(before, middle + 1, low)
-        high = np.where(open_ & ~before, middle, high)
-    return np.asarray(low)
-
-
 def _outside(name: str, ids: Array, size: int) -> Iterator[str]:
     if ids.size and (ids.min() < 0 or ids.max() >= size):
         yield f"column {name!r} must lie between 0 and {size - 1}, got values from {ids.min()} to {ids.max()}"
+
+
+def _times_of(schema: Schema) -> set[str]:
+    """The columns of a shard that hold times."""
+    return {"time", "target_time", *(f"{sequence}.time" for sequence in schema.sequences)}

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from dien_kernels.data._arrow import Array
+from dien_kernels.data._arrow import Array, count_before
 from dien_kernels.data._ids import Ids
 from dien_kernels.data._numbers import Numbers
 from dien_kernels.data._samples import Rule, Users, last_times
@@ -46,7 +46,7 @@ class Written:
         numbers: statistics of the training split, for each column of numbers.
         users, behaviours, samples: of all shards.
         longest: the most behaviours of a user.
-        dropped: int64 [items], the behaviours of each item that were left out as duplicates; None: none were.
+        dropped: int64 [items], the behaviours of each item that were left out as duplicates or late; None: none were.
     """
 
     numbers: dict[str, Numbers]
@@ -115,11 +115,17 @@ class ShardWriter:
         if self.tails is None:
             return table
         users = Users.of(table["user"])
-        last = self.tails.last_times(users.values)
+        last = self.tails.last_times(users.values, self.log.sequences[1:])
         if last is None:
             return table
         late = table["timestamp"].to_numpy() < last[users.codes]
         self.written.report["late_rows"] += int(late.sum())
+        if late.any():
+            item = self.ids.vocabularies["item"].encode_values(table["item"])
+            behaves = late & (table["label"].to_numpy() == 1) if self.given else late
+            if self.log.sequences:
+                behaves = behaves & (table["sequence"].to_numpy() == 0)
+            self._take_out(item[behaves])
         return table.filter(pa.array(~late)) if late.any() else table
 
     def _sort(self, table: pa.Table) -> SortedRows:
@@ -144,7 +150,7 @@ class ShardWriter:
         if back.any():
             order = np.lexsort((time, user))
         item = self.ids.vocabularies["item"].encode_values(table["item"])[order].astype(np.int32)
-        columns = {name: table[name] for name in table.column_names if name not in ("user", "item", "timestamp")}
+        columns = {name: table[name] for name in table.column_names if name not in ("user", "timestamp")}
         result = SortedRows(
             users.values.take(pa.array(order_of_users)), split[order_of_users],
             user[order], item, time[order], order, columns,
@@ -171,16 +177,19 @@ class ShardWriter:
 
     def _without_duplicates(self, rows: SortedRows) -> SortedRows:
         """Count rows that say the same as an earlier one, and leave them out where that is asked for."""
+        if self.ids.vocabularies["item"].buckets:
+            return rows  # the raw items are not known here
         same = (np.diff(rows.user) == 0) & (np.diff(rows.time) == 0)
         near = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
         if not near.size:
             return rows
-        keys = {"user": rows.user[near], "time": rows.time[near], "item": rows.item[near]}
+        raw = rows.columns["item"].combine_chunks().take(pa.array(rows.order[near]))  # rare items share an id
+        keys = {"user": rows.user[near], "time": rows.time[near], "item": pl.Series(raw)}
         for name in ("label", "sequence"):
             if name in rows.columns:
                 keys[name] = rows.taken(name).to_numpy()[near]
         first = pl.DataFrame(keys).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
-        copies = near[~first & (rows.item[near] > 0)]
+        copies = near[~first]
         self.written.report["duplicate_rows"] += copies.size
         if self.duplicates == "keep" or not copies.size:
             return rows
@@ -189,9 +198,13 @@ class ShardWriter:
             behaves &= rows.taken("label").to_numpy()[copies] == 1
         if self.log.sequences:
             behaves &= rows.taken("sequence").to_numpy()[copies] == 0
-        dropped = np.bincount(rows.item[copies[behaves]], minlength=self.ids.vocabularies["item"].size)
-        self.written.dropped = dropped if self.written.dropped is None else self.written.dropped + dropped
+        self._take_out(rows.item[copies[behaves]])
         return rows.without(copies)
+
+    def _take_out(self, item: Array) -> None:
+        """Behaviours of these items were counted while the log was read, and are in no shard."""
+        dropped = np.bincount(item, minlength=self.ids.vocabularies["item"].size)
+        self.written.dropped = dropped if self.written.dropped is None else self.written.dropped + dropped
 
     def _columns(self, rows: SortedRows) -> UserLists:
         """The columns of the users of a shard, as flat arrays and offsets."""
@@ -211,7 +224,7 @@ class ShardWriter:
         if label is None:
             upto = self._add_next(users, rows.split, before)
         else:
-            upto = self._add_given(users, rows, main, label[main], before)
+            upto = self._add_given(users, rows, main, label[main])
         position = np.arange(user.size) - offsets[user]
         for name in self.log.behaviour_dense:
             self.written.numbers[name].add(users.lists[behaviour_column(name)][position < upto[user]])
@@ -286,16 +299,12 @@ class ShardWriter:
         self._count_dense(users, training)
         return end
 
-    def _add_given(self, users: UserLists, rows: SortedRows, main: Array, label: Array, before: Array) -> Array:
+    def _add_given(self, users: UserLists, rows: SortedRows, main: Array, label: Array) -> Array:
         """The samples of labelled impressions; returns how many behaviours of each user training reads."""
         report = self.written.report
         user, time, item = rows.user[main], rows.time[main], rows.item[main]
-        clicks = np.concatenate([[0], np.cumsum(label, dtype=np.int64)])
-        starts = np.ones(user.size, bool)
-        starts[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
-        first = np.flatnonzero(starts)[np.cumsum(starts) - 1]  # of the rows of the same user and time
-        first_of_user = np.searchsorted(user, user)
-        end = clicks[first] - clicks[first_of_user] + before[user]
+        offsets = users.offsets["item"]
+        end = count_before(offsets, users.lists["time"], user, time) - offsets[user]
         split = rows.split[user] if self.rule.thresholds is not None else self.rule.of_times(time)
         users.add_list("target", user, item)
         users.add_list("target_time", user, time)

@@ -18,9 +18,17 @@ from dien_kernels.data._place import added, locked
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._tails import Tails
 from dien_kernels.data._write import ShardWriter, Written
-from dien_kernels.data.folder import ITEMS, SPLITS, shard_schema, vocabulary_file
+from dien_kernels.data.folder import (
+    ITEMS,
+    SPLITS,
+    behaviour_column,
+    dense_column,
+    shard_schema,
+    user_column,
+    vocabulary_file,
+)
 from dien_kernels.data.log import Columns, Log
-from dien_kernels.data.prepare import check_integer, file_entries, schema_of, shards_for, write_meta
+from dien_kernels.data.prepare import check_integer, file_entries, refuse_finished, schema_of, shards_for, write_meta
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
 
@@ -69,29 +77,37 @@ def append(
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
     out = user_path(out)
-    prepared = Prepared.open(out)
-    meta, schema = prepared.meta, prepared.schema
-    if "split" not in meta:
-        raise ValueError(f"{out} was not written by prepare, so that its rule of splits is not known: it cannot grow")
-    if "grouped_by" in meta:
-        raise ValueError(f"{out} was made of samples and not of a log of behaviours, so that it cannot grow")
-    log = open_log(
-        sources,
-        format,
-        columns,
-        labelled=prepared.labels == "given",
-        max_bad_lines=max_bad_lines,
-        chunk_rows=chunk_rows,
-        delimiter=delimiter,
-        behaviours=behaviours,
-        time_format=time_format,
-        time_unit=time_unit,
-        missing=missing,
-    )
-    log.keep_missing = True
-    _check_fields(log, schema, out)
-    with locked(out), added(out) as folder:
-        _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
+    if not out.is_dir():
+        raise FileNotFoundError(f"there is no prepared folder {out}")
+    with locked(out) as finished:  # opened inside, so that no other append comes between
+        if finished:
+            refuse_finished(out)
+        prepared = Prepared.open(out)
+        meta, schema = prepared.meta, prepared.schema
+        if "split" not in meta:
+            raise ValueError(
+                f"{out} was not written by prepare, so that its rule of splits is not known: it cannot grow"
+            )
+        if "grouped_by" in meta:
+            raise ValueError(f"{out} was made of samples and not of a log of behaviours, so that it cannot grow")
+        log = open_log(
+            sources,
+            format,
+            columns,
+            labelled=prepared.labels == "given",
+            max_bad_lines=max_bad_lines,
+            chunk_rows=chunk_rows,
+            delimiter=delimiter,
+            behaviours=behaviours,
+            time_format=time_format,
+            time_unit=time_unit,
+            missing=missing,
+        )
+        log.keep_missing = True
+        _check_fields(log, schema, out)
+        _check_kinds(log, prepared)
+        with added(out) as folder:
+            _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
     grown = Prepared.open(out)
     report = grown.meta["appended"][-1]
     if report["late_rows"]:
@@ -136,7 +152,7 @@ def _write(
     ids = give_ids(dealt, log, options["min_count"], old, buckets)
     ids.write(folder)
     columns = _columns(prepared, dealt)
-    tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(columns, prepared.labels), tail)
+    tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(schema, prepared.labels), tail)
     if meta["split"]["thresholds"] is None:
         rule = Rule(options["targets"] == "every", None, (float("inf"), float("inf")), options["seed"])
     else:
@@ -153,6 +169,18 @@ def _write(
     dealt.buckets.remove(range(BUCKETS))
     work.rmdir()
     write_meta(folder, _grown(prepared, schema_of(log, ids), log, dealt, ids, writer.written, folder))
+
+
+def _check_kinds(log: Log, prepared: Prepared) -> None:
+    """Ids of the new log are of the kinds of the folder: integers become their digits where that has text."""
+    schema = prepared.schema
+    for name in (*schema.items, *schema.users, *schema.behaviours):
+        vocabulary = prepared.vocabulary(name)
+        text = vocabulary.text if vocabulary.buckets else not pa.types.is_integer(vocabulary.values.type)
+        if vocabulary.size > 1 and log.as_text.get(name) and not text:
+            raise ValueError(f"{name!r} must hold integers, as in {prepared.path}, got text")
+        if vocabulary.size > 1:
+            log.as_text[name] = text
 
 
 def _columns(prepared: Prepared, dealt: Dealt) -> pa.Schema:
@@ -174,12 +202,16 @@ def _users(dealt: Dealt) -> pa.Array:
     return rows["user"].unique()
 
 
-def _tail_columns(columns: pa.Schema, labels: str) -> list[str]:
+def _tail_columns(schema: Schema, labels: str) -> list[str]:
     """The columns with a value for each behaviour. With given labels, those of rows are of the impressions."""
-    rows = ("user.", "dense.") if labels == "given" else ()
-    impressions = ("target", "target_time", "label", "end", "target_split")
-    names = [field.name for field in columns if pa.types.is_list(field.type) and field.name not in impressions]
-    return [name for name in names if not name.startswith(rows)] if rows else names
+    names: list[str] = []
+    for sequence in (None, *schema.sequences):
+        before = "" if sequence is None else f"{sequence}."
+        names += [f"{before}item", f"{before}time"]
+        names += [behaviour_column(name, sequence) for name in (*schema.behaviours, *schema.behaviour_dense)]
+    if labels == "next":
+        names += [*map(user_column, schema.users), *map(dense_column, schema.dense)]
+    return names
 
 
 def _grown(
@@ -189,7 +221,7 @@ def _grown(
     meta, counts = prepared.meta, prepared.meta["counts"]
     generation = 1 + max(shard.get("generation", 0) for shard in meta["shards"])
     shards = [shard | {"generation": generation} for shard in written.shards]
-    report = {**{name: 0 for name in ("late_rows",)}, **written.report, **ids.report}
+    report = {"late_rows": 0, **written.report, **ids.report}
     appended = {
         "rows": dealt.rows,
         "seen": log.seen,

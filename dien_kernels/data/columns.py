@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 RESERVED = ("user", "item", "timestamp", "label", "sequence")
+COUNT = "count"  # a column of ``items.parquet``, which an item field would take the place of
+# What begins the names of a shard's columns, or is one.
+NO_SEQUENCE = ("user", "dense", "behaviour", "item", "time", "target", "label", "end", "held")
 # The usual column names, which are tried in this order where the caller names no column.
 ALIASES = {
     "user": ("user", "user_id", "userId", "uid"),
@@ -118,6 +121,8 @@ class Columns:
         roles.sequence = self.sequence
         taken: dict[str, str] = {}
         for name, given in self.sequences.items():
+            if name in NO_SEQUENCE or "." in str(name):
+                raise ValueError(f"sequences must have other names than {NO_SEQUENCE} and no dots, got {name!r}")
             if not isinstance(name, str) or not name or "/" in name or "." in name:
                 raise ValueError(f"a sequence must have a name without '.' and '/', got {name!r}")
             values = [given] if isinstance(given, (str, int)) else given
@@ -174,6 +179,8 @@ class Roles:
         for name in (name for names in every for name in names):
             if name in taken:
                 raise ValueError(f"field {name!r} is named twice, or like one of {RESERVED}: map it to another name")
+            if name == COUNT and name in self.item_fields:
+                raise ValueError(f"item field {name!r} must have another name: map it to one")
             if not name or "/" in name or "\0" in name:
                 raise ValueError(f"field {name!r} must have a name that a file can have: map it to another name")
             taken.append(name)

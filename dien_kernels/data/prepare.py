@@ -62,18 +62,22 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         check_integer("negatives", self.negatives, 1)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
         for kind, numbers, least in (("min_count", self.min_count, 1), ("buckets", self.buckets, 2)):
             for name, number in numbers.items():
-                check_integer(f"{kind} of {name!r}", number, least)
+                check_integer(f"{kind} of {name!r}", number, least, 2**31 - 1)
+        if self.duplicates == "drop" and "item" in self.buckets:
+            raise ValueError("duplicates must be 'keep' with buckets of 'item', whose items cannot be told apart")
         shares = self.fractions
         if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
 
 
-def check_integer(name: str, number: object, least: int) -> None:
+def check_integer(name: str, number: object, least: int, most: int | None = None) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
 
 
 def prepare(
@@ -181,6 +185,8 @@ def prepare(
     except (TypeError, ValueError):
         raise ValueError(f"fractions must be three shares with the sum 1, got {fractions!r}") from None
     minimum = _minimum(min_count, fields)
+    if buckets is not None and not isinstance(buckets, Mapping):
+        raise ValueError(f"buckets must map names of fields to numbers, got {buckets!r}")
     hashed = dict(buckets or {})
     for name in hashed:
         if name not in fields or name in log.several:
@@ -206,15 +212,26 @@ def _run(
     write = _write if write is None else write
     out = user_path(out)
     log.keep_missing = True
-    with locked(out), filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
-        where = ", ".join(map(str, _named(sources))) or "the table"
-        write(log, folder, options, where, chunk_rows, shard_rows, progress)
+    with locked(out) as finished:
+        if finished:
+            refuse_finished(out)
+        with filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
+            where = ", ".join(map(str, _named(sources))) or "the table"
+            write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
     for warning in prepared.meta["warnings"]:
         _log.warning("%s", warning)
     return prepared
+
+
+def refuse_finished(out: Path) -> None:
+    """Say that what had been killed was finished now, and that these sources were not read."""
+    raise FileExistsError(
+        f"the prepare or append that was interrupted in {out} is complete now, and nothing else was done: look at the "
+        "folder (dien-kernels check), and run this again if these events are not in it"
+    )
 
 
 def _write(

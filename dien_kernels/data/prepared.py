@@ -113,7 +113,7 @@ class Prepared:
         file = path / META
         if not file.is_file():
             if (path / UNFINISHED).exists():
-                raise ValueError(f"the prepare of {path} was interrupted; run it again")
+                raise ValueError(f"the prepare or append of {path} was interrupted; run it again")
             names = sorted(inside.name for inside in path.iterdir())[:10]
             raise ValueError(f"{path} is no prepared folder: it has no {META}, only {names}")
         try:
@@ -309,11 +309,13 @@ class Prepared:
         return pa.chunked_array(chunks)
 
     def encode_users(self, raw: Sequence[object] | Array | pa.Array) -> Array:
-        """Raw users to numbers, int64; -1 for users that are not in the log."""
+        """Raw users to numbers, int64: of the newest generation that has them; -1 for users that are not in the log."""
         array = raw if isinstance(raw, pa.Array) else pa.array(raw)
         names = self.user_names
-        found = pc.index_in(array.cast(names.type), value_set=names, skip_nulls=True)
-        return np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
+        newest = names.combine_chunks()[::-1]  # a user has a row in each generation with events of theirs
+        found = pc.index_in(array.cast(names.type), value_set=newest, skip_nulls=True)
+        place = np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
+        return np.where(place >= 0, len(newest) - 1 - place, -1)
 
     def summary(self) -> str:
         """The counts of the prepared data, the irregularities of the log and the warnings, in a few lines of text."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +194,107 @@ def test_wrong_logs_and_folders_are_refused_and_change_nothing(tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match="no prepared folder"):
         append(TINY, tmp_path / "q", progress=False)
     assert bytes_of(tmp_path / "p") == before
+
+
+def test_an_impression_at_the_time_of_the_last_click_known_does_not_see_it(tmp_path: Path) -> None:
+    first = {"user": [1, 1, 2], "item": [1, 2, 9], "timestamp": [10, 20, 1], "label": [1, 1, 1]}
+    made(pa.table(first), tmp_path / "p", labels="given")
+    day = {"user": [1, 1], "item": [2, 3], "timestamp": [20, 21], "label": [0, 1]}
+    grown = append(pa.table(day), tmp_path / "p", progress=False)
+    row = next(row for row in rows_of(tmp_path / "p") if row["generation"] == 1)
+    assert (row["item"], row["end"]) == ([1, 2, 3], [1, 2])
+    assert grown.verify() == []
+
+
+def test_late_events_of_any_sequence_are_left_out_of_all_counts(tmp_path: Path) -> None:
+    columns = {"item_fields": [], "sequence": "kind", "sequences": {"views": "v", "buys": "b"}}
+    first = {"user": [1, 1, 1, 2], "item": [1, 2, 3, 9], "timestamp": [10, 20, 90, 1], "kind": ["v", "v", "b", "v"]}
+    made(pa.table(first), tmp_path / "p", targets="every", columns=columns)
+    day = {"user": [1, 1, 1, 1], "item": [4, 4, 5, 5], "timestamp": [40, 95, 80, 99], "kind": ["v", "v", "b", "b"]}
+    grown = append(pa.table(day), tmp_path / "p", columns=columns, progress=False)
+    row = next(row for row in rows_of(tmp_path / "p") if row["generation"] == 1)
+    assert (row["time"], row["buys.time"]) == ([10, 20, 95], [90, 99])
+    assert meta_of(tmp_path / "p")["appended"][0]["late_rows"] == 2
+    assert grown.item_counts[grown.encode_items([4, 5])].tolist() == [1, 0]
+    assert grown.verify() == []
+
+
+def test_integers_join_a_folder_of_text_by_their_digits_and_text_none_of_integers(tmp_path: Path) -> None:
+    text = pa.table({"user": ["a", "a", "b"], "item": ["1", "2", "3"], "timestamp": [1, 2, 1]})
+    made(text, tmp_path / "p")
+    grown = append(pa.table({"user": ["a"], "item": [2], "timestamp": [3]}), tmp_path / "p", progress=False)
+    row = next(row for row in rows_of(tmp_path / "p") if row["generation"] == 1)
+    assert row["item"] == ["1", "2", "2"]
+    assert grown.schema.items == {"item": 4}
+    made(pa.table({"user": ["a", "a", "b"], "item": [1, 2, 3], "timestamp": [1, 2, 1]}), tmp_path / "q")
+    with pytest.raises(ValueError, match="'item' must hold integers, as in .*, got text"):
+        append(pa.table({"user": ["a"], "item": ["x"], "timestamp": [3]}), tmp_path / "q", progress=False)
+
+
+def test_raw_items_and_conflicts_over_days(tmp_path: Path) -> None:
+    first = {"user": [1, 1, 2], "item": [1, 2, 3], "timestamp": [1, 2, 1], "category": ["a", "a", "b"]}
+    made(pa.table(first), tmp_path / "p", min_count={"item": 1})
+    raw = meta_of(tmp_path / "p")["raw_items"]
+    for day in range(3):
+        table = {"user": [1, 1], "item": [1, 2], "timestamp": [10 + day] * 2, "category": ["a", "c"]}
+        append(pa.table(table), tmp_path / "p", progress=False)
+    meta = meta_of(tmp_path / "p")
+    assert meta["raw_items"] == raw
+    assert [entry["conflicts:category"] for entry in meta["appended"]] == [1, 1, 1]
+    prepared = Prepared.open(tmp_path / "p")
+    newest = int(prepared.encode_users([1])[0])
+    assert prepared.history(newest).size == 2 + 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moves", [0, 1, 3])
+def test_an_append_killed_while_files_are_moved_is_finished_and_told(tmp_path: Path, moves: int) -> None:
+    first, second = days()
+    made(first, tmp_path / "p", targets="every", fractions=SHARES)
+    made(first, tmp_path / "q", targets="every", fractions=SHARES)
+    pq.write_table(second, tmp_path / "day.parquet")
+    script = f"""
+import os, signal, sys
+import dien_kernels.data._place as place
+from dien_kernels.data import append
+real, left = os.replace, [{moves} + 1]  # the first one puts the mark in its place
+def replace(source, target):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    real(source, target)
+place.os.replace = replace
+append(sys.argv[1], sys.argv[2], progress=False)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "day.parquet"), str(tmp_path / "p")], check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(FileExistsError, match="that was interrupted in .* is complete now, and nothing else was done"):
+        append(second, tmp_path / "p", progress=False)
+    append(second, tmp_path / "q", progress=False)
+    assert {name: content for name, content in bytes_of(tmp_path / "p").items() if name != "meta.json"} == {
+        name: content for name, content in bytes_of(tmp_path / "q").items() if name != "meta.json"
+    }
+    assert Prepared.open(tmp_path / "p").verify() == []
+
+
+def test_two_appends_one_after_another_keep_both_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is opened under the lock: what another append has done in between is seen."""
+    module = sys.modules["dien_kernels.data.append"]
+
+    first, second = days()
+    made(first, tmp_path / "p", targets="every", fractions=SHARES)
+    real, other = module.locked, [True]
+
+    @contextmanager
+    def after_another(out: Path) -> Iterator[bool]:
+        if other and other.pop():
+            append(second.slice(0, 100), tmp_path / "p", progress=False)
+        with real(out) as finished:
+            yield finished
+
+    monkeypatch.setattr(module, "locked", after_another)
+    append(second.slice(100), tmp_path / "p", progress=False)
+    assert [entry["rows"] for entry in meta_of(tmp_path / "p")["appended"]] == [100, second.num_rows - 100]
+    assert Prepared.open(tmp_path / "p").verify() == []
