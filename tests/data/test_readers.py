@@ -73,7 +73,7 @@ def test_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, zipped
     assert sorted(log.bad.first) == [
         f"{path.name}:3: 2 columns instead of 5",
         f"{path.name}:4: timestamp 'soon' is no time; {FORMS}",
-        f"{path.name}:5: label '2' is no label; labels are 0 and 1, or true and false",
+        f"{path.name}:5: label '2' is no label; labels are 0 and 1, true and false, or t and f",
     ]
     with pytest.raises(ValueError, match=r"more than max_bad_lines=0 .*\n  log.csv[.gz]*:[34]: "):
         rows(open_log(path, "csv", labelled=True, max_bad_lines=0))
