@@ -246,9 +246,11 @@ def _write(
     given = options.labels == "given"
     if not dealt.rows:
         why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+        why += f"; {log.left_out} rows are of none of the sequences {list(log.sequences)}" if log.left_out else ""
         raise ValueError(f"there is no usable row in {where}{why}")
     if not dealt.behaviours:
-        raise ValueError("no row has the label 1, so that there are no behaviours to learn from")
+        which = "has the label 1" if given else f"is of the sequence {next(iter(log.sequences), '')!r}"
+        raise ValueError(f"no row {which}, so that there are no behaviours to learn from")
     ids = give_ids(dealt, log, options.min_count, buckets=options.buckets)
     ids.write(folder)
     shards = shards_for(dealt.rows, shard_rows)
@@ -291,6 +293,7 @@ def _write_samples(
         dealt = deal_samples(log, work, chunk_rows)
     if not dealt.rows:
         why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+        why += f"; {log.left_out} rows are of none of the sequences {list(log.sequences)}" if log.left_out else ""
         raise ValueError(f"there is no usable row in {where}{why}")
     ids = give_ids(dealt, log, options.min_count)
     schema = schema_of(log, ids)

@@ -168,3 +168,13 @@ def pairs(folder: Path) -> list[tuple[Any, list[Any]]]:
     items, genres = names_of(folder, "item"), names_of(folder, "genres")
     lists = pq.read_table(folder / "items.parquet")["genres"].to_pylist()
     return [(items[n], [genres[g] for g in found]) for n, found in enumerate(lists)]
+
+
+def test_sequences_that_match_nothing_are_told(tmp_path: Path) -> None:
+    none = COLUMNS | {"sequences": {"views": ["view"], "purchases": ["purchase"]}}
+    with pytest.raises(
+        ValueError, match=r"no usable row .*8 rows are of none of the sequences \['views', 'purchases'\]"
+    ):
+        made(TINY, tmp_path / "p", columns=none)
+    with pytest.raises(ValueError, match="no row is of the sequence 'views'"):
+        made(TINY, tmp_path / "p", columns=COLUMNS | {"sequences": {"views": ["view"], "purchases": ["buy"]}})
