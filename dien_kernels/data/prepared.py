@@ -28,6 +28,7 @@ from dien_kernels.data.folder import (
     SPLITS,
     UNFINISHED,
     VERSION,
+    WORK,
     digest_of,
     fingerprint_of,
     items_schema,
@@ -112,7 +113,7 @@ class Prepared:
         """
         file = path / META
         if not file.is_file():
-            if (path / UNFINISHED).exists():
+            if (path / UNFINISHED).exists() or (path / WORK).exists():  # the mark comes after the folder of its work
                 raise ValueError(f"the prepare or append of {path} was interrupted; run it again")
             names = sorted(inside.name for inside in path.iterdir())[:10]
             raise ValueError(f"{path} is no prepared folder: it has no {META}, only {names}")
