@@ -83,18 +83,18 @@ def append(
         if finished:
             refuse_finished(out)
         prepared = Prepared.open(out)
-        meta, schema = prepared.meta, prepared.schema
+        meta = prepared.meta
         if "split" not in meta:
             raise ValueError(
                 f"{out} was not written by prepare, so that its rule of splits is not known: it cannot grow"
             )
         if "grouped_by" in meta:
             raise ValueError(f"{out} was made of samples and not of a log of behaviours, so that it cannot grow")
-        log = open_log(
+        log = open_like(
+            prepared,
             sources,
             format,
             columns,
-            labelled=prepared.labels == "given",
             max_bad_lines=max_bad_lines,
             chunk_rows=chunk_rows,
             delimiter=delimiter,
@@ -103,9 +103,6 @@ def append(
             time_unit=time_unit,
             missing=missing,
         )
-        log.keep_missing = True
-        _check_fields(log, schema, out)
-        _check_kinds(log, prepared)
         with added(out) as folder:
             _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
     grown = Prepared.open(out)
@@ -116,6 +113,39 @@ def append(
             report["late_rows"],
         )
     return grown
+
+
+def open_like(
+    prepared: Prepared,
+    sources: Sources,
+    format: str | None,
+    columns: Columns | Mapping[str, object] | None,
+    **reading: Any,
+) -> Log:
+    """A log whose rows are read with the ids of a folder; ``reading`` are the further arguments of ``open_log``.
+
+    Raises ``ValueError`` for other fields than the folder has, or ids of another kind, and what ``open_log`` raises.
+    """
+    log = open_log(sources, format, columns, labelled=prepared.labels == "given", **reading)
+    log.keep_missing = True
+    _check_fields(log, prepared.schema, prepared.path)
+    _check_kinds(log, prepared)
+    return log
+
+
+def deal_like(prepared: Prepared, log: Log, work: Path, chunk_rows: int) -> tuple[Dealt, Ids]:
+    """Deal the rows of a log to files in ``work``, and read the ids of the folder that they are to have.
+
+    Raises ``ValueError`` where no row can be used, or times are of another unit than in the folder.
+    """
+    meta, schema = prepared.meta, prepared.schema
+    dealt = deal(log, work, chunk_rows, meta["options"].get("buckets", {}))
+    if not dealt.rows:
+        raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
+    if log.time_unit != meta["time_unit"]:
+        raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
+    fields = [*schema.items, *schema.users, *schema.behaviours]
+    return dealt, Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
 
 
 def _check_fields(log: Log, schema: Schema, out: Path) -> None:
@@ -142,13 +172,7 @@ def _write(
     quiet = None if progress else True
     with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
         log.advance = bar.update
-        dealt = deal(log, work, chunk_rows, buckets)
-    if not dealt.rows:
-        raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
-    if log.time_unit != meta["time_unit"]:
-        raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
-    fields = [*schema.items, *schema.users, *schema.behaviours]
-    old = Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
+        dealt, old = deal_like(prepared, log, work, chunk_rows)
     ids = give_ids(dealt, log, options["min_count"], old, buckets)
     ids.write(folder)
     columns = _columns(prepared, dealt)

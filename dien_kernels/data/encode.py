@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from dien_kernels._options import user_path
-from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
+from dien_kernels.data._deal import BUCKETS, Dealt, read_shards
 from dien_kernels.data._ids import Ids, give_ids
 from dien_kernels.data._place import filled, locked
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._write import ShardWriter, Written
-from dien_kernels.data.append import _check_fields, _columns
+from dien_kernels.data.append import _columns, deal_like, open_like
 from dien_kernels.data.folder import SPLITS
 from dien_kernels.data.log import Columns, Log
 from dien_kernels.data.prepare import _paths, check_integer, file_entries, schema_of, shards_for, write_meta
 from dien_kernels.data.prepared import Prepared
-from dien_kernels.data.readers import Sources, open_log
+from dien_kernels.data.readers import Sources
 
 _NEVER = 1 << 62  # no value is seen so often that it would get an id
 
@@ -60,11 +60,11 @@ def encode(
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
     out = user_path(out)
-    log = open_log(
+    log = open_like(
+        prepared,
         sources,
         format,
         columns,
-        labelled=prepared.labels == "given",
         max_bad_lines=max_bad_lines,
         chunk_rows=chunk_rows,
         delimiter=delimiter,
@@ -73,25 +73,17 @@ def encode(
         time_unit=time_unit,
         missing=missing,
     )
-    log.keep_missing = True
-    _check_fields(log, prepared.schema, prepared.path)
     with locked(out), filled(out, _paths(sources), lambda: [], False) as folder:
         _write(log, folder, prepared, chunk_rows, shard_rows)
     return Prepared.open(out)
 
 
 def _write(log: Log, folder: Path, prepared: Prepared, chunk_rows: int, shard_rows: int) -> None:
-    meta, options, schema = prepared.meta, prepared.meta["options"], prepared.schema
+    options = prepared.meta["options"]
     work = folder / "rows"
     work.mkdir()
-    dealt = deal(log, work, chunk_rows)
-    if not dealt.rows:
-        raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
-    if log.time_unit != meta["time_unit"]:
-        raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
-    fields = [*schema.items, *schema.users, *schema.behaviours]
-    old = Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
-    ids = give_ids(dealt, log, dict.fromkeys(fields, _NEVER), old)
+    dealt, old = deal_like(prepared, log, work, chunk_rows)
+    ids = give_ids(dealt, log, dict.fromkeys(old.vocabularies, _NEVER), old, options.get("buckets", {}))
     count = ids.items["count"].to_numpy() - old.items["count"].to_numpy()  # popularity is that of these logs
     ids.items = ids.items.set_column(0, "count", pa.array(count))
     ids.write(folder)
@@ -101,6 +93,7 @@ def _write(log: Log, folder: Path, prepared: Prepared, chunk_rows: int, shard_ro
     )
     for rows in read_shards(dealt, shards_for(dealt.rows, shard_rows)):
         writer.write(rows)
+    ids.take_out(folder, writer.written.dropped)
     dealt.buckets.remove(range(BUCKETS))
     work.rmdir()
     if not writer.written.samples["train"]:

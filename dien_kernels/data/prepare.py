@@ -234,20 +234,29 @@ def refuse_finished(out: Path) -> None:
     )
 
 
+def _deal_all(log: Log, where: str, quiet: bool | None, read: Callable[[], Dealt]) -> Dealt:
+    """What ``read`` makes of a log, with a bar; ``where`` is what errors call the log.
+
+    Raises ``ValueError`` where no row can be used, saying why.
+    """
+    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
+        log.advance = bar.update
+        dealt = read()
+    if not dealt.rows:
+        why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
+        why += f"; {log.left_out} rows are of none of the sequences {list(log.sequences)}" if log.left_out else ""
+        raise ValueError(f"there is no usable row in {where}{why}")
+    return dealt
+
+
 def _write(
     log: Log, folder: Path, options: Options, where: str, chunk_rows: int, shard_rows: int, progress: bool
 ) -> None:
     work = folder / "rows"
     work.mkdir()
     quiet = None if progress else True
-    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
-        log.advance = bar.update
-        dealt = deal(log, work, chunk_rows, options.buckets)
+    dealt = _deal_all(log, where, quiet, lambda: deal(log, work, chunk_rows, options.buckets))
     given = options.labels == "given"
-    if not dealt.rows:
-        why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
-        why += f"; {log.left_out} rows are of none of the sequences {list(log.sequences)}" if log.left_out else ""
-        raise ValueError(f"there is no usable row in {where}{why}")
     if not dealt.behaviours:
         which = "has the label 1" if given else f"is of the sequence {next(iter(log.sequences), '')!r}"
         raise ValueError(f"no row {which}, so that there are no behaviours to learn from")
@@ -288,13 +297,7 @@ def _write_samples(
     work = folder / "rows"
     work.mkdir()
     quiet = None if progress else True
-    with tqdm(total=log.total, unit="B", unit_scale=True, desc="read", disable=quiet) as bar:
-        log.advance = bar.update
-        dealt = deal_samples(log, work, chunk_rows)
-    if not dealt.rows:
-        why = f"; bad lines: {log.bad.count}, the first: {log.bad.first[0]}" if log.bad.count else ""
-        why += f"; {log.left_out} rows are of none of the sequences {list(log.sequences)}" if log.left_out else ""
-        raise ValueError(f"there is no usable row in {where}{why}")
+    dealt = _deal_all(log, where, quiet, lambda: deal_samples(log, work, chunk_rows))
     ids = give_ids(dealt, log, options.min_count)
     schema = schema_of(log, ids)
     writer = SampleWriter(folder, shard_schema(schema, "given", pa.string(), pa.int64()), log, ids)
