@@ -6,13 +6,11 @@ Room card. Lives here: ``warnings_of``. May import: ``batch``, ``log``. Must not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dien_kernels.batch import Schema
+from dien_kernels.data._options import Options
 from dien_kernels.data.log import Log
-
-if TYPE_CHECKING:
-    from dien_kernels.data.prepare import Options
 
 _LEAK = 0.1  # the AUC that the rule "the target is in its history" has beyond 0.5, from which on it is told
 _ENOUGH = 50  # positive targets

@@ -14,6 +14,7 @@ from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._ids import Ids, give_ids
+from dien_kernels.data._options import check_integer
 from dien_kernels.data._place import added, locked
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._tails import Tails
@@ -28,7 +29,7 @@ from dien_kernels.data.folder import (
     vocabulary_file,
 )
 from dien_kernels.data.log import Columns, Log
-from dien_kernels.data.prepare import check_integer, file_entries, refuse_finished, schema_of, shards_for, write_meta
+from dien_kernels.data.prepare import file_entries, refuse_finished, schema_of, shards_for, write_meta
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
 

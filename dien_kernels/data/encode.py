@@ -11,13 +11,14 @@ import pyarrow as pa
 from dien_kernels._options import user_path
 from dien_kernels.data._deal import BUCKETS, Dealt, read_shards
 from dien_kernels.data._ids import Ids, give_ids
+from dien_kernels.data._options import check_integer
 from dien_kernels.data._place import filled, locked
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._write import ShardWriter, Written
 from dien_kernels.data.append import _columns, deal_like, open_like
 from dien_kernels.data.folder import SPLITS
 from dien_kernels.data.log import Columns, Log
-from dien_kernels.data.prepare import _paths, check_integer, file_entries, schema_of, shards_for, write_meta
+from dien_kernels.data.prepare import _paths, file_entries, schema_of, shards_for, write_meta
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,64 +20,20 @@ from dien_kernels.data._arrow import digest
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._files import before_wildcard
 from dien_kernels.data._ids import Ids, give_ids
+from dien_kernels.data._options import Options, check_integer
 from dien_kernels.data._place import filled, locked, stays_inside
 from dien_kernels.data._report import warnings_of
 from dien_kernels.data._samples import Rule, make_rule
-from dien_kernels.data._write import DUPLICATES, ShardWriter, Written
+from dien_kernels.data._write import ShardWriter, Written
 from dien_kernels.data._write_samples import SampleWriter, deal_samples
 from dien_kernels.data.folder import FORMAT, META, SPLITS, VERSION, seal, shard_schema
 from dien_kernels.data.log import BadLines, Columns, Log
-from dien_kernels.data.negatives import SAMPLING
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
 from dien_kernels.data.samples import SAMPLE_FORMATS, USER, open_samples
 
 _SHARD_ROWS = 1 << 19  # about so many rows are sorted at a time, where the log is not larger than 2^25 rows
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of ``prepare`` that change what is written. They are checked when the object is made."""
-
-    labels: str
-    targets: str
-    split: str
-    fractions: tuple[float, float, float]
-    negatives: int
-    negative_sampling: str
-    min_count: dict[str, int]
-    duplicates: str
-    buckets: dict[str, int]
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("labels", ("next", "given")),
-            ("targets", ("last", "every")),
-            ("split", ("user", "time")),
-            ("negative_sampling", SAMPLING),
-            ("duplicates", DUPLICATES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        check_integer("negatives", self.negatives, 1)
-        check_integer("seed", self.seed, 0, 2**64 - 1)
-        for kind, numbers, least in (("min_count", self.min_count, 1), ("buckets", self.buckets, 2)):
-            for name, number in numbers.items():
-                check_integer(f"{kind} of {name!r}", number, least, 2**31 - 1)
-        if self.duplicates == "drop" and "item" in self.buckets:
-            raise ValueError("duplicates must be 'keep' with buckets of 'item', whose items cannot be told apart")
-        shares = self.fractions
-        if not (min(shares) >= 0 and shares[0] > 0 and abs(sum(shares) - 1) <= 1e-9):  # refuses NaN, too
-            raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
-
-
-def check_integer(name: str, number: object, least: int, most: int | None = None) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}")
 
 
 def prepare(
