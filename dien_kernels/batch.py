@@ -161,7 +161,8 @@ class _Steps:
         _check_ids("history", self.history, schema.items, (n,), schema.several)
         if self.behaviours or schema.behaviours:
             _check_ids("behaviours", self.behaviours, schema.behaviours, (n,))
-        _check_numbers("behaviour_dense", self.behaviour_dense, (n, len(schema.behaviour_dense)))
+        if self.behaviour_dense is not None or schema.behaviour_dense:
+            _check_numbers("behaviour_dense", self.behaviour_dense, (n, len(schema.behaviour_dense)))
         if self.negatives is not None:
             count_ids("negatives", self.negatives)
             first = next(iter(self.negatives.values()))
@@ -306,7 +307,8 @@ class Batch(_Steps):
                 torch._assert_async(fits, "weight must be finite and at least 0")
             elif not bool(fits):
                 raise ValueError(f"weight must be finite and at least 0, got {self.weight.tolist()[:8]} ...")
-        _check_numbers("dense", self.dense, (rows, len(schema.dense)))
+        if self.dense is not None or schema.dense:
+            _check_numbers("dense", self.dense, (rows, len(schema.dense)))
         self._check_histories(n)
         if self.sequences or schema.sequences:
             self._check_sequences(schema, rows)
@@ -330,7 +332,7 @@ class Batch(_Steps):
 
 def check_mapping(name: str, fields: Any) -> None:
     """Raise ``TypeError`` naming what is not a mapping."""
-    if not isinstance(fields, Mapping):
+    if type(fields) is not dict and not isinstance(fields, Mapping):  # the second question is slow
         raise TypeError(f"{name} must be a mapping of fields to tensors, got {type(fields).__name__}")
 
 
@@ -373,12 +375,13 @@ def _check_ids(
 ) -> None:
     """Raise where ids do not have the fields ``wanted`` (to vocabulary sizes), ``shape``, or values in range."""
     check_mapping(name, given)
-    if set(given) != set(wanted):
+    if given.keys() != wanted.keys():
         raise ValueError(f"{name} must have the fields {sorted(wanted)}, got {sorted(given)}")
     for key, ids in given.items():
-        values = (several or {}).get(key)
-        _check_values(f"{name}[{key!r}]", ids, torch.int64, shape if values is None else (*shape, values))
-        check_range(f"{name}[{key!r}]", ids, wanted[key])
+        values = several.get(key) if several else None
+        where = f"{name}[{key!r}]"
+        _check_values(where, ids, torch.int64, shape if values is None else (*shape, values))
+        check_range(where, ids, wanted[key])
 
 
 def _check_numbers(name: str, numbers: Any, shape: tuple[int, int]) -> None:

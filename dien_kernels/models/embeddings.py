@@ -102,6 +102,8 @@ class Embeddings(nn.Module):
         if projected:
             self.projections = nn.ModuleDict(projected)
         self.projected = frozenset(projected)
+        self._names = {name: module_name(name) for name in fields}
+        self._plain = frozenset(fields) - schema.several.keys() - {f for f in fields if self._names[f] in projected}
         self.fields, self.user_fields, self.behaviour_fields = (
             tuple(schema.items),
             tuple(schema.users),
@@ -218,7 +220,9 @@ class Embeddings(nn.Module):
 
     def _read(self, tables: nn.ModuleDict, field: str, ids: Tensor, raw: list[Tensor] | None) -> Tensor:
         """[P, width] of ids [P], or [P, M] of a field with several values. ``raw`` collects what the table gave."""
-        name = module_name(field)
+        name = self._names[field]
+        if raw is None and field in self._plain:
+            return read(tables[name], ids)
         several = field in self.several
         values = read(tables[name], ids.flatten() if several else ids)
         there = ids.ne(0).unsqueeze(2) if several else None
