@@ -118,11 +118,26 @@ def test_text_with_the_same_hash_is_told_apart(monkeypatch: pytest.MonkeyPatch) 
     def poor(column: pa.Array) -> np.ndarray[Any, Any]:
         return np.array([len(text) % 3 - 1 for text in column.to_pylist()]).astype(np.uint64)
 
-    monkeypatch.setattr(_lookup, "hash64", poor)
+    monkeypatch.setattr(_lookup, "text_keys", poor)
     values = [f"{i:0{i % 9}d}x" for i in range(300)]
     vocab, known = vocabulary(values), {v: i + 1 for i, v in enumerate(values)}
     asked = [*values, "no", "n", "none", *values[::7]]
     assert vocab.encode(asked).tolist() == [known.get(v, 0) for v in asked]
+
+
+def test_the_key_of_a_text_is_its_own() -> None:
+    alphabet = np.random.default_rng(3).integers(97, 123, 4000, dtype=np.uint8).tobytes().decode()
+    texts = [
+        "",
+        "é",
+        *(alphabet[start : start + size] for size in (*range(1, 40), 255, 256, 257, 900) for start in (0, 7)),
+    ]
+    texts += [texts[-1][:-1] + "#", "#" + texts[-1][1:], texts[-1] + "\0", "\0", "\0\0"]  # alike but for one byte
+    together = _lookup.text_keys(pa.array(texts)).tolist()
+    assert len(set(together)) == len(texts)
+    assert [int(_lookup.text_keys(pa.array([text]))[0]) for text in texts] == together
+    sliced = pa.array(["in front", *texts, "behind"], pa.large_string()).slice(1, len(texts))
+    assert _lookup.text_keys(sliced).tolist() == together
 
 
 def test_values_that_are_neither_integers_nor_text() -> None:
