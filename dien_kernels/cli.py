@@ -366,10 +366,10 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from dien_kernels.data import Prepared
+    from dien_kernels.data import Prepared, verify
 
     prepared = Prepared.open(options.folder)
-    lines = prepared.verify()
+    lines = verify(prepared)
     if not lines:
         print(prepared.summary())
         return 0

@@ -13,6 +13,7 @@ from dien_kernels.data.prepare import prepare
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import FORMATS, guess, open_log
 from dien_kernels.data.synthetic import synthetic
+from dien_kernels.data.verify import verify
 from dien_kernels.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "open_log",
     "prepare",
     "synthetic",
+    "verify",
 ]

@@ -32,10 +32,12 @@ _LABELS = {"f": 0, "t": 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true
 
 
 class Checked(NamedTuple):
-    """Values with null for what is missing; ``wrong`` marks rows with a value that is not accepted (None: no row)."""
+    """Values with null for what is missing; ``wrong`` marks rows with a value that is not accepted (None: no row);
+    ``infinite`` marks numbers that are infinite or too large for float32 (None: no row)."""
 
     values: pa.Array
     wrong: Array | None = None
+    infinite: Array | None = None
 
 
 def check_words(words: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -213,8 +215,9 @@ def numbers(column: pa.Array, words: Sequence[str]) -> Checked:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     values = np.array(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False), np.float32)
-    values[~np.isfinite(values)] = np.nan
-    return Checked(pa.array(values), wrong)
+    infinite = np.isinf(values)
+    values[infinite] = np.nan
+    return Checked(pa.array(values), wrong, infinite if infinite.any() else None)
 
 
 def labels(column: pa.Array, words: Sequence[str]) -> Checked:

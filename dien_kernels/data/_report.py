@@ -55,7 +55,8 @@ def _share(report: Mapping[str, int], name: str) -> float:
 
 def _silent_fields(report: Mapping[str, int], schema: Schema, log: Log) -> list[str]:
     told = []
-    for name, size in {**schema.items, **schema.users, **schema.behaviours}.items():
+    empty = [name for name in (*schema.dense, *schema.behaviour_dense) if not log.known.get(name, 1)]
+    for name, size in {**schema.items, **schema.users, **schema.behaviours, **dict.fromkeys(empty, 1)}.items():
         if size == 1 and name != "item":
             told.append(
                 f"the field {name!r} is unknown in every row, so it says nothing: name another column for it, or leave "

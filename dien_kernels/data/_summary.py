@@ -92,6 +92,8 @@ def _fields(meta: Mapping[str, Any]) -> Iterator[str]:
         yield "unknown: " + ", ".join(some)
     if nowhere:
         yield f"unknown in every row: {', '.join(nowhere)}"
+    for name, count in meta.get("seen", {}).get("infinite", {}).items():
+        yield f"{name}: {count:,} values are infinite or too large for float32, and count as missing"
     for name in schema["items"]:
         other, cut = report.get(f"conflicts:{name}", 0), report.get(f"cut_values:{name}", 0)
         if other:

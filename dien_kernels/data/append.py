@@ -128,7 +128,6 @@ def open_like(
     Raises ``ValueError`` for other fields than the folder has, or ids of another kind, and what ``open_log`` raises.
     """
     log = open_log(sources, format, columns, labelled=prepared.labels == "given", **reading)
-    log.keep_missing = True
     _check_fields(log, prepared.schema, prepared.path)
     _check_kinds(log, prepared)
     return log

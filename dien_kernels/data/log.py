@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,12 +63,10 @@ class Log:
         labelled: whether there is a column ``label`` (0 or 1).
         read: the stream: record batches with user, item (int64 or string), timestamp (int64 or float64),
             label (int8), the fields (int64 or string, null where not known; lists of them for ``several``), dense
-            columns and ``behaviour_dense`` (float32), ``sequence`` (int8, a place in ``sequences``), all else not
-            null.
+            columns and ``behaviour_dense`` (float32, NaN where missing), ``sequence`` (int8, a place in ``sequences``),
+            all else not null.
         total: amount of input, in bytes (rows for a table, 0 where nobody knows), for progress bars.
         advance: set by who shows progress; readers call it with the amount read since the last call.
-        missing_dense: how many values of dense columns were missing. They are 0, or NaN with ``keep_missing``;
-            those of ``behaviour_dense`` are NaN.
         behaviour_fields, behaviour_dense: names of the columns of a behaviour itself.
         several: the item fields that are lists.
         sequences: the names of the sequences, the main one first; none: there is one sequence, without a column.
@@ -75,7 +74,8 @@ class Log:
         words: what counts as missing in text.
         as_text: of each column of ids, whether it is text in the whole log; a reader that knows all of its files sets
             it, else the first batch decides.
-        known: of each field, rows that have a value.
+        known: of each field and number, rows that have a value.
+        infinite: of each number, rows with an infinity or a value too large for float32, which count as missing.
         rows, left_out: usable rows, and rows of no sequence.
     """
 
@@ -87,8 +87,6 @@ class Log:
     total: int
     bad: BadLines
     advance: Callable[[int], object] = lambda _: None
-    missing_dense: int = 0
-    keep_missing: bool = False
     behaviour_fields: tuple[str, ...] = ()
     behaviour_dense: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
@@ -97,6 +95,7 @@ class Log:
     words: Words = field(default_factory=Words)
     as_text: dict[str, bool] = field(default_factory=dict)
     known: dict[str, int] = field(default_factory=dict)
+    infinite: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     left_out: int = 0
     roles: Roles = field(default_factory=Roles)
@@ -138,8 +137,8 @@ class Log:
         """What the reading has found, as plain data for a report.
 
         ``rows``; ``times``: of each kind of time its files, rows, first file, lowest and highest; ``unknown``: of
-        each field the rows without a value; ``unknown_everywhere``: fields without a value in any row; ``left_out``:
-        rows of no sequence.
+        each field or number the rows without a value; ``unknown_everywhere``: those without a value in any row;
+        ``infinite``: of each number with infinite values, how many; ``left_out``: rows of no sequence.
         """
         times = {kind: dict(entry) for kind, entry in self.times.seen.items()}
         for kind, entry in times.items():
@@ -150,6 +149,7 @@ class Log:
             "times": times,
             "unknown": {name: self.rows - known for name, known in self.known.items()},
             "unknown_everywhere": [name for name, known in self.known.items() if self.rows and not known],
+            "infinite": dict(self.infinite),
             "left_out": self.left_out,
         }
 
@@ -188,7 +188,13 @@ class Log:
         for name in (*self.item_fields, *self.user_fields, *self.behaviour_fields):
             column = batch.column(name)
             self.known[name] = self.known.get(name, 0) + len(column) - column.null_count
-        return self._dense(batch)
+        for name in (*self.dense, *self.behaviour_dense):
+            values: Array = batch.column(name).to_numpy(zero_copy_only=False)
+            self.known[name] = self.known.get(name, 0) + int(np.isfinite(values).sum())
+            infinite = checked[name].infinite
+            if infinite is not None:
+                self.infinite[name] += int((infinite & ~wrong).sum())
+        return batch
 
     def _checked(self, name: str, column: pa.Array, path: Path | str, line_of: Callable[[int], int]) -> Checked:
         keys, fields = self.words.keys, self.words.fields
@@ -271,18 +277,6 @@ class Log:
                 raise ValueError(
                     f"{path}: column {name!r} must be an Arrow array (pa.array), got {type(column).__name__}"
                 )
-
-    def _dense(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Count the missing values of the dense columns, and replace them unless they are to be kept."""
-        for name in self.dense:
-            values: Array = batch.column(name).to_numpy(zero_copy_only=False)
-            missing = np.isnan(values)
-            count = int(missing.sum())
-            self.missing_dense += count
-            if count and not self.keep_missing:
-                filled = pa.array(np.where(missing, np.float32(0), values))
-                batch = batch.set_column(batch.schema.get_field_index(name), name, filled)
-        return batch
 
 
 def _short(value: pa.Scalar) -> str:

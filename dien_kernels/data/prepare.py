@@ -167,7 +167,6 @@ def _run(
 ) -> Prepared:
     write = _write if write is None else write
     out = user_path(out)
-    log.keep_missing = True
     with locked(out) as finished:
         if finished:
             refuse_finished(out)

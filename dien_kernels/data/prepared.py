@@ -180,21 +180,6 @@ class Prepared:
         """Pickle the path only: a worker process reads the same files."""
         return _reopen, (str(self.path), self.fingerprint)
 
-    def verify(self, limit: int = 100) -> list[str]:
-        """Read the whole folder and compare everything that the format promises.
-
-        Returns a line for each thing that is wrong, naming file, row group, column and what was expected; at most
-        ``limit``. It takes 8 bytes of memory a user.
-        """
-        from dien_kernels.data._verify import faults_of
-
-        found = []
-        for line in faults_of(self):
-            found.append(line)
-            if len(found) == limit:
-                break
-        return found
-
     def unit(self, number: int) -> Unit:
         """Unit ``number``, with all its columns; the last two are kept."""
         if not 0 <= number < len(self.units):

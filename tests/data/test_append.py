@@ -17,7 +17,7 @@ import pytest
 from folders import bytes_of, meta_of, names_of
 from small_logs import TINY, made
 
-from dien_kernels.data import Loader, Prepared, synthetic
+from dien_kernels.data import Loader, Prepared, synthetic, verify
 from dien_kernels.data.append import append
 
 SHARES = (0.8, 0.1, 0.1)
@@ -117,7 +117,7 @@ def test_old_ids_and_files_stay(tmp_path: Path) -> None:
     assert after.item_counts.tolist() == counts.tolist()
     assert meta_of(tmp_path / "p")["ancestors"] == [old["fingerprint"]]
     assert after.fingerprint != old["fingerprint"]
-    assert after.verify() == []
+    assert verify(after) == []
 
 
 def test_days_one_after_another_and_users_that_pause(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_days_one_after_another_and_users_that_pause(tmp_path: Path) -> None:
     assert {user: row["item"] for user, row in last.items()} == {1: [2, 5, 9], 2: [3, 4, 8], 3: [6, 7, 1]}
     assert {user: (row["train_from"], row["train_to"]) for user, row in last.items()} == {u: (2, 3) for u in (1, 2, 3)}
     assert len(meta_of(tmp_path / "p")["ancestors"]) == 2
-    assert Prepared.open(tmp_path / "p").verify() == []
+    assert verify(Prepared.open(tmp_path / "p")) == []
 
 
 def test_events_from_before_the_last_one_known_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_impressions_with_labels_and_user_fields(tmp_path: Path) -> None:
         )
 
     assert impressions(tmp_path / "p") == impressions(tmp_path / "all")
-    assert Prepared.open(tmp_path / "p").verify() == []
+    assert verify(Prepared.open(tmp_path / "p")) == []
 
 
 def test_the_loader_reads_all_generations(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_impression_at_the_time_of_the_last_click_known_does_not_see_it(tmp_p
     grown = append(pa.table(day), tmp_path / "p", progress=False)
     row = next(row for row in rows_of(tmp_path / "p") if row["generation"] == 1)
     assert (row["item"], row["end"]) == ([1, 2, 3], [1, 2])
-    assert grown.verify() == []
+    assert verify(grown) == []
 
 
 def test_late_events_of_any_sequence_are_left_out_of_all_counts(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_late_events_of_any_sequence_are_left_out_of_all_counts(tmp_path: Path) 
     assert (row["time"], row["buys.time"]) == ([10, 20, 95], [90, 99])
     assert meta_of(tmp_path / "p")["appended"][0]["late_rows"] == 2
     assert grown.item_counts[grown.encode_items([4, 5])].tolist() == [1, 0]
-    assert grown.verify() == []
+    assert verify(grown) == []
 
 
 def test_integers_join_a_folder_of_text_by_their_digits_and_text_none_of_integers(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ append(sys.argv[1], sys.argv[2], progress=False)
     assert {name: content for name, content in bytes_of(tmp_path / "p").items() if name != "meta.json"} == {
         name: content for name, content in bytes_of(tmp_path / "q").items() if name != "meta.json"
     }
-    assert Prepared.open(tmp_path / "p").verify() == []
+    assert verify(Prepared.open(tmp_path / "p")) == []
 
 
 def test_two_appends_one_after_another_keep_both_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,4 +297,4 @@ def test_two_appends_one_after_another_keep_both_days(tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "locked", after_another)
     append(second.slice(100), tmp_path / "p", progress=False)
     assert [entry["rows"] for entry in meta_of(tmp_path / "p")["appended"]] == [100, second.num_rows - 100]
-    assert Prepared.open(tmp_path / "p").verify() == []
+    assert verify(Prepared.open(tmp_path / "p")) == []

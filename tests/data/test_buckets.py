@@ -10,7 +10,7 @@ import pytest
 from folders import meta_of, users_of
 from small_logs import TINY, made
 
-from dien_kernels.data import Prepared, synthetic
+from dien_kernels.data import Prepared, synthetic, verify
 from dien_kernels.data._hash import hash64
 from dien_kernels.data.append import append
 
@@ -31,7 +31,7 @@ def test_ids_are_those_of_buckets(tmp_path: Path, text: bool) -> None:
     rows = np.bincount(prepared.encode_items(column), minlength=vocabulary.size)
     assert vocabulary.counts.tolist() == rows.tolist()
     assert rows[1:].tolist() == sorted(rows[1:].tolist(), reverse=True)
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     # A value that was never seen has the id of its bucket; integers and their digits are one value.
     unseen = ["zzz", "17"] if text else [10**9, "17"]
     bucket = hash64(pa.array(unseen if text else [10**9, 17])) % np.uint64(40)
@@ -54,7 +54,7 @@ def test_users_fields_hash_too_and_stay_after_an_append(tmp_path: Path) -> None:
     for was, now in zip(old, new, strict=True):
         assert (now[was > 0] == was[was > 0]).all()
     assert after.schema.users["city"] <= 9
-    assert after.verify() == []
+    assert verify(after) == []
 
 
 def test_wrong_buckets_are_refused(tmp_path: Path) -> None:

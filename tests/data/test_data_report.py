@@ -12,7 +12,7 @@ import pytest
 from folders import meta_of, samples_of, users_of
 from small_logs import made
 
-from dien_kernels.data import append
+from dien_kernels.data import append, verify
 from dien_kernels.data._numbers import Numbers
 
 USERS, STEPS = 200, 12
@@ -80,12 +80,12 @@ def test_items_are_counted_without_the_duplicates_that_were_dropped(tmp_path: Pa
     log = a_log(items=300, label=label, action=action)
     twice = pa.concat_tables([log, log.slice(0, 700)])
     prepared = made(twice, tmp_path / "p", labels=labels, columns=columns, duplicates="drop")
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     once = made(log, tmp_path / "q", labels=labels, columns=columns)
     assert sorted(prepared.item_counts.tolist()) == sorted(once.item_counts.tolist())
     later = log.set_column(2, "timestamp", pa.array(log["timestamp"].to_numpy() + 10**6))
     grown = append(pa.concat_tables([later, later]), tmp_path / "p", columns=columns, progress=False)
-    assert grown.verify() == []
+    assert verify(grown) == []
     assert sum(grown.item_counts) == 2 * sum(once.item_counts)
 
 
@@ -116,7 +116,12 @@ def test_clicks_on_what_was_clicked_before_are_told_for_impressions(tmp_path: Pa
 
 def test_a_field_that_is_unknown_everywhere_is_told(tmp_path: Path) -> None:
     empty = pa.nulls(USERS * STEPS, pa.string())
-    told = warnings(a_log(category=empty, device=empty), tmp_path / "p", columns={"user_fields": ["device"]})
+    price, dwell = pa.nulls(USERS * STEPS, pa.float32()), np.full(USERS * STEPS, np.inf)
+    columns = {"user_fields": ["device"], "dense": ["price"], "behaviour_dense": ["dwell"]}
+    log = a_log(category=empty, device=empty, price=price, dwell=dwell)
+    told = warnings(log, tmp_path / "p", columns=columns)
+    assert "the field 'price' is unknown in every row" in told
+    assert "the field 'dwell' is unknown in every row" in told
     assert "the field 'category' is unknown in every row" in told
     assert "the field 'device' is unknown in every row" in told
 

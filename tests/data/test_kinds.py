@@ -122,7 +122,7 @@ def test_words_for_missing_in_users_items_times_labels_and_numbers(tmp_path: Pat
             log = open_log(source, columns={"dense": ["price"]}, labelled=True)
             rows = len(column(log, "user"))
             if role == "price":
-                assert (rows, log.missing_dense, log.bad.count) == (2, 1, 0)
+                assert (rows, log.seen["unknown"], log.bad.count) == (2, {"price": 1}, 0)
             else:
                 name = "table" if source is given else source.name
                 assert log.bad.first == [f"{name}:{2 + name.endswith('csv')}: {role} is missing"]
@@ -187,11 +187,13 @@ def test_numbers(tmp_path: Path) -> None:
         [b"1.5", b"NA", b"inf", b"", b"-2"],
     ):
         log = open_log(table(price=given), columns={"dense": ["price"]})
-        assert column(log, "price") == [1.5, 0, 0, 0, -2]
-        assert (log.missing_dense, log.bad.count) == (3, 0)
-        log = open_log(table(price=given), columns={"dense": ["price"]})
-        log.keep_missing = True
-        assert [value == value for value in column(log, "price")] == [True, False, False, False, True]
+        assert column(log, "price") == pytest.approx([1.5, *[float("nan")] * 3, -2], nan_ok=True)
+        assert (log.seen["unknown"], log.bad.count) == ({"price": 3}, 0)
+        infinite = sum(str(value).strip("b'") == "inf" for value in given)
+        assert log.seen["infinite"] == ({"price": infinite} if infinite else {})
+    log = open_log(table(price=[1e300, -1e39, 1.0]), columns={"behaviour_dense": ["price"]})
+    assert column(log, "price") == pytest.approx([float("nan"), float("nan"), 1], nan_ok=True)
+    assert (log.seen["unknown"], log.seen["infinite"]) == ({"price": 2}, {"price": 2})
     log = open_log(table(price=["1.5", "12,5"]), columns={"dense": ["price"]})
     assert column(log, "price") == [1.5]
     assert log.bad.first == [f"table:2: price '12,5' is no number; {ACCEPTED['number']}"]

@@ -21,7 +21,7 @@ from small_logs import rows_of, slow_samples
 
 from dien_kernels import batch as batch_room
 from dien_kernels.batch import Batch, Schema
-from dien_kernels.data import Loader, Prepared
+from dien_kernels.data import Loader, Prepared, verify
 
 SCHEMA = Schema({"item": 201, "category": 7}, {"device": 4}, ("price",))
 CATEGORY = [0, *(1 + n % 6 for n in range(200))]
@@ -122,7 +122,7 @@ def test_batches_decode_to_the_samples_of_the_definition(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = folder_of(log, Path(folder) / "p", every=every, labelled=labelled, large=large)
-        assert prepared.verify() == []
+        assert verify(prepared) == []
         found: Counter[Any] = Counter()
         own = {row[0]: {f"item{other[1]}" for other in log if other[0] == row[0]} for row in log}
         for rank in range(world):
@@ -438,7 +438,7 @@ def test_further_sequences_end_before_the_target(tmp_path: Path, share: bool, la
         users.append(user)
     labels_of = "given" if labelled else "next"
     prepared = write_folder(tmp_path / "p", [[users[:12]], [users[12:]]], schema, labels=labels_of)
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     loader = Loader(prepared, batch_size=20, max_length=4, share_histories=share)
     found: Counter[Any] = Counter()
     for batch in loader.epoch(0):

@@ -22,7 +22,7 @@ from small_logs import TINY, made
 
 from dien_kernels.batch import Schema
 from dien_kernels.cli import main
-from dien_kernels.data import Loader, Prepared, Vocabulary, prepare
+from dien_kernels.data import Loader, Prepared, Vocabulary, prepare, verify
 from dien_kernels.data.folder import group_digests, seal, shard_schema
 
 SCHEMA = Schema({"item": 12, "kind": 4}, {"device": 3}, ("price",))
@@ -70,7 +70,7 @@ def test_open_gives_what_was_written(folder: Path) -> None:
         sum(len(user.columns["item"]) - 1 for n, user in enumerate(users) if n % 4 < 2), 4, 4
     ]  # fmt: skip
     assert "18 users, " in prepared.summary()
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     with pytest.raises(ValueError, match="split must be one of .*'dev'"):
         prepared.split_size("dev")
     with pytest.raises(ValueError, match="field must be one of .*'colour'"):
@@ -284,7 +284,7 @@ def test_check_names_what_another_program_did_wrong(
     change(bad)
     write_shards(path, bad)
     prepared = Prepared.open(path)
-    assert line in prepared.verify()
+    assert line in verify(prepared)
     assert main(["check", str(path)]) == 2
     out = capsys.readouterr()
     assert line in out.out.splitlines()
@@ -319,15 +319,15 @@ def test_check_compares_digests_counts_columns_and_groups(folder: Path, capsys: 
     file = folder / "vocabulary-kind.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
-    assert prepared.verify() == ["vocabulary-kind.parquet has another SHA-256 than meta.json says"]
+    assert verify(prepared) == ["vocabulary-kind.parquet has another SHA-256 than meta.json says"]
     file.write_bytes(whole)
     good = [[users_of(range(6)), users_of(range(6, 12))], [users_of(range(12, 18))]]
     write_shards(folder, good, drop="held")
-    lines = Prepared.open(folder).verify()
+    lines = verify(Prepared.open(folder))
     assert len(lines) == 3
     assert lines[0].startswith("shards/part-00000.parquet, row group 0: column 'held' is missing, there are ['user', ")
     write_shards(folder, [[*good[0], good[1][0]], good[1]])
-    lines = Prepared.open(folder).verify()
+    lines = verify(Prepared.open(folder))
     assert "shards/part-00000.parquet must have 2 row groups, got 3" in lines
     write_shards(folder, [[good[0][1], good[0][0]], [good[1][0][1:]]])
     lines = Prepared.open(folder).verify(limit=1)
@@ -339,11 +339,11 @@ def test_check_of_impressions(tmp_path: Path) -> None:
     rows = [(1, 1, 1), (2, 2, 0), (3, 2, 1), (1, 3, 0)]
     users = [given_user("a", rows, ["train", "train", "valid", "test"]), given_user("b", rows[:1])]
     prepared = write_folder(tmp_path / "p", [[users]], Schema({"item": 4}), labels="given")
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     users[0].columns["end"] = [0, 1, 2, 2]
     shutil.rmtree(tmp_path / "p")
     prepared = write_folder(tmp_path / "p", [[users]], Schema({"item": 4}), labels="given")
-    assert prepared.verify() == [
+    assert verify(prepared) == [
         "shards/part-00000.parquet, row group 0: column 'end' must be 1 for target 2 of row 0, the behaviours before "
         "its time, got 2"
     ]

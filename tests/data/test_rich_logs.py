@@ -15,7 +15,7 @@ import torch
 from folders import meta_of, names_of, users_of
 from small_logs import made
 
-from dien_kernels.data import Loader, Prepared, synthetic
+from dien_kernels.data import Loader, Prepared, synthetic, verify
 from dien_kernels.data.append import append
 from dien_kernels.models import build
 
@@ -121,7 +121,7 @@ RICH = {name: value for name, value in RICH.items() if name != "delimiters"}
 @pytest.mark.parametrize("name", ["dien", "din", "average"])
 def test_models_train_on_all_of_it(tmp_path: Path, name: str) -> None:
     prepared = made(a_log(), tmp_path / "p", targets="every", columns=RICH, fractions=(0.8, 0.1, 0.1))
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     loader = Loader(prepared, "train", batch_size=128, time_gap=True)
     model = build(name, loader.schema, statistics=prepared.meta["dense"])
     batch = loader.batch(0, 0)
@@ -141,7 +141,7 @@ def test_rich_folders_grow(tmp_path: Path) -> None:
     made(log.slice(0, cut), tmp_path / "p", targets="every", columns=RICH, fractions=(0.8, 0.1, 0.1))
     append(log.slice(cut), tmp_path / "p", columns=RICH, tail=1000, progress=False)
     made(log, tmp_path / "all", targets="every", columns=RICH, fractions=(0.8, 0.1, 0.1))
-    assert Prepared.open(tmp_path / "p").verify() == []
+    assert verify(Prepared.open(tmp_path / "p")) == []
 
     def last_rows(folder: Path) -> dict[int, Any]:
         items, devices, countries = (names_of(folder, field) for field in ("item", "device", "country"))

@@ -45,6 +45,7 @@ def test_an_irregular_log(tmp_path: Path) -> None:
     log = a_log(
         category=pa.array(np.arange(1000) % 7, mask=np.arange(1000) % 10 == 0),
         brand=pa.nulls(1000, pa.string()),
+        price=np.where(np.arange(1000) % 100 == 3, np.inf, 2.5),
         action=np.where(np.arange(1000) % 50 == 1, "ad", "pv"),
     )
     twice = pa.concat_tables([log, log.slice(0, 200)])
@@ -52,6 +53,7 @@ def test_an_irregular_log(tmp_path: Path) -> None:
     alone = log.slice(2, 1).set_column(0, "user", pa.array([10**6]))
     columns = {
         "item_fields": ["category", "brand"],
+        "dense": ["price"],
         "sequence": "action",
         "sequences": {"clicks": ["pv"]},
     }
@@ -62,6 +64,8 @@ def test_an_irregular_log(tmp_path: Path) -> None:
         "duplicates: 196 rows (16.7%) say the same as an earlier one, and were kept",
         "order: ",
         "unknown: category in ",
+        ", price in ",
+        "price: 12 values are infinite or too large for float32, and count as missing",
         "unknown in every row: brand",
         "category: ",
         "users: 1 with one behaviour, which give no sample, the longest has 20 behaviours (1.7% of all)",

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dien_kernels.data import Loader, Prepared
+from dien_kernels.data import Loader, Prepared, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "from-your-warehouse.md"
@@ -111,7 +111,7 @@ def test_the_new_day_is_appended(followed: tuple[Path, str]) -> None:
 def test_the_folder_written_by_hand_is_read(followed: tuple[Path, str]) -> None:
     folder, _ = followed
     prepared = Prepared.open(folder / "own")
-    assert prepared.verify() == []
+    assert verify(prepared) == []
     table = events(folder).filter(pl.col("visitor") != "guest").unique()
     assert prepared.meta["counts"]["behaviours"] == table.height
     assert len(prepared.meta["shards"]) == 2

@@ -16,7 +16,7 @@ from torch import nn
 
 from dien_kernels import cli
 from dien_kernels.batch import Schema
-from dien_kernels.data import Loader, Prepared, prepare
+from dien_kernels.data import Loader, Prepared, prepare, verify
 from dien_kernels.data.append import append
 from dien_kernels.data.earlier import Earlier
 from dien_kernels.data.encode import encode
@@ -270,7 +270,7 @@ def test_raw_logs_are_read_with_the_ids_of_the_run(
     if labels == "given":
         assert metrics.unknown == sum(unknown)
     encoded = encode(second, tmp_path / "e", prepared)
-    assert encoded.verify() == []
+    assert verify(encoded) == []
     assert encoded.schema == prepared.schema
     assert encoded.meta["report"]["unknown:item"] == sum(unknown)
     assert encoded.vocabulary("item").values.equals(prepared.vocabulary("item").values)
