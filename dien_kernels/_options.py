@@ -27,14 +27,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     return ValueError(f"unknown {kind} {where}{'.' if where else ''}{name}: {hint}")
 
 
-def user_path(path: str | Path) -> Path:
+def user_path(path: str | Path, name: str = "path") -> Path:
     """A path that a user gives: ``~`` is the home folder, in config files and in Python as in a shell.
 
-    Raises ``ValueError`` for the home of a user that there is not.
+    ``name`` is what errors call it. Raises ``TypeError`` for what is no path, ``ValueError`` for the home of a user
+    that there is not.
 
     >>> user_path("runs/first").name
     'first'
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"{name} must be a path, text or a pathlib.Path, got {type(path).__name__}")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

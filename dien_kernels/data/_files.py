@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dien_kernels._options import user_path
+from dien_kernels.data._tables import is_table
 from dien_kernels.data.folder import FORMAT, META, UNFINISHED, WORK
 
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file raises that is cut or corrupt
@@ -29,6 +30,17 @@ def packed(*endings: str) -> tuple[str, ...]:
     return tuple(ending + more for more in ("", ".gz", ".zst") for ending in endings)
 
 
+def named(sources: object) -> list[Path]:
+    """The paths that sources name; none for a table in memory. ``TypeError`` for anything else."""
+    if is_table(sources):
+        return []
+    if isinstance(sources, (str, Path)):
+        return [user_path(sources, "sources")]
+    if isinstance(sources, bytes) or not isinstance(sources, Sequence):
+        raise TypeError(f"sources must be a path, a list of paths or a table, got {type(sources).__name__}")
+    return [user_path(source, "sources") for source in sources]
+
+
 def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], remedy: str) -> list[Path]:
     """The files that sources stand for; each exists, and those named one by one are not empty.
 
@@ -37,11 +49,11 @@ def find(sources: str | Path | Sequence[str | Path], endings: tuple[str, ...], r
     ``?`` or ``[`` that is no file is a pattern, in which ``**`` stands for any folders. ``~`` is the home folder.
     Capitals in a name do not matter to its ending. ``remedy`` ends the error for a folder that has no such file.
     """
-    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    given = named(sources)
     if not given:
         raise ValueError("sources must name at least one file, got none")
     paths: list[Path] = []
-    for source in map(user_path, given):
+    for source in given:
         if source.is_dir():
             if is_prepared(source):
                 raise ValueError(f"sources must name logs, got {source}, which is a prepared folder")
@@ -74,6 +86,11 @@ def before_wildcard(source: Path) -> Path:
     parts = source.parts
     fixed = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     return Path(*parts[:fixed])
+
+
+def places_of(sources: object) -> list[Path]:
+    """The files and folders that sources name; of a pattern, the folder that all of its files are in."""
+    return [before_wildcard(source) for source in named(sources)]
 
 
 def is_prepared(folder: Path) -> bool:

@@ -179,7 +179,10 @@ def as_values(column: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def as_column(raw: Any) -> pa.Array | pa.ChunkedArray:
-    """A sequence or a NumPy array as an Arrow column. ``ValueError`` where integers and text are mixed."""
+    """A sequence or a NumPy array as an Arrow column. ``ValueError`` for what is none, and where integers and text are
+    mixed."""
+    if isinstance(raw, (str, bytes)) or not hasattr(raw, "__len__"):
+        raise ValueError(f"raw values must be a sequence, got {type(raw).__name__}")
     try:
         return pa.array(raw)
     except OverflowError:  # an integer that no int64 holds is equal to none

@@ -1,7 +1,7 @@
 """What an older generation of a prepared folder knows of the users of new rows: their latest behaviours.
 
-Room card. Lives here: ``Tails``. May import: numpy, pyarrow, ``folder``, ``_parquet``, ``_hash``. Must not be here: new
-rows, samples.
+Room card. Lives here: ``Tails``. May import: numpy, polars, pyarrow, ``folder``, ``_parquet``, ``_hash``. Must not be
+here: new rows, samples.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -74,6 +75,22 @@ class Tails:
         ends = np.cumsum(length)
         steps = np.arange(int(length.sum())) + np.repeat(offsets[known] - (ends - length), length)
         return length, flat[steps]
+
+    def has(self, users: pa.Array, items: Array, times: Array, sequence: str | None) -> Array:
+        """bool [n]: whether each of ``users`` has a behaviour with the item and the time in a sequence, None: the main
+        one."""
+        before = "" if sequence is None else f"{sequence}."
+        found = np.zeros(len(users), bool)
+        if not len(self.users) or f"{before}item" not in self.lists:
+            return found
+        places = self.places(users)
+        known = np.unique(places[places >= 0])
+        owner = np.repeat(known, np.diff(self.lists[f"{before}item"][0])[known])
+        item, time = (self.of(f"{before}{name}", known, like)[1] for name, like in (("item", items), ("time", times)))
+        had = pl.DataFrame({"user": owner, "item": item.astype(np.int64), "time": time})
+        asked = pl.DataFrame({"user": places, "item": items, "time": times}).with_row_index()
+        found[asked.join(had, on=["user", "item", "time"], how="semi")["index"].to_numpy()] = True
+        return found
 
     def last_times(self, users: pa.Array, sequences: Sequence[str]) -> Array | None:
         """The time of the last behaviour of each of ``users`` in any sequence, the lowest there is for others.

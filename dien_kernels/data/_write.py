@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -94,7 +94,7 @@ class ShardWriter:
 
     def write(self, rows: pa.Table | None) -> None:
         """Sort the rows of the next shard and write it. A shard without users has no file and is not counted."""
-        rows = None if rows is None else self._without_late(rows)
+        rows = None if rows is None else self._without_known(rows)
         if rows is None or not rows.num_rows:
             return
         sorted_rows = self._sort(rows)
@@ -110,23 +110,46 @@ class ShardWriter:
             self.written.samples.update(group["samples"])
         self.written.shards.append({"file": name, "groups": groups})
 
-    def _without_late(self, table: pa.Table) -> pa.Table:
-        """The rows but for those before the last behaviour that the folder knows of their user."""
+    def _without_known(self, table: pa.Table) -> pa.Table:
+        """The rows but for those before the last behaviour that the folder knows of their user, and with
+        ``duplicates="drop"`` those that say what it says."""
         if self.tails is None:
             return table
-        users = Users.of(table["user"])
+        users, time = Users.of(table["user"]), table["timestamp"].to_numpy()
         last = self.tails.last_times(users.values, self.log.sequences[1:])
         if last is None:
             return table
-        late = table["timestamp"].to_numpy() < last[users.codes]
+        late = time < last[users.codes]
+        copies = self._known_already(table, np.flatnonzero(time == last[users.codes]))
         self.written.report["late_rows"] += int(late.sum())
-        if late.any():
-            item = self.ids.vocabularies["item"].encode_values(table["item"])
-            behaves = late & (table["label"].to_numpy() == 1) if self.given else late
-            if self.log.sequences:
-                behaves = behaves & (table["sequence"].to_numpy() == 0)
-            self._take_out(item[behaves])
-        return table.filter(pa.array(~late)) if late.any() else table
+        self.written.report["duplicate_rows"] += copies.size
+        left_out = late.copy()
+        if self.duplicates == "drop":
+            left_out[copies] = True
+        if not left_out.any():
+            return table
+        item = self.ids.vocabularies["item"].encode_values(table["item"])
+        behaves = left_out & (table["label"].to_numpy() == 1) if self.given else left_out
+        if self.log.sequences:
+            behaves = behaves & (table["sequence"].to_numpy() == 0)
+        self._take_out(item[behaves])
+        return table.filter(pa.array(~left_out))
+
+    def _known_already(self, table: pa.Table, rows: Array) -> Array:
+        """Those of ``rows`` that are a behaviour which the folder has: of the same user, item, time and sequence."""
+        if self.given:
+            rows = rows[table["label"].to_numpy()[rows] == 1]
+        if not rows.size or self.ids.vocabularies["item"].buckets:
+            return rows[:0]
+        taken = table.take(pa.array(rows))
+        item = self.ids.vocabularies["item"].encode_values(taken["item"])
+        known = np.zeros(rows.size, bool)
+        sequence = taken["sequence"].to_numpy() if self.log.sequences else np.zeros(rows.size, np.int8)
+        for number, name in enumerate((None, *self.log.sequences[1:])):
+            own = np.flatnonzero((sequence == number) & (item > 0))  # rare items share id 0
+            user, time = taken["user"].take(pa.array(own)), taken["timestamp"].to_numpy()[own]
+            known[own] = cast(Tails, self.tails).has(user.combine_chunks(), item[own], time, name)
+        return rows[known]
 
     def _sort(self, table: pa.Table) -> SortedRows:
         """Order the users by split and hash, and the rows of a user by time; rows of equal times stay as they are."""

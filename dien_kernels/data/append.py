@@ -77,7 +77,7 @@ def append(
     check_integer("tail", tail, 1)
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
-    out = user_path(out)
+    out = user_path(out, "out")
     if not out.is_dir():
         raise FileNotFoundError(f"there is no prepared folder {out}")
     with locked(out) as finished:  # opened inside, so that no other append comes between
@@ -175,7 +175,7 @@ def _write(
         dealt, old = deal_like(prepared, log, work, chunk_rows)
     ids = give_ids(dealt, log, options["min_count"], old, buckets)
     ids.write(folder)
-    columns = _columns(prepared, dealt)
+    columns = columns_like(prepared, dealt)
     tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(schema, prepared.labels), tail)
     if meta["split"]["thresholds"] is None:
         rule = Rule(options["targets"] == "every", None, (float("inf"), float("inf")), options["seed"])
@@ -207,7 +207,7 @@ def _check_kinds(log: Log, prepared: Prepared) -> None:
             log.as_text[name] = text
 
 
-def _columns(prepared: Prepared, dealt: Dealt) -> pa.Schema:
+def columns_like(prepared: Prepared, dealt: Dealt) -> pa.Schema:
     """The columns of a shard; users and times have the types of the folder."""
     import pyarrow.parquet as pq
 

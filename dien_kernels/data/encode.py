@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from dien_kernels._options import user_path
 from dien_kernels.data._deal import BUCKETS, Dealt, read_shards
+from dien_kernels.data._files import places_of
 from dien_kernels.data._ids import Ids, give_ids
 from dien_kernels.data._options import check_integer
 from dien_kernels.data._place import filled, locked
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._write import ShardWriter, Written
-from dien_kernels.data.append import _columns, deal_like, open_like
+from dien_kernels.data.append import columns_like, deal_like, open_like
 from dien_kernels.data.folder import SPLITS
 from dien_kernels.data.log import Columns, Log
-from dien_kernels.data.prepare import _paths, file_entries, schema_of, shards_for, write_meta
+from dien_kernels.data.prepare import file_entries, schema_of, shards_for, write_meta
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources
 
@@ -60,7 +61,7 @@ def encode(
     """
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
-    out = user_path(out)
+    out = user_path(out, "out")
     log = open_like(
         prepared,
         sources,
@@ -74,7 +75,7 @@ def encode(
         time_unit=time_unit,
         missing=missing,
     )
-    with locked(out), filled(out, _paths(sources), lambda: [], False) as folder:
+    with locked(out), filled(out, places_of(sources), lambda: [], False) as folder:
         _write(log, folder, prepared, chunk_rows, shard_rows)
     return Prepared.open(out)
 
@@ -90,7 +91,7 @@ def _write(log: Log, folder: Path, prepared: Prepared, chunk_rows: int, shard_ro
     ids.write(folder)
     rule = Rule(True, None, (float("inf"), float("inf")), options["seed"])
     writer = ShardWriter(
-        folder, _columns(prepared, dealt), log, ids, rule, duplicates=options.get("duplicates", "keep")
+        folder, columns_like(prepared, dealt), log, ids, rule, duplicates=options.get("duplicates", "keep")
     )
     for rows in read_shards(dealt, shards_for(dealt.rows, shard_rows)):
         writer.write(rows)

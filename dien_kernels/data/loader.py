@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dien_kernels.batch import Batch, Schema
+from dien_kernels.checks import check_flag
 from dien_kernels.data._arrow import Array
+from dien_kernels.data._options import check_integer
 from dien_kernels.data._plan import ORDER, Cut, EpochPlan, order_of
 from dien_kernels.data._rows import Drawn, Rows
 from dien_kernels.data.folder import SPLITS
@@ -103,6 +105,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if not isinstance(prepared, Prepared):
+            raise TypeError(f"prepared must be a Prepared, as Prepared.open(folder) is, got {type(prepared).__name__}")
         last = max((unit.generation for unit in prepared.units), default=0)
         since = last if since == "latest" else since
         for name, number, least in (
@@ -116,8 +120,15 @@ class Loader:
             ("rank", rank, 0),
             ("world", world, 1),
         ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+            check_integer(name, number, least, 2**64 - 1 if name == "seed" else 2**31 - 1)
+        for name, flag in (
+            ("time_gap", time_gap),
+            ("shuffle", split == "train" if shuffle is None else shuffle),
+            ("bucket", bucket),
+            ("share_histories", share_histories),
+            ("pin_memory", pin_memory),
+        ):
+            check_flag(name, flag)
         if int(since) > last:
             raise ValueError(f"since must be at most {last}, the appends of {prepared.path}, got {since}")
         if rank >= world:
@@ -134,7 +145,7 @@ class Loader:
         self.prepared, self.split = prepared, split
         self.training = split == "train"
         self.max_length, self.seed, self.workers, self.start_method = max_length, seed, workers, start_method
-        self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, bool(time_gap), int(since)
+        self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, time_gap, int(since)
         self.shuffle = self.training if shuffle is None else shuffle
         self.bucket, self.share_histories, self.pin_memory = bucket, share_histories, pin_memory
         self.rank, self.world = rank, world
@@ -193,8 +204,9 @@ class Loader:
 
         Raises ``ValueError`` naming a file that is lost or damaged, when its turn comes.
         """
-        if not 0 <= start <= len(self):
-            raise ValueError(f"start must lie between 0 and {len(self)}, got {start}")
+        check_integer("epoch", epoch, 0, 2**63 - 1)
+        if not isinstance(start, int) or not 0 <= start <= len(self):
+            raise ValueError(f"start must lie between 0 and {len(self)}, got {start!r}")
         return self._epoch(epoch, start)
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -235,6 +247,8 @@ class Loader:
         Raises ``ValueError`` naming an option that was another one.
         """
         options = self.options
+        if not isinstance(state, Mapping) or not {"epoch", "index", "options"} <= state.keys():
+            raise ValueError(f"state must be what Loader.state gives, with epoch, index and options, got {state!r}")
         for name, value in state["options"].items():
             if name not in options or options[name] != value:
                 raise ValueError(f"{name} must be {value!r}, as it was in the state, got {options.get(name)!r}")
@@ -242,7 +256,9 @@ class Loader:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of an epoch: a function of the folder, the options and these two numbers."""
-        if not 0 <= index < len(self):
+        check_integer("epoch", epoch, 0, 2**63 - 1)
+        check_integer("index", index, 0)
+        if index >= len(self):
             raise ValueError(f"index must lie between 0 and {len(self) - 1}, got {index}")
         number, place = self._plan_of(epoch).find(index)
         held = self._hold(number)

@@ -18,7 +18,7 @@ from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import digest
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
-from dien_kernels.data._files import before_wildcard
+from dien_kernels.data._files import named, places_of
 from dien_kernels.data._ids import Ids, give_ids
 from dien_kernels.data._options import Options, check_integer
 from dien_kernels.data._place import filled, locked, stays_inside
@@ -166,12 +166,12 @@ def _run(
     write: Callable[..., None] | None = None,
 ) -> Prepared:
     write = _write if write is None else write
-    out = user_path(out)
+    out = user_path(out, "out")
     with locked(out) as finished:
         if finished:
             refuse_finished(out)
-        with filled(out, _paths(sources), lambda: _old_files(out), overwrite) as folder:
-            where = ", ".join(map(str, _named(sources))) or "the table"
+        with filled(out, places_of(sources), lambda: _old_files(out), overwrite) as folder:
+            where = ", ".join(map(str, named(sources))) or "the table"
             write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
     if log.bad.count:
@@ -376,19 +376,6 @@ def _minimum(given: int | Mapping[str, int], fields: Sequence[str]) -> dict[str,
         if name not in fields:
             raise ValueError(f"min_count must name fields of {list(fields)}, got {name!r}")
     return dict.fromkeys(fields, 1) | dict(given)
-
-
-def _paths(sources: Sources) -> list[Path]:
-    """The files and folders that are read; of a pattern, the folder that all of them are in."""
-    return [before_wildcard(source) for source in _named(sources)]
-
-
-def _named(sources: Sources) -> list[Path]:
-    if isinstance(sources, (str, Path)):
-        return [user_path(sources)]
-    if isinstance(sources, Sequence):
-        return [user_path(source) for source in sources if isinstance(source, (str, Path))]
-    return []
 
 
 def _old_files(out: Path) -> list[str]:

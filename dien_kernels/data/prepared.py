@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
 from dien_kernels.data._arrow import Array, digest
+from dien_kernels.data._lookup import as_column, as_values
 from dien_kernels.data._parquet import Damaged, lists_of, numbers_of, read_all, read_group, reading
 from dien_kernels.data._summary import summary_of
 from dien_kernels.data._unit import Unit, UnitInfo
@@ -91,7 +93,7 @@ class Prepared:
         Raises ``FileNotFoundError`` or ``ValueError`` saying what is wrong: no such folder, a prepare that was
         interrupted, another format or version, a file that is absent, cut, or has another content.
         """
-        return cls._open(Path(path), digests=True)
+        return cls._open(user_path(path, "path"), digests=True)
 
     @classmethod
     def _open(cls, path: Path, digests: bool) -> Prepared:
@@ -296,10 +298,11 @@ class Prepared:
 
     def encode_users(self, raw: Sequence[object] | Array | pa.Array) -> Array:
         """Raw users to numbers, int64: of the newest generation that has them; -1 for users that are not in the log."""
-        array = raw if isinstance(raw, pa.Array) else pa.array(raw)
+        column = raw if isinstance(raw, (pa.Array, pa.ChunkedArray)) else as_column(raw)
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         names = self.user_names
         newest = names.combine_chunks()[::-1]  # a user has a row in each generation with events of theirs
-        found = pc.index_in(array.cast(names.type), value_set=newest, skip_nulls=True)
+        found = pc.index_in(as_values(column, names.type), value_set=newest, skip_nulls=True)
         place = np.asarray(found.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
         return np.where(place >= 0, len(newest) - 1 - place, -1)
 

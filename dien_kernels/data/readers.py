@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from dien_kernels.data import _kinds, _tables, formats
 from dien_kernels.data._csv import csv_batches, csv_header
-from dien_kernels.data._files import find, packed, partition, size_of
+from dien_kernels.data._files import find, named, packed, partition, size_of
 from dien_kernels.data._times import Times
 from dien_kernels.data.columns import Columns, Roles
 from dien_kernels.data.log import BadLines, Log, Words
@@ -121,7 +121,7 @@ def open_log(
     }
     table = _tables.is_table(sources)
     if format is None and not table:
-        guessed = guess(sources if isinstance(sources, (str, Path)) else next(iter(sources), ""))
+        guessed = guess(next(iter(named(sources)), ""))
         format = guessed.get("format")
         delimiter = guessed.get("delimiter") if delimiter is None else delimiter
     format = "parquet" if format is None else format

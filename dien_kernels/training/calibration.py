@@ -149,7 +149,7 @@ def calibrate(
     if base_rate is not None:
         _check_rate(base_rate)
     config, prepared, model = open_run(folder, overrides)
-    folder = user_path(folder)
+    folder = user_path(folder, "folder")
     base_rate = _rate(prepared, method, base_rate)
     with use_backend(config.training.backend):
         test = predict(model, setup.open_loader(config, prepared, "test"), config)
@@ -178,7 +178,7 @@ def read_calibration(folder: str | Path) -> Calibration:
     Raises ``FileNotFoundError`` where there is none, and ``ValueError`` for a file that cannot be read and for one of
     other weights than the run's best ones.
     """
-    folder = user_path(folder)
+    folder = user_path(folder, "folder")
     path = folder / CALIBRATION
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {CALIBRATION}: make it with dien-kernels calibrate {folder}")

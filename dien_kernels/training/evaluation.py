@@ -103,7 +103,7 @@ def open_run(
     Raises ``FileNotFoundError`` where there is no run, ``CheckpointError`` for a missing or damaged best
     checkpoint and ``ValueError`` where the data are not those of the training, and have not grown from them.
     """
-    folder = user_path(folder)
+    folder = user_path(folder, "folder")
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG}")
     config = load_saved(folder / CONFIG).with_("output", folder=str(folder)).override(overrides or [])
@@ -189,7 +189,7 @@ def evaluate(
     if raw and split is not None:
         raise ValueError(f"split must be left out for raw logs, which have none, got {split!r}")
     if data is not None and not raw:
-        opened = data if isinstance(data, Prepared) else Prepared.open(user_path(data))
+        opened = data if isinstance(data, Prepared) else Prepared.open(user_path(data, "data"))
         content = checkpoint.load(user_path(folder) / setup.CHECKPOINTS / BEST)
         check_descent(content["fingerprint"], opened, f"the run {folder}")
         config, prepared, model = open_run(folder, overrides, prepared=opened)

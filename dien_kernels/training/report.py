@@ -39,7 +39,7 @@ def write_report(folder: str | Path, *, prepared: Prepared | None = None, steps:
     ``prepared`` is the data where it is already open. Raises as ``open_run`` does, and ``FileNotFoundError`` if the
     run is not finished.
     """
-    folder = user_path(folder)
+    folder = user_path(folder, "folder")
     if not (folder / RESULT).exists():
         raise FileNotFoundError(f"{folder} is not a finished run: there is no {RESULT}")
     result = json.loads((folder / RESULT).read_text())

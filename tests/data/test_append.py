@@ -134,6 +134,29 @@ def test_days_one_after_another_and_users_that_pause(tmp_path: Path) -> None:
     assert verify(Prepared.open(tmp_path / "p")) == []
 
 
+@pytest.mark.parametrize("labels", ["next", "given"])
+def test_a_day_that_is_appended_twice(tmp_path: Path, labels: str) -> None:
+    first = pa.table({"user": [1, 1, 2], "item": ["a", "b", "c"], "timestamp": [1, 2, 2], "label": [1, 1, 1]})
+    day = pa.table(
+        {"user": [1, 1, 2, 3, 3], "item": ["c", "d", "a", "e", "f"], "timestamp": [5, 6, 6, 5, 6], "label": [1] * 5}
+    )
+    for duplicates in ("drop", "keep"):
+        folder = tmp_path / duplicates
+        made(first, folder, labels=labels, duplicates=duplicates, fractions=(1.0, 0.0, 0.0))
+        once = append(day, folder, progress=False).item_counts.tolist()
+        before = {row["user"]: row["item"] for row in rows_of(folder) if row["generation"] == 1}
+        grown = append(day, folder, progress=False)
+        entry = meta_of(folder)["appended"][1]
+        assert (entry["late_rows"], entry["duplicate_rows"]) == (2, 3)
+        after = {row["user"]: row["item"] for row in rows_of(folder) if row["generation"] == 2}
+        if duplicates == "drop":
+            assert after == {}
+            assert grown.item_counts.tolist() == once
+        else:
+            assert after == {user: [*items, items[-1]] for user, items in before.items()}
+        assert verify(grown) == []
+
+
 def test_events_from_before_the_last_one_known_are_left_out_and_counted(tmp_path: Path) -> None:
     made(pa.table({"user": [1, 1, 2], "item": [1, 2, 9], "timestamp": [10, 20, 0]}), tmp_path / "p")
     late = pa.table({"user": [1, 1, 1, 2], "item": [3, 4, 5, 3], "timestamp": [19, 20, 21, 1]})

@@ -498,3 +498,31 @@ def test_bad_arguments(prepared: Prepared) -> None:
         prepared.unit(5)
     with pytest.raises(IndexError, match="user must lie between 0 and 239, got 240"):
         prepared.history(240)
+
+
+def test_arguments_of_another_type_are_named(prepared: Prepared) -> None:
+    for name in ("time_gap", "shuffle", "bucket", "share_histories", "pin_memory"):
+        for value in (1, "yes", [True]):
+            with pytest.raises(TypeError, match=rf"^{name} must be a bool, got {type(value).__name__}$"):
+                Loader(prepared, **{name: value})  # type: ignore[arg-type]
+    for name in ("batch_size", "max_length", "negatives", "auxiliary_negatives", "workers", "world"):
+        with pytest.raises(ValueError, match=rf"^{name} must be at most {2**31 - 1}, got {2**70}$"):
+            Loader(prepared, **{name: 2**70})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^prepared must be a Prepared, as Prepared.open\(folder\) is, got str$"):
+        Loader("folder")  # type: ignore[arg-type]
+    loader = Loader(prepared, "train")
+    for wrong in (None, "a", 1.0, -1):
+        for call in (lambda wrong=wrong: loader.batch(wrong, 0), lambda wrong=wrong: loader.epoch(wrong)):
+            with pytest.raises(ValueError, match=f"^epoch must be an integer of at least 0, got {wrong!r}$"):
+                call()
+        with pytest.raises(ValueError, match=f"^index must be an integer of at least 0, got {wrong!r}$"):
+            loader.batch(0, wrong)  # type: ignore[arg-type]
+    for state in (None, {}, {"epoch": 0, "index": 0}):
+        with pytest.raises(ValueError, match=r"^state must be what Loader.state gives, with epoch, index and options"):
+            loader.resume(state)  # type: ignore[arg-type]
+    for raw in (5, None, "u1", b"u1"):
+        for encode in (prepared.encode_items, prepared.encode_users):
+            with pytest.raises(ValueError, match=f"^raw values must be a sequence, got {type(raw).__name__}$"):
+                encode(raw)  # type: ignore[arg-type]
+    for users in ([5, None, 240], ["5", "u5", "0240"], [5.0, 17.5, 240.0]):  # as Vocabulary.encode takes them
+        assert prepared.encode_users(users).tolist() == [5, -1, -1]

@@ -186,6 +186,20 @@ def test_tables_of_any_library(name: str, table: Any, chunk_rows: int) -> None:
     assert log.bad.first == ["table:3: user is missing"]
 
 
+@pytest.mark.parametrize("wrong", [None, 5, 1.5, True, b"log.csv", {"a": 1}, iter(["log.csv"])])
+def test_sources_of_another_type(tmp_path: Path, wrong: Any) -> None:
+    words = f"^sources must be a path, a list of paths or a table, got {type(wrong).__name__}$"
+    for call in (lambda: open_log(wrong), lambda: prepare(wrong, tmp_path / "p")):
+        with pytest.raises(TypeError, match=words):
+            call()
+    with pytest.raises(TypeError, match="^sources must be a path, text or a pathlib.Path, got int$"):
+        open_log([1])  # type: ignore[list-item]
+    for out in (None, 5, b"p", ["p"]):
+        with pytest.raises(TypeError, match=f"^out must be a path, text or a pathlib.Path, got {type(out).__name__}$"):
+            prepare(synthetic(users=5, items=9, categories=2, events=50), out)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_tables_are_prepared() -> None:
     for table in (pl.DataFrame(TABLE).clear(), pl.LazyFrame({"user": [], "item": [], "timestamp": []})):
         with pytest.raises(ValueError, match="there is no usable row in the table"):
