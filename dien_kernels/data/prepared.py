@@ -165,10 +165,10 @@ class Prepared:
     def _check_file(self, name: str, digests: bool) -> None:
         file, recorded = self.path / name, self.meta["files"][name]
         if not file.is_file():
-            raise Damaged(self.path, f"{name} is missing")
+            raise self._not_as_opened(f"{name} is missing")
         size = file.stat().st_size
         if size != recorded["bytes"]:
-            raise Damaged(self.path, f"{name} has {size} bytes instead of {recorded['bytes']}")
+            raise self._not_as_opened(f"{name} has {size} bytes instead of {recorded['bytes']}")
         if digests and size <= SMALL:
             self._check_digest(name)
 
@@ -176,7 +176,15 @@ class Prepared:
         with reading(self.path, name):
             found = digest(self.path / name)
         if found != self.meta["files"][name]["sha256"]:
-            raise Damaged(self.path, f"{name} has another SHA-256 than {META} says")
+            raise self._not_as_opened(f"{name} has another SHA-256 than {META} says")
+
+    def _not_as_opened(self, trouble: str) -> ValueError:
+        """The error for a file that is damaged, or that another prepare or append has replaced since."""
+        try:
+            now = self.read_meta(self.path)["fingerprint"]
+        except (ValueError, OSError):
+            now = self.fingerprint
+        return Damaged(self.path, trouble) if now == self.fingerprint else _changed(self.path, self.fingerprint)
 
     def __reduce__(self) -> tuple[Callable[[str, str], Prepared], tuple[str, str]]:
         """Pickle the path only: a worker process reads the same files."""
@@ -315,8 +323,14 @@ def _reopen(path: str, fingerprint: str) -> Prepared:
     """Open a folder in another process; its digests were compared in the first one."""
     prepared = Prepared._open(Path(path), digests=False)
     if prepared.fingerprint != fingerprint:
-        raise ValueError(f"{path} was prepared anew while it was in use: its fingerprint was {fingerprint}")
+        raise _changed(path, fingerprint)
     return prepared
+
+
+def _changed(path: str | Path, fingerprint: str) -> ValueError:
+    return ValueError(
+        f"{path} was prepared anew or has grown while it was in use (its fingerprint was {fingerprint}): open it again"
+    )
 
 
 def _padded(name: str, offsets: Array, values: Array, width: int) -> Array:

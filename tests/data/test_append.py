@@ -93,6 +93,21 @@ def test_only_new_events_are_targets_of_the_new_generation(tmp_path: Path) -> No
     assert meta["counts"]["samples"]["train"] == len(training(tmp_path / "p"))
 
 
+def test_a_folder_that_grows_while_it_is_open(tmp_path: Path) -> None:
+    """What was opened before the append is told to open the folder again, and not to prepare it again."""
+    first, second = days()
+    before = made(first, tmp_path / "p", fractions=SHARES)
+    append(second, tmp_path / "p", progress=False)
+    words = "was prepared anew or has grown while it was in use .*: open it again$"
+    for read in (lambda: before.vocabulary("item"), lambda: Loader(before).batch(0, 0)):
+        with pytest.raises(ValueError, match=words):
+            read()
+    assert before.read_unit(0).item.size  # a shard is never replaced
+    (tmp_path / "p" / "items.parquet").unlink()
+    with pytest.raises(ValueError, match="is damaged: items.parquet is missing; prepare it again"):
+        Prepared.open(tmp_path / "p")
+
+
 def test_old_ids_and_files_stay(tmp_path: Path) -> None:
     first, second = days()
     before = made(first, tmp_path / "p", fractions=SHARES)

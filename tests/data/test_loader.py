@@ -277,7 +277,7 @@ def test_a_folder_prepared_anew_is_noticed_by_workers(prepared: Prepared, tmp_pa
     pickled = pickle.dumps(Loader(Prepared.open(path), batch_size=32))
     shutil.rmtree(path)
     write_folder(path, [[random_users(5)]], SCHEMA, item_fields={"category": CATEGORY})
-    with pytest.raises(ValueError, match="was prepared anew while it was in use"):
+    with pytest.raises(ValueError, match="was prepared anew or has grown while it was in use"):
         pickle.loads(pickled)
 
 
