@@ -100,10 +100,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         if text is None or "FORMATS" not in text:
             return text
         try:
-            from dien_kernels.data import FORMATS
+            from dien_kernels.data.readers import FORMATS
+            from dien_kernels.data.samples import SAMPLE_FORMATS
         except ModuleNotFoundError:
             return text.replace("FORMATS", "the formats that the extra [train] brings")
-        return text.replace("FORMATS", ", ".join(FORMATS))
+        return text.replace("FORMATS", ", ".join(FORMATS) + "; of samples: " + ", ".join(SAMPLE_FORMATS))
 
 
 def _path(word: str) -> str:

@@ -25,6 +25,8 @@ from dien_kernels.data._write import Written
 from dien_kernels.data.folder import SHARDS, SPLITS, group_digests, shard_file
 from dien_kernels.data.log import Log
 
+_NEAR = 256  # chains
+
 
 def deal_samples(log: Log, folder: Path, chunk_rows: int) -> Dealt:
     """Deal the samples to files by the hash of their user, and count every value of targets and histories."""
@@ -80,11 +82,14 @@ class _Chain:
 
 
 def chains(rows: list[int], main: list[bytes], further: list[bytes]) -> list[_Chain]:
-    """The rows of a user in chains: each history is a prefix of the longest one of its chain, in every sequence."""
+    """The rows of a user in chains: each history is a prefix of the longest one of its chain, in every sequence.
+
+    A row looks for its chain among the ``_NEAR`` latest ones, so that a user with many rows costs no more for each.
+    """
     found: list[_Chain] = []
     for row in sorted(rows, key=lambda row: (len(main[row]), len(further[row]))):
         past, other = main[row], further[row]
-        for chain in found:
+        for chain in found[-_NEAR:]:
             if past.startswith(chain.main) and other.startswith(chain.further):
                 break
         else:

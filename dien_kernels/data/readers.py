@@ -15,6 +15,7 @@ from dien_kernels.data._files import find, named, packed, partition, size_of
 from dien_kernels.data._times import Times
 from dien_kernels.data.columns import Columns, Roles
 from dien_kernels.data.log import BadLines, Log, Words
+from dien_kernels.data.samples import SAMPLE_FORMATS
 
 Sources: TypeAlias = "str | Path | Sequence[str | Path] | pa.Table | Any"
 """Files, or a table: a ``pyarrow.Table``, a LazyFrame of polars, or what has ``__arrow_c_stream__``."""
@@ -126,7 +127,8 @@ def open_log(
         delimiter = guessed.get("delimiter") if delimiter is None else delimiter
     format = "parquet" if format is None else format
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {tuple(FORMATS)}, got {format!r}")
+        samples = f"; prepare reads samples, too: {', '.join(SAMPLE_FORMATS)}"
+        raise ValueError(f"format must be one of {tuple(FORMATS)}, got {format!r}{samples}")
     entry = FORMATS[format]
     for name, value in options.items():
         if value is not None and name not in (_NAMED if table else entry.takes):

@@ -330,7 +330,7 @@ def test_check_compares_digests_counts_columns_and_groups(folder: Path, capsys: 
     lines = verify(Prepared.open(folder))
     assert "shards/part-00000.parquet must have 2 row groups, got 3" in lines
     write_shards(folder, [[good[0][1], good[0][0]], [good[1][0][1:]]])
-    lines = Prepared.open(folder).verify(limit=1)
+    lines = verify(Prepared.open(folder), limit=1)
     assert len(lines) == 1
     assert lines[0].startswith("shards/part-00000.parquet, row group 0: column 'item' must have ")
 

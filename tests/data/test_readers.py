@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_log(tmp_path / "b.parquet")
     with pytest.raises(FileNotFoundError, match=rf"no file ending in .csv .*it has \['a.parquet'\]; {REMEDY}"):
         open_log(tmp_path, "csv")
-    with pytest.raises(ValueError, match="format must be one of .*'excel'"):
+    with pytest.raises(ValueError, match="format must be one of .*'excel'; prepare reads samples, too: authors, "):
         open_log(path, "excel")
     with pytest.raises(ValueError, match="labels='given' needs format 'parquet' or 'csv'"):
         open_log(path, "taobao", labelled=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dien_kernels.data import Loader, Prepared, prepare
+from dien_kernels.data import Loader, Prepared, prepare, verify
 from dien_kernels.models import build
 from dien_kernels.training import load
 from tests.data.folders import samples_of, users_of
@@ -78,7 +78,7 @@ def test_the_further_sequence_is_read_up_to_the_targets_time(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("form", ["authors", "amazon_x1", "taobaoad_x1", "kuaivideo_x1"])
 def test_folders_are_as_the_format_says(tmp_path: Path, form: str) -> None:
-    assert made(tmp_path, form).verify() == []
+    assert verify(made(tmp_path, form)) == []
 
 
 def test_bad_lines_are_told(tmp_path: Path) -> None:
