@@ -157,6 +157,8 @@ def calibrate(
         if method == "sampling" and base_rate is not None:  # ``_rate`` has refused "sampling" without one
             offset = prior_correction(config.data.negatives, base_rate)
         elif method == "validation":
+            if not prepared.split_size("valid"):
+                raise ValueError(f"method must be 'sampling': {prepared.path} has no valid split, got {method!r}")
             valid = predict(model, setup.open_loader(config, prepared, "valid"), config)
             slope, offset = fit_platt(valid.label, valid.logit)
             if base_rate is not None:  # what was fitted holds for the validation split's own negatives

@@ -77,6 +77,8 @@ class DataConfig(_Section):
         since: 0 trains on all samples; n on those that came with the n-th ``append`` and later; ``"latest"`` on those
             of the last one.
         time_gap: whether each behaviour has log(1 + seconds since the one before) as a further number.
+        validate_on: ``"valid"``; or ``"test"``, for data without a validation split, whose published numbers choose the
+            best epoch on the test split. The test metrics that this gives are optimistic.
         bucket: batches of histories of similar length.
         workers: processes that make batches; 0 makes them in the main process. The batches are the same.
         history: False empties every history: what the target alone can tell, the floor of a comparison.
@@ -103,6 +105,7 @@ class DataConfig(_Section):
     repeats: Literal["keep", "drop"] = "keep"
     since: int | Literal["latest"] = 0
     time_gap: bool = False
+    validate_on: Literal["valid", "test"] = "valid"
     bucket: bool = True
     workers: int = 0
     history: bool = True

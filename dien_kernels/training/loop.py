@@ -193,10 +193,14 @@ class _Trainer:
             )
         self.every = "validation" if isinstance(self.schedule, ReduceLROnPlateau) else config.schedule.every
         self.scaler = setup.make_scaler(config)
-        self.loaders = {s: setup.open_loader(config, prepared, s) for s in ("train", "valid", "test")}
+        splits = {"train": "train", "valid": config.data.validate_on, "test": "test"}
+        self.loaders = {name: setup.open_loader(config, prepared, split) for name, split in splits.items()}
         for split, loader in self.loaders.items():
             if loader.steps(0) == 0:
-                raise ValueError(f"the {split} split is empty: there are too few users or rows in {config.data.path}")
+                remedy = " (data.validate_on=test validates on the test split)" if split == "valid" else ""
+                raise ValueError(
+                    f"the {split} split is empty: there are too few users or rows in {config.data.path}{remedy}"
+                )
         self.state = State()
         if content is not None:
             self.model.load_state_dict(content["model"])

@@ -9,7 +9,7 @@ import torch
 
 from dien_kernels.data import Loader, Prepared, prepare, verify
 from dien_kernels.models import build
-from dien_kernels.training import load
+from dien_kernels.training import calibrate, load, train
 from tests.data.folders import samples_of, users_of
 
 AMAZON = "label,user_id,item_id,cate_id,item_history,cate_history\n"
@@ -117,8 +117,18 @@ def test_metrics_group_by_the_user_of_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["authors", "amazon_x1", "taobaoad_x1", "kuaivideo_x1"])
-def test_the_configs_fit(tmp_path: Path, form: str) -> None:
-    config = load(str(Path(__file__).parents[2] / "examples" / "configs" / f"{form}.yaml"), [])
+def test_the_configs_train_to_the_end(tmp_path: Path, form: str) -> None:
+    """They validate on the test split, as there is no validation file."""
+    path = Path(__file__).parents[2] / "examples" / "configs" / f"{form}.yaml"
+    words = {"data.path": folder_of(tmp_path / "raw", form), "output.folder": tmp_path / "run", "training.epochs": 1}
+    words |= dict.fromkeys(("output.progress", "output.report", "output.tensorboard"), "false")
+    config = load(path, [f"{name}={value}" for name, value in words.items()])
     assert config.data.prepare["format"] == form
-    prepared = made(tmp_path, form)
-    build(config.model.name, prepared.schema, config.model.options, preset=config.model.preset)
+    result = train(config)
+    assert result["test"] == result["valid"]
+    assert result["test"]["rows"] == len(samples_of(tmp_path / "run" / "prepared", "test"))
+    with pytest.raises(ValueError, match="method must be 'sampling': .* has no valid split, got 'validation'"):
+        calibrate(tmp_path / "run", "validation")
+    other = config.with_("data", validate_on="valid").with_("output", folder=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"the valid split is empty: .* \(data.validate_on=test validates on the test"):
+        train(other)
