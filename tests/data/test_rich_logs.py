@@ -17,6 +17,7 @@ from small_logs import made
 
 from dien_kernels.data import Loader, Prepared, synthetic, verify
 from dien_kernels.data.append import append
+from dien_kernels.data.earlier import Earlier
 from dien_kernels.models import build
 
 TINY = pa.table(
@@ -178,3 +179,23 @@ def test_sequences_that_match_nothing_are_told(tmp_path: Path) -> None:
         made(TINY, tmp_path / "p", columns=none)
     with pytest.raises(ValueError, match="no row is of the sequence 'views'"):
         made(TINY, tmp_path / "p", columns=COLUMNS | {"sequences": {"views": ["view"], "purchases": ["buy"]}})
+
+
+def test_an_earlier_model_sees_only_the_ids_that_it_knows(tmp_path: Path) -> None:
+    whole = made(a_log(), tmp_path / "p", targets="every", columns=RICH, fractions=(0.8, 0.1, 0.1))
+    sizes = {"item": 20, "category": 4, "genres": 3, "device": 2, "country": 2}
+    view = Earlier(whole, sizes)
+    model = build("dien", view.schema, {"embedding": {"size": 4}})
+    options: dict[str, Any] = {"batch_size": 64, "exclude": "none", "shuffle": False}
+    for full, seen in zip(Loader(whole, **options).epoch(0), Loader(view, **options).epoch(0), strict=True):
+        parts = [(full, seen), *((full.sequences[name], seen.sequences[name]) for name in full.sequences)]
+        for before, after in parts:
+            for name, ids in {**before.history, **before.behaviours}.items():
+                known = {**after.history, **after.behaviours}[name]
+                own = before.history["item"] < sizes["item"]  # an item that is not known has no fields
+                kept = own if name in before.history else torch.ones_like(own)
+                expected = torch.where((ids < sizes[name]) & (kept if ids.dim() == 1 else kept[:, None]), ids, 0)
+                assert torch.equal(known, expected), name
+        assert {name: int(ids.max()) < sizes[name] for name, ids in seen.users.items()} == {"country": True}
+        assert torch.isfinite(model.loss(model(seen), seen.label).total)
+    assert next(Loader(view, **options).epoch(0)).target["item"].max() < sizes["item"]
