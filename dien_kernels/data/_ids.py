@@ -65,10 +65,11 @@ class Ids:
         pq.write_table(self.items, folder / ITEMS, **PARQUET)
 
     @classmethod
-    def read(cls, folder: Path, fields: list[str], several: Mapping[str, int], raw_items: int) -> Ids:
-        """Those of a prepared folder; ``fields`` are all that have a vocabulary."""
-        vocabularies = {name: Vocabulary.read(folder / vocabulary_file(name)) for name in fields}
-        return cls(vocabularies, pq.read_table(folder / ITEMS), dict(several), raw_items, Counter())
+    def read(
+        cls, folder: Path, vocabularies: Mapping[str, Vocabulary], several: Mapping[str, int], raw_items: int
+    ) -> Ids:
+        """Those of a prepared folder, with its ``vocabularies``."""
+        return cls(dict(vocabularies), pq.read_table(folder / ITEMS), dict(several), raw_items, Counter())
 
 
 def give_ids(

@@ -38,25 +38,37 @@ class Tails:
         """The last ``longest`` values of ``columns`` of every one of ``users`` that the folder has.
 
         A user has a row in each generation with events of theirs; the newest one counts, as it has the others' tail.
+        ``users`` are distinct.
         """
         hashes = np.sort(hash64(users))
-        tables = [pa.table({"user": users.slice(0, 0)})]
+        groups, rows, found = [], [np.zeros(0, np.int64)], [users.slice(0, 0)]
         for name, group in _groups(meta):
             with reading(folder, name):
-                found = read_group(folder / name, group, ["user"])["user"].combine_chunks().cast(users.type)
-                own = hash64(found)
-                place = np.minimum(np.searchsorted(hashes, own), max(hashes.size - 1, 0))
-                rows = np.flatnonzero(hashes[place] == own) if hashes.size else np.zeros(0, np.int64)
-                if rows.size:
-                    tables.append(read_group(folder / name, group, ["user", *columns]).take(pa.array(rows)))
-        table = pa.concat_tables(tables, promote_options="permissive")
-        # The last row of each user, which is that of the newest generation.
-        codes = table["user"].combine_chunks().dictionary_encode().indices.to_numpy()
-        last = np.full(int(codes.max(initial=-1)) + 1, -1, np.int64)
-        last[codes] = np.arange(codes.size)
-        table = table.take(pa.array(np.sort(last)))
-        lists = {name: _last(table[name], longest) for name in columns if name in table.column_names}
-        return cls(table["user"].combine_chunks(), lists)
+                names = read_group(folder / name, group, ["user"])["user"].combine_chunks().cast(users.type)
+            own = hash64(names)
+            place = np.minimum(np.searchsorted(hashes, own), hashes.size - 1)
+            groups.append((name, group))
+            rows.append(np.flatnonzero(hashes[place] == own))
+            found.append(names.take(pa.array(rows[-1])))
+        every = pa.concat_arrays(found)
+        asked = pc.index_in(every, value_set=users).fill_null(-1).to_numpy(zero_copy_only=False)
+        newest = np.full(len(users) + 1, -1, np.int64)  # the last place is that of other users with the same hash
+        newest[asked] = np.arange(len(every))
+        chosen = np.sort(newest[:-1][newest[:-1] >= 0])
+        ends = np.cumsum([len(part) for part in rows[1:]])
+        flat_rows = np.concatenate(rows)
+        lists: dict[str, tuple[list[Array], list[Array]]] = {}
+        for number, first, last in _runs(np.searchsorted(chosen, ends)):
+            name, group = groups[number]
+            with reading(folder, name):
+                table = read_group(folder / name, group, [*columns])
+            for column in columns:
+                lengths, values = lists.setdefault(column, ([], []))
+                length, part = _last(table[column], flat_rows[chosen[first:last]], longest)
+                lengths.append(length)
+                values.append(part)
+        merged = {name: (_offsets(lengths), np.concatenate(values)) for name, (lengths, values) in lists.items()}
+        return cls(every.take(pa.array(chosen)), merged)
 
     def places(self, users: pa.Array) -> Array:
         """int64: where each of ``users`` stands here; -1 for one who does not."""
@@ -72,9 +84,7 @@ class Tails:
         if not self.users or offsets.size < 2:
             return np.zeros(places.size, np.int64), like[:0]
         length = np.where(places >= 0, offsets[known + 1] - offsets[known], 0)
-        ends = np.cumsum(length)
-        steps = np.arange(int(length.sum())) + np.repeat(offsets[known] - (ends - length), length)
-        return length, flat[steps]
+        return length, flat[spread(offsets[known], length)]
 
     def has(self, users: pa.Array, items: Array, times: Array, sequence: str | None) -> Array:
         """bool [n]: whether each of ``users`` has a behaviour with the item and the time in a sequence, None: the main
@@ -118,12 +128,31 @@ def _groups(meta: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield shard["file"], group
 
 
-def _last(column: pa.ChunkedArray, longest: int) -> tuple[Array, Array]:
-    """The last ``longest`` values of each list, as offsets and a flat array."""
+def _runs(ends: Array) -> Iterator[tuple[int, int, int]]:
+    """Number, first and end of the parts that are not empty, where ``ends`` says where each part ends."""
+    first = 0
+    for number, end in enumerate(ends.tolist()):
+        if end > first:
+            yield number, first, end
+        first = end
+
+
+def _offsets(lengths: list[Array]) -> Array:
+    return np.asarray(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
+
+
+def _last(column: pa.ChunkedArray, rows: Array, longest: int) -> tuple[Array, Array]:
+    """The last ``longest`` values of the lists ``rows``: their number in each, and all of them in a flat array."""
     lists = column.combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     flat = lists.values.to_numpy(zero_copy_only=False)
-    length = np.minimum(np.diff(offsets), longest)
+    ends = offsets[rows + 1]
+    length = np.minimum(ends - offsets[rows], longest)
+    return length, flat[spread(ends - length, length)]
+
+
+def spread(first: Array, length: Array) -> Array:
+    """int64: first[0], first[0] + 1, ... (length[0] of them), then from first[1] on, and so forth."""
     ends = np.cumsum(length)
-    steps = np.arange(int(length.sum())) + np.repeat(offsets[1:] - length - (ends - length), length)
-    return np.concatenate([[0], ends]), flat[steps]
+    places: Array = np.arange(int(length.sum())) + np.repeat(first - (ends - length), length)
+    return places

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dien_kernels.data._arrow import Array
-from dien_kernels.data._tails import Tails
+from dien_kernels.data._tails import Tails, spread
 from dien_kernels.data.folder import GROUP_BEHAVIOURS, GROUP_USERS, PARQUET
 
 
@@ -76,13 +76,12 @@ class UserLists:
             return np.zeros(self.count, np.int64)
         places = tails.places(self.values)
         for name, values in self.lists.items():
-            offsets = self.offsets[name]
             length, old = tails.of(name, places, values)
-            total = length + np.diff(offsets)
-            ends = np.concatenate([[0], np.cumsum(total)])
-            is_old = np.arange(int(ends[-1])) - np.repeat(ends[:-1], total) < np.repeat(length, total)
+            fresh = np.diff(self.offsets[name])
+            ends = np.concatenate([[0], np.cumsum(length + fresh)])
             merged = np.empty(int(ends[-1]), values.dtype)
-            merged[is_old], merged[~is_old] = old, values
+            merged[spread(ends[:-1], length)] = old
+            merged[spread(ends[:-1] + length, fresh)] = values
             self.lists[name], self.offsets[name] = merged, ends
         return tails.of("item", places, self.lists["item"])[0]
 

@@ -20,7 +20,7 @@ from dien_kernels.data._arrow import Array, count_before
 from dien_kernels.data._ids import Ids
 from dien_kernels.data._numbers import Numbers
 from dien_kernels.data._samples import Rule, Users, last_times
-from dien_kernels.data._tails import Tails
+from dien_kernels.data._tails import Tails, spread
 from dien_kernels.data._user_lists import SortedRows, UserLists
 from dien_kernels.data.folder import (
     SHARDS,
@@ -310,17 +310,33 @@ class ShardWriter:
             "valid": (held == 1).astype(np.int64),
             "test": (held == 2).astype(np.int64),
         }
-        user = np.repeat(np.arange(users.count), count)
-        position = np.arange(user.size) - offsets[user]
+        fresh = count - before
+        user, step = np.repeat(np.arange(users.count), fresh), spread(offsets[:-1] + before, fresh)
+        position = step - offsets[user]
         training = (position >= first[user]) & (position < end[user])
         target = training | ((held[user] > 0) & (position == count[user] - 1))
-        key = user * self.ids.vocabularies["item"].size + item
-        repeated = ~pl.Series(key).is_first_distinct().to_numpy() & (item > 0)
-        report["repeated_behaviours"] += int((repeated & (position >= before[user])).sum())
+        repeated = self._repeated(item, count, step)
+        report["repeated_behaviours"] += int(repeated.sum())
         report["positives"] += int(target.sum())
         report["positives_in_history"] += int((target & repeated).sum())
-        self._count_dense(users, training)
+        self._count_dense(users, step[training])
         return end
+
+    def _repeated(self, item: Array, count: Array, step: Array) -> Array:
+        """bool, for each place in ``step``: whether its user, who has ``count`` behaviours, has its item before it."""
+        key = np.repeat(np.arange(count.size), count) * self.ids.vocabularies["item"].size + item
+        if step.size == key.size:
+            return ~pl.Series(key).is_first_distinct().to_numpy() & (item > 0)
+        # Few of the behaviours are asked for: a table of bits leaves out nearly all keys that none of them has.
+        shift = np.uint64(64 - max(int(16 * step.size).bit_length(), 6))
+        hashes = (key.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> shift
+        asked = np.zeros(1 << int(64 - shift), bool)
+        asked[hashes[step]] = True
+        maybe = np.flatnonzero(asked[hashes])
+        again = np.zeros(key.size, bool)
+        again[maybe] = ~pl.Series(key[maybe]).is_first_distinct().to_numpy()
+        found: Array = again[step] & (item[step] > 0)
+        return found
 
     def _add_given(self, users: UserLists, rows: SortedRows, main: Array, label: Array) -> Array:
         """The samples of labelled impressions; returns how many behaviours of each user training reads."""

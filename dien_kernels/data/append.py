@@ -106,7 +106,7 @@ def append(
         )
         with added(out) as folder:
             _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
-    grown = Prepared.open(out)
+    grown = Prepared._open(out, digests=False)  # they were compared before, and the rest was written just now
     report = grown.meta["appended"][-1]
     if report["late_rows"]:
         _log.warning(
@@ -144,8 +144,8 @@ def deal_like(prepared: Prepared, log: Log, work: Path, chunk_rows: int) -> tupl
         raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
     if log.time_unit != meta["time_unit"]:
         raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
-    fields = [*schema.items, *schema.users, *schema.behaviours]
-    return dealt, Ids.read(prepared.path, fields, schema.several, meta["raw_items"])
+    vocabularies = {name: prepared.vocabulary(name) for name in (*schema.items, *schema.users, *schema.behaviours)}
+    return dealt, Ids.read(prepared.path, vocabularies, schema.several, meta["raw_items"])
 
 
 def _check_fields(log: Log, schema: Schema, out: Path) -> None:
