@@ -144,7 +144,8 @@ def deal_like(prepared: Prepared, log: Log, work: Path, chunk_rows: int) -> tupl
         raise ValueError("there is no usable row in the log" + (f": {log.bad.first[0]}" if log.bad.count else ""))
     if log.time_unit != meta["time_unit"]:
         raise ValueError(f"times must be of the unit {meta['time_unit']!r}, as in {prepared.path}, got {log.time_unit}")
-    vocabularies = {name: prepared.vocabulary(name) for name in (*schema.items, *schema.users, *schema.behaviours)}
+    whole = prepared.unabridged()
+    vocabularies = {name: whole.vocabulary(name) for name in (*schema.items, *schema.users, *schema.behaviours)}
     return dealt, Ids.read(prepared.path, vocabularies, schema.several, meta["raw_items"])
 
 

@@ -190,6 +190,10 @@ class Prepared:
         """Pickle the path only: a worker process reads the same files."""
         return _reopen, (str(self.path), self.fingerprint)
 
+    def unabridged(self) -> Prepared:
+        """The folder with all of its ids, where this is a view of it with fewer (``earlier.Earlier``)."""
+        return self
+
     def unit(self, number: int) -> Unit:
         """Unit ``number``, with all its columns; the last two are kept."""
         if not 0 <= number < len(self.units):

@@ -16,6 +16,7 @@ import torch
 
 from dien_kernels import cli
 from dien_kernels.data import FORMATS, Prepared, synthetic
+from dien_kernels.data.samples import SAMPLE_FORMATS
 from dien_kernels.training import load, open_run
 
 TINY = [
@@ -187,7 +188,8 @@ def test_help_names_every_format(
     monkeypatch.setitem(FORMATS, "another", FORMATS["amazon"])
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
-    assert f"one of {', '.join(FORMATS)} (default" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"one of {', '.join(FORMATS)}; of samples: {', '.join(SAMPLE_FORMATS)} (default" in said
 
 
 @pytest.mark.parametrize("name", ["lr=1e-3/config.yaml", "runs.2/lr=1e-3/config.yml", "training.lr=1e-3/config.yaml"])
