@@ -80,7 +80,7 @@ class Rows:
         """The users that metrics group by: a user with several histories is several rows of a shard."""
         if self.grouped_by is not None:
             return self.unit.row_users[self.grouped_by][row].astype(np.int64)
-        return user + self.unit.first_user
+        return self.unit.user_numbers[user]
 
     def batch(self, number: Array, drawn: Drawn) -> Batch:
         """The rows of the samples ``number``, int32 [S], as one batch."""

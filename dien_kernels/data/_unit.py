@@ -72,7 +72,7 @@ class Unit:
 
     Attributes:
         info: what ``meta.json`` says of it.
-        first_user: the number of its first user.
+        user_numbers: int64 [U], the numbers of its users.
         behaviours: the behaviours, ``Behaviours``; ``offsets``, ``item`` and ``time`` are its arrays.
         sequences: the further sequences, name to ``Behaviours``.
         row_item: int32 [R]. row_time: int64 or float64 [R].
@@ -83,13 +83,8 @@ class Unit:
     """
 
     def __init__(self, folder: Path, info: UnitInfo, schema: Schema, labels: str, times: bool = True) -> None:
-        self.folder, self.info, self.schema, self.labels, self.first_user = (
-            folder,
-            info,
-            schema,
-            labels,
-            info.first_user,
-        )
+        self.folder, self.info, self.schema, self.labels = folder, info, schema, labels
+        self.user_numbers = np.arange(info.first_user, info.first_user + info.users)
         with reading(folder, info.shard):
             columns = [name for name in shard_schema(schema, labels, pa.int64(), pa.int64()).names if name != "user"]
             if not times:
@@ -266,6 +261,53 @@ class Unit:
         found = ordered[place] == samples.user.astype(np.int64) * size + target
         answer: Array = found & (order[place] < samples.end) & (target > 0)
         return answer
+
+
+def joined(units: Sequence[Unit]) -> Unit:
+    """The users of several units, one unit after another, as one unit; its ``info`` is that of the first but for the
+    counts."""
+    if len(units) == 1:
+        return units[0]
+    whole, first = object.__new__(Unit), units[0]
+    samples = {split: sum(unit.info.samples[split] for unit in units) for split in SPLITS}
+    users, behaviours = sum(unit.info.users for unit in units), sum(unit.info.behaviours for unit in units)
+    whole.info = first.info._replace(users=users, behaviours=behaviours, samples=samples)
+    whole.folder, whole.schema, whole.labels = first.folder, first.schema, first.labels
+    whole.user_numbers = np.concatenate([unit.user_numbers for unit in units])
+    whole.behaviours = _joined_behaviours([unit.behaviours for unit in units])
+    whole.sequences = {name: _joined_behaviours([unit.sequences[name] for unit in units]) for name in first.sequences}
+    whole.offsets, whole.item, whole.time = whole.behaviours.offsets, whole.behaviours.item, whole.behaviours.time
+    if first.labels == "next":
+        whole.row_offsets, whole.row_item, whole.row_time = whole.offsets, whole.item, whole.time
+        names: tuple[str, ...] = ("_from", "_to", "_held")
+        whole.row_label = None
+    else:
+        whole.row_offsets = _joined_offsets([unit.row_offsets for unit in units])
+        names = ("row_item", "row_time", "row_label", "_end", "_split")
+    for name in names:
+        setattr(whole, name, np.concatenate([getattr(unit, name) for unit in units]))
+    whole.row_users = _joined_values([unit.row_users for unit in units])
+    whole.row_dense = _joined_values([unit.row_dense for unit in units])
+    return whole
+
+
+def _joined_offsets(offsets: Sequence[Array]) -> Array:
+    ends = np.cumsum([0, *(each[-1] for each in offsets)])
+    return np.concatenate([offsets[0], *(each[1:] + end for each, end in zip(offsets[1:], ends[1:], strict=False))])
+
+
+def _joined_values(values: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([each[name] for each in values]) for name in values[0]}
+
+
+def _joined_behaviours(parts: Sequence[Behaviours]) -> Behaviours:
+    return Behaviours(
+        _joined_offsets([part.offsets for part in parts]),
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([part.time for part in parts]),
+        _joined_values([part.fields for part in parts]),
+        _joined_values([part.numbers for part in parts]),
+    )
 
 
 def _time_type(table: pa.Table) -> pa.DataType:

@@ -16,15 +16,16 @@ from dien_kernels.batch import Batch, Schema
 from dien_kernels.checks import check_flag
 from dien_kernels.data._arrow import Array
 from dien_kernels.data._options import check_integer
-from dien_kernels.data._plan import ORDER, Cut, EpochPlan, order_of
+from dien_kernels.data._plan import ORDER, Cut, EpochPlan, blocks_of, order_of
 from dien_kernels.data._rows import Drawn, Rows
+from dien_kernels.data._unit import Unit, joined
 from dien_kernels.data.folder import SPLITS
 from dien_kernels.data.negatives import Negatives, Owned, stream
 from dien_kernels.data.prepared import Prepared
 
 EXCLUDE = ("own", "history", "none")
 REPEATS = ("keep", "drop")
-_KEPT = 2  # units
+_KEPT = 2  # blocks
 
 
 class Loader:
@@ -35,13 +36,13 @@ class Loader:
     folder alone. With given labels a sample is one row. No history is longer than ``max_length``: the newest
     behaviours are kept.
 
-    A unit (a row group of the folder) is read at a time, and two are held: memory does not grow with the log. For
-    training, the units come in an order that is drawn for each epoch, and the samples of a unit are shuffled.
+    A block of units (row groups of the folder) is read at a time, and two are held: memory does not grow with the log.
+    For training, the blocks come in an order that is drawn for each epoch, and the samples of a block are shuffled.
 
     Args:
         prepared: the folder.
         split: ``"train"``, ``"valid"`` or ``"test"``.
-        batch_size: rows in a batch, at most (the last one of a unit may be smaller): samples * (1 + K).
+        batch_size: rows in a batch, at most (the last one of a block may be smaller): samples * (1 + K).
         max_length: behaviours of a history, at most; None: all. It is that of further sequences, too.
         negatives: K of training with next-behaviour labels.
         auxiliary_negatives: negatives beside each behaviour, for the auxiliary loss; training only, 0 for
@@ -60,13 +61,15 @@ class Loader:
         workers: processes that make batches; 0: the caller's. They change nothing but speed.
         start_method: of the workers: ``"fork"``, ``"spawn"``, ``"forkserver"``, or None for that of the platform.
         bucket: whether histories of similar length come into one batch: shuffled samples are sorted by length
-            in windows of 64 batches, and the batches shuffled again; without shuffling those of a unit are sorted.
+            in windows of 64 batches, and the batches shuffled again; without shuffling those of a block are sorted.
+        block: behaviours of a block, at most (but one unit at least): the larger, the more is shuffled together, and
+            the more memory is needed, some 30 bytes a behaviour of two blocks.
         share_histories: False: every row has a history of its own (``history_of`` is None); the same rows
             otherwise.
         pin_memory: whether batches are in page-locked memory, for copies to a GPU.
         rank, world: this process's number, and how many there are. Batches are dealt out in groups of ``world``
             neighbours, which have similar lengths. All ranks have equally many. A rank may get a batch without rows at
-            the end of a unit that has fewer samples left than there are ranks.
+            the end of a block that has fewer samples left than there are ranks.
 
     Attributes:
         schema: that of the batches: the folder's, and ``"time_gap"``.
@@ -100,6 +103,7 @@ class Loader:
         workers: int = 0,
         start_method: str | None = None,
         bucket: bool = True,
+        block: int = 1 << 21,
         share_histories: bool = True,
         pin_memory: bool = False,
         rank: int = 0,
@@ -117,6 +121,7 @@ class Loader:
             ("seed", seed, 0),
             ("since", since, 0),
             ("workers", workers, 0),
+            ("block", block, 1),
             ("rank", rank, 0),
             ("world", world, 1),
         ):
@@ -147,7 +152,8 @@ class Loader:
         self.max_length, self.seed, self.workers, self.start_method = max_length, seed, workers, start_method
         self.exclude, self.repeats, self.time_gap, self.since = exclude, repeats, time_gap, int(since)
         self.shuffle = self.training if shuffle is None else shuffle
-        self.bucket, self.share_histories, self.pin_memory = bucket, share_histories, pin_memory
+        self.bucket, self.block = bucket, block
+        self.share_histories, self.pin_memory = share_histories, pin_memory
         self.rank, self.world = rank, world
         self.negatives = _negatives(prepared, split, negatives)
         self.auxiliary_negatives = auxiliary_negatives if self.training else 0
@@ -162,19 +168,19 @@ class Loader:
         self._kept: OrderedDict[int, _Held] = OrderedDict()
         self._plan: tuple[int | None, EpochPlan] | None = None
         self._next = (0, 0)
-        self._samples = self._in_units()
+        self._blocks, self._samples = self._in_blocks()
         if repeats == "drop":
-            self._samples = np.array([self._count(number) for number in range(self._samples.size)], np.int64)
+            self._samples = np.array([sum(map(self._count, block)) for block in self._blocks], np.int64)
 
-    def _in_units(self) -> Array:
-        """int64: the samples of each unit, none of those of a generation before ``since``."""
+    def _in_blocks(self) -> tuple[list[list[int]], Array]:
+        """The units of each block, and its samples, int64; none of a generation before ``since``."""
         units = self.prepared.units
-        return np.array([unit.samples[self.split] * (unit.generation >= self.since) for unit in units], np.int64)
+        samples = np.array([unit.samples[self.split] * (unit.generation >= self.since) for unit in units], np.int64)
+        blocks = blocks_of(np.array([unit.behaviours for unit in units], np.int64), samples, self.block)
+        return blocks, np.array([samples[block].sum() for block in blocks], np.int64)
 
     def _count(self, number: int) -> int:
         """The samples of a unit that are no repetitions."""
-        if not self._samples[number]:
-            return 0
         unit = self.prepared.read_unit(number, times=False)
         return int((~unit.repeated(unit.samples(self.split))).sum())
 
@@ -183,13 +189,13 @@ class Loader:
         state = self.__dict__ | {"_kept": OrderedDict(), "_plan": None}
         state.pop("_sampler", None)
         if self.repeats == "keep":
-            state["_samples"] = None  # the folder says it
+            state["_samples"] = state["_blocks"] = None  # the folder says it
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._samples is None:
-            self._samples = self._in_units()
+            self._blocks, self._samples = self._in_blocks()
 
     def __len__(self) -> int:
         """The number of batches of an epoch, for this rank."""
@@ -232,7 +238,7 @@ class Loader:
         """All that decides which batches there are, beside epoch and index: plain data. ``workers`` is not of it."""
         names = (
             "split", "batch_samples", "max_length", "negatives", "auxiliary_negatives", "exclude", "repeats",
-            "since", "time_gap", "shuffle", "seed", "bucket", "share_histories", "rank", "world",
+            "since", "time_gap", "shuffle", "seed", "bucket", "block", "share_histories", "rank", "world",
         )  # fmt: skip
         return {"fingerprint": self.prepared.fingerprint} | {name: getattr(self, name) for name in names}
 
@@ -269,14 +275,14 @@ class Loader:
         return held.rows.batch(order[first:end], drawn)
 
     def _plan_of(self, epoch: int) -> EpochPlan:
-        """The order of the units of an epoch. The last epoch's plan is kept."""
+        """The order of the blocks of an epoch. The last epoch's plan is kept."""
         key = epoch if self.shuffle else None
         if self._plan is None or self._plan[0] != key:
             self._plan = (key, EpochPlan(self._samples, self._cut, self.seed, key))
         return self._plan[1]
 
     def _hold(self, number: int) -> _Held:
-        """Unit ``number`` and what is made of it; the last two are kept."""
+        """Block ``number`` and what is made of it; the last two are kept."""
         if number not in self._kept:
             while len(self._kept) >= _KEPT:
                 self._kept.popitem(last=False)
@@ -295,19 +301,19 @@ class Loader:
 
 
 class _Held:
-    """A unit, its samples of the loader's split, and their order in the last epoch that was asked for."""
+    """A block, its samples of the loader's split, and their order in the last epoch that was asked for."""
 
     def __init__(self, loader: Loader, number: int) -> None:
         prepared = loader.prepared
-        unit = prepared.read_unit(number, times=loader.time_gap or bool(prepared.schema.sequences))
-        samples = unit.samples(loader.split)
-        owned = Owned(unit.offsets, unit.item, next(iter(prepared.schema.items.values())))
+        times = loader.time_gap or bool(prepared.schema.sequences)
+        units = [prepared.read_unit(each, times=times) for each in loader._blocks[number]]
         fixed = None
         if not loader.training and loader.negatives:
-            # Keyed by the folder's seed, unit and split: whatever the loader's options, the rows are the same.
-            users = np.repeat(samples.user.astype(np.int64), loader.negatives)
-            generator = stream(prepared.meta["options"]["seed"], 0, number, SPLITS.index(loader.split))
-            fixed = loader._sampler.draw(users, owned, generator).astype(np.int32).reshape(-1, loader.negatives)
+            of_units = zip(loader._blocks[number], units, strict=True)
+            fixed = np.concatenate([_fixed(loader, each, unit) for each, unit in of_units])
+        unit = joined(units)
+        samples = unit.samples(loader.split)
+        owned = Owned(unit.offsets, unit.item, next(iter(prepared.schema.items.values())))
         if loader.repeats == "drop":
             kept = np.flatnonzero(~unit.repeated(samples))
             samples = type(samples)(*(column[kept] for column in samples))
@@ -338,6 +344,17 @@ class _Held:
             generator = None if epoch is None else stream(loader.seed, epoch, self.number, ORDER)
             self._order = (epoch, *order_of(self.rows.lengths, loader._cut, loader.bucket, generator))
         return self._order[1:]
+
+
+def _fixed(loader: Loader, number: int, unit: Unit) -> Array:
+    """int32 [S, K]: the fixed negatives of the samples of a unit.
+
+    Keyed by the folder's seed, the unit and the split: whatever the loader's options, the rows are the same.
+    """
+    prepared, users = loader.prepared, np.repeat(unit.samples(loader.split).user.astype(np.int64), loader.negatives)
+    owned = Owned(unit.offsets, unit.item, next(iter(prepared.schema.items.values())))
+    generator = stream(prepared.meta["options"]["seed"], 0, number, SPLITS.index(loader.split))
+    return loader._sampler.draw(users, owned, generator).astype(np.int32).reshape(-1, loader.negatives)
 
 
 def batch_schema(schema: Schema, time_gap: bool) -> Schema:

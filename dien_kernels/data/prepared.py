@@ -227,7 +227,7 @@ class Prepared:
         if not 0 <= user < users:
             raise IndexError(f"user must lie between 0 and {users - 1}, got {user}")
         unit = self.unit(int(np.searchsorted(self._first_users, user, side="right")) - 1)
-        place = user - unit.first_user
+        place = user - unit.info.first_user
         return np.asarray(unit.item[unit.offsets[place] : unit.offsets[place + 1]])
 
     @cached_property

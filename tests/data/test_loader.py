@@ -106,6 +106,7 @@ def folder_of(log: list[tuple[Any, ...]], path: Path, *, every: bool, labelled: 
     drop=st.booleans(),
     large=st.booleans(),
     world=st.integers(1, 3),
+    block=st.sampled_from([1, 6, 1 << 21]),
 )
 def test_batches_decode_to_the_samples_of_the_definition(
     log: list[tuple[Any, ...]],
@@ -119,6 +120,7 @@ def test_batches_decode_to_the_samples_of_the_definition(
     drop: bool,
     large: bool,
     world: int,
+    block: int,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = folder_of(log, Path(folder) / "p", every=every, labelled=labelled, large=large)
@@ -133,6 +135,7 @@ def test_batches_decode_to_the_samples_of_the_definition(
                 negatives=2,
                 shuffle=shuffle,
                 bucket=bucket,
+                block=block,
                 share_histories=share,
                 seed=3,
                 repeats="drop" if drop else "keep",
@@ -174,7 +177,7 @@ def test_every_sample_once_and_bit_equal_when_resumed(prepared: Prepared, split:
     found: Counter[Any] = Counter()
     steps = set()
     for rank in range(world):
-        options = {"batch_size": 48, "seed": 7, "rank": rank, "world": world}
+        options = {"batch_size": 48, "seed": 7, "rank": rank, "world": world, "block": 1}
         loader = Loader(prepared, split, workers=workers, **options)  # type: ignore[arg-type]
         alone = list(loader.epoch(2))
         steps.add(len(alone))
@@ -226,7 +229,7 @@ def test_a_worker_gets_a_path(prepared: Prepared, repeats: str) -> None:
 
 def test_held_arrays_are_those_of_two_units(prepared: Prepared) -> None:
     """Nothing that is held has an entry for each sample of the folder."""
-    loader = Loader(prepared, batch_size=32)
+    loader = Loader(prepared, batch_size=32, block=1)
     list(loader.epoch(0))
     assert len(loader._kept) == 2
     largest = max(unit.behaviours for unit in prepared.units) + 1
@@ -257,7 +260,7 @@ def test_lost_and_damaged_shards_are_named_in_the_middle_of_an_epoch(prepared: P
     for workers in (0, 2):
         path = tmp_path / f"p{workers}"
         shutil.copytree(prepared.path, path)
-        running = Loader(Prepared.open(path), batch_size=32, workers=workers, shuffle=False).epoch(0)
+        running = Loader(Prepared.open(path), batch_size=32, workers=workers, shuffle=False, block=1).epoch(0)
         next(running)
         file = path / "shards" / "part-00001.parquet"
         whole = file.read_bytes()
@@ -294,13 +297,30 @@ def test_random_state_of_the_process_is_neither_read_nor_changed(prepared: Prepa
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_samples_of_a_block_are_shuffled_together(prepared: Prepared) -> None:
+    """Blocks of one unit keep the users of different units apart, one large block mixes them; the rows are the same."""
+    ends = np.cumsum([unit.users for unit in prepared.units])
+    for split, fixed in (("train", False), ("valid", True)):
+        found = []
+        for block in (1, 1 << 21):
+            loader = Loader(prepared, split, batch_size=64, block=block, bucket=False, auxiliary_negatives=0)
+            batches = list(loader.epoch(0))
+            units = [len(np.unique(np.searchsorted(ends, batch.group.numpy(), side="right"))) for batch in batches]  # type: ignore[union-attr]
+            assert max(units) == 1 if block == 1 else max(units) > 2
+            rows = Counter(row for batch in batches for row in rows_of(prepared, batch))
+            found.append(rows if fixed else Counter({row: n for row, n in rows.items() if row[3] == 1}))
+        assert found[0] == found[1]  # the fixed negatives are those of the folder
+    with pytest.raises(ValueError, match="block must be 1, as it was in the state, got 2097152"):
+        Loader(prepared).resume(Loader(prepared, block=1).state)
+
+
 def test_epochs_and_seeds_differ_in_order_and_negatives(prepared: Prepared) -> None:
-    loader = Loader(prepared, batch_size=32)
+    loader = Loader(prepared, batch_size=32, block=1)
     first, second = loader.batch(0, 0), loader.batch(1, 0)
     assert not same(first.target, second.target)
-    assert not same(first.target, Loader(prepared, batch_size=32, seed=1).batch(0, 0).target)
-    units = {tuple(loader._plan_of(epoch).units.tolist()) for epoch in range(9)}
-    assert len(units) > 5
+    assert not same(first.target, Loader(prepared, batch_size=32, seed=1, block=1).batch(0, 0).target)
+    blocks = {tuple(loader._plan_of(epoch).blocks.tolist()) for epoch in range(9)}
+    assert len(blocks) > 5
     still = Loader(prepared, batch_size=32, shuffle=False)
     one, two = still.batch(0, 0), still.batch(1, 0)
     positive = one.label == 1
