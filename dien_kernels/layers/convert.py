@@ -191,22 +191,29 @@ def from_rows(
     return Weights(weight_ih, weight_hh, bias_ih, bias_hh, reset, update, form)
 
 
-def from_deepctr_torch(weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None = None) -> Weights:
-    """DeepCTR-Torch's AUGRU and AGRU cells: rows [r|u|n], the paper's form, one bias tensor in both places.
+def from_deepctr_torch(
+    weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None = None, bias_hh: Tensor | None = None
+) -> Weights:
+    """DeepCTR-Torch's AUGRU and AGRU cells: rows [r|u|n], the paper's form.
 
-    Its cells register one tensor as ``bias_ih`` and as ``bias_hh``, so r sees 2 b_r, u sees 2 b_u and
-    n = tanh(W x + b_n + r * (U h + b_n)), and the gradient of b is the sum over both places. Here ``b_hh is
-    b_ih``; the layers keep that as ``bias="tied"``. Its extractor is a ``torch.nn.GRU``: use ``from_rows``
-    for it.
+    Its AGRU cell has two biases. Its AUGRU cell registers one tensor as ``bias_ih`` and as ``bias_hh``, so r sees
+    2 b_r, u sees 2 b_u and n = tanh(W x + b_n + r * (U h + b_n)), and the gradient of b is the sum over both places:
+    give the one bias, or the same tensor twice. Then ``b_hh is b_ih`` here, and the layers keep that as
+    ``bias="tied"``. Its extractor is a ``torch.nn.GRU``: use ``from_rows`` for it.
 
-    Args: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias`` [3H] or None.
+    Args: ``weight_ih`` [3H, I], ``weight_hh`` [3H, H], ``bias_ih`` and ``bias_hh`` [3H]; a ``bias_hh`` that is None is
+    ``bias_ih``, and both None are no biases.
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type or shape.
     """
-    if bias is not None:
-        _check_matrix("weight_hh", weight_hh, "[3H, H]")
-        _check("bias", bias, (3 * _hidden(weight_hh, "weight_hh", "[3H, H]"),), "[3H]")
-        _check_alike({"weight_hh": weight_hh}, {"bias": bias})
-    return from_rows(weight_ih, weight_hh, bias, bias, update="candidate", form="paper")
+    if bias_ih is None and bias_hh is not None:
+        raise ValueError("bias_ih must be given where bias_hh is, got None")
+    _check_matrix("weight_hh", weight_hh, "[3H, H]")
+    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None:
+            _check(name, bias, (3 * _hidden(weight_hh, "weight_hh", "[3H, H]"),), "[3H]")
+    _check_alike({"weight_hh": weight_hh}, {"bias_ih": bias_ih, "bias_hh": bias_hh})
+    bias_hh = bias_ih if bias_hh is None else bias_hh
+    return from_rows(weight_ih, weight_hh, bias_ih, bias_hh, update="candidate", form="paper")
 
 
 def from_fuxictr(

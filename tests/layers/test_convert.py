@@ -66,9 +66,9 @@ def bias(p: P, name: str) -> Any:
 
 
 def torch_cell(p: P, x: Tensor, h: Tensor, a: Tensor | None, mix: Mix) -> Tensor:
-    """Rows [r|u|n], two biases: torch.nn.GRU, RecBole, prediction-flow, MindSpore; DeepCTR-Torch with one."""
-    gx = x @ p["weight_ih"].t() + bias(p, "bias_ih" if "bias_ih" in p else "bias")
-    gh = h @ p["weight_hh"].t() + bias(p, "bias_hh" if "bias_hh" in p else "bias")
+    """Rows [r|u|n], two biases: torch.nn.GRU, RecBole, prediction-flow, MindSpore; DeepCTR-Torch's AUGRU with one."""
+    gx = x @ p["weight_ih"].t() + bias(p, "bias_ih")
+    gh = h @ p["weight_hh"].t() + bias(p, "bias_hh" if "bias_hh" in p else "bias_ih")
     (x_r, x_u, x_n), (h_r, h_u, h_n) = gx.chunk(3, 1), gh.chunk(3, 1)
     n = tanh(x_n + sigmoid(x_r + h_r) * h_n)
     return mix(sigmoid(x_u + h_u), n, h, a)
@@ -171,8 +171,8 @@ SOURCES = {
     ),
     "prediction-flow": Source(from_rows, ROWS | TWO, torch_cell, flow, {"form": "prediction_flow"}),
     "mindspore": Source(from_rows, ROWS | TWO, torch_cell, keep, {"form": "authors"}),
-    "deepctr-torch": Source(from_deepctr_torch, ROWS | {"bias": (3 * H,)}, torch_cell, paper),
-    "deepctr-torch-agru": Source(from_deepctr_torch, ROWS | {"bias": (3 * H,)}, torch_cell, replaced, layers=(AGRU,)),
+    "deepctr-torch": Source(from_deepctr_torch, ROWS | {"bias_ih": (3 * H,)}, torch_cell, paper),
+    "deepctr-torch-agru": Source(from_deepctr_torch, ROWS | TWO, torch_cell, replaced, layers=(AGRU,)),
     "deepctr-torch-no-bias": Source(from_deepctr_torch, ROWS, torch_cell, paper),
     "fuxictr": Source(from_fuxictr, FUXI | {"x2h_bias": (3 * H,), "h2h_bias": (3 * H,)}, fuxi_cell, paper),
     "fuxictr-agru": Source(
@@ -310,7 +310,6 @@ def test_which_bias_a_source_has() -> None:
     modes = {n: s.load(**leaves(s), **s.options).bias for n, s in SOURCES.items()}
     assert {n for n, m in modes.items() if m == "tied"} == {
         "deepctr-torch",
-        "deepctr-torch-agru",
         "graphcore-after",
     }
     assert {n for n, m in modes.items() if m is False} == {n for n in SOURCES if n.endswith("no-bias")}

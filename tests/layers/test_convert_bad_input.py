@@ -29,7 +29,7 @@ I, H = 3, 4  # noqa: E741
 
 GOOD: dict[Callable[..., Any], dict[str, tuple[int, ...]]] = {
     from_rows: {"weight_ih": (12, I), "weight_hh": (12, H), "bias_ih": (12,), "bias_hh": (12,)},
-    from_deepctr_torch: {"weight_ih": (12, I), "weight_hh": (12, H), "bias": (12,)},
+    from_deepctr_torch: {"weight_ih": (12, I), "weight_hh": (12, H), "bias_ih": (12,), "bias_hh": (12,)},
     from_fuxictr: {"x2h_weight": (12, I), "h2h_weight": (12, H), "x2h_bias": (12,), "h2h_bias": (12,)},
     from_tf: {"gates_kernel": (7, 8), "candidate_kernel": (7, H), "gates_bias": (8,), "candidate_bias": (H,)},
     from_graphcore: {"kernel": (7, 12), "bias": (12,)},
