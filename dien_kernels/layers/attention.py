@@ -66,7 +66,7 @@ class BilinearAttention(nn.Module):
     float64, else float32. Exactly 0 past a row's length, at masked steps and in rows without a valid step;
     NaN there reaches nothing.
 
-    Differentiable once in ``target``, ``states`` and ``weight``; under autocast all three are cast.
+    Differentiable in ``target``, ``states`` and ``weight``; under autocast all three are cast.
     Raises ``TypeError`` or ``ValueError`` naming the argument.
 
     Set the attribute ``weight_init`` to ``"glorot"`` for another start (``dien_kernels.layers.starts``).

@@ -257,7 +257,7 @@ class AUGRU(_AttentionGRU):
     with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
     each row's last valid step, ``h0`` where there is none.
 
-    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable in x,
     attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
@@ -367,7 +367,7 @@ class AGRU(_AttentionGRU):
     with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
     each row's last valid step, ``h0`` where there is none.
 
-    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable in x,
     attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
@@ -424,7 +424,7 @@ class AIGRU(_AttentionGRU):
     with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after
     each row's last valid step, ``h0`` where there is none.
 
-    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in x,
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable in x,
     attention, h0 and every parameter. Under autocast x and the matrices are cast; all else stays float32.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,

@@ -123,7 +123,7 @@ class GRU(nn.Module):
         h_n: [D * num_layers, B, H], or [D * num_layers, H] for a [T, I] input: the state after each row's
             last valid step (reverse: first); ``hx`` where there is none.
 
-    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable once in
+    NaN past a row's length or at a masked step changes no output and no gradient. Differentiable in
     ``input``, ``hx`` and every parameter. Under autocast the input and the matrices are cast; biases, ``hx``,
     state and sums stay float32.
 

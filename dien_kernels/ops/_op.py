@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dien_kernels.ops._autograd import distinct, function_of
+from dien_kernels.ops._autograd import Evaluate, distinct, function_of
 from dien_kernels.ops._dispatch import Refuses, register_backend
 from dien_kernels.ops._register import define_raw, implement_raw, raw
 
@@ -65,11 +65,12 @@ class Op:
         forward: Callable[..., Any],
         kept: Callable[[tuple[Any, ...]], tuple[Any, ...]],
         backward: Callable[..., Sequence[Tensor | None]],
+        evaluate: Evaluate,
         *,
         outputs: int,
     ) -> None:
         """Give the op its derivative; the arguments are those of ``function_of``."""
-        self.function = function_of(forward, kept, backward, outputs=outputs)
+        self.function = function_of(forward, kept, backward, evaluate, outputs=outputs)
 
     def apply(self, backend: str, groups: Any, options: Any, tensors: tuple[Tensor | None, ...]) -> Any:
         """Run the op through its ``autograd.Function``."""

@@ -20,13 +20,18 @@ from dien_kernels.checks import compute_dtype
 Definition = Callable[..., "tuple[Tensor, ...]"]
 
 
+def evaluated(definition: Definition, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the definition makes of ``inputs``, evaluated in the compute dtype; autograd may differentiate it."""
+    return definition(*(_computed(t) for t in inputs))
+
+
 def outputs_of(definition: Definition, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the definition makes of ``inputs``, evaluated in the compute dtype and without a graph.
 
     The results are new tensors: a raw op must not return its input.
     """
     with torch.no_grad():
-        return _new(definition(*(_computed(t) for t in inputs)))
+        return _new(evaluated(definition, inputs))
 
 
 def outputs_and_gradients_of(

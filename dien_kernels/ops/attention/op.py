@@ -96,7 +96,11 @@ def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[
     return dtarget, dstates, *(None,) * _LAYOUT, *dlayers
 
 
-ATTENTION.derivative(_forward, lambda results: results, _backward, outputs=1)
+def _evaluate(counts: tuple[int, int, int], options: Options, tensors: Sequence[Any]) -> Sequence[Tensor]:
+    return reference_backend.evaluate(*_grouped_fwd(*_arguments(counts, tensors), *options))
+
+
+ATTENTION.derivative(_forward, lambda results: results, _backward, _evaluate, outputs=1)
 
 
 def attention_scores(
@@ -168,11 +172,11 @@ def attention_scores(
     reaches its row and the gradient of every weight. At most about M1 values a step are alive at once, for a
     tile of rows.
 
-    Differentiable once in ``target``, ``states``, ``weights``, ``biases`` and ``slopes``; under autocast
+    Differentiable in ``target``, ``states``, ``weights``, ``biases`` and ``slopes``; under autocast
     ``target``, ``states`` and ``weights`` are cast, biases, slopes and sums stay float32.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
-    value or option; ``RuntimeError`` for a backend that refuses and for a second derivative. Values of index
+    value or option; ``RuntimeError`` for a backend that refuses. Values of index
     tensors are read on the CPU only; elsewhere they are clamped.
 
     >>> target, states = torch.randn(2, 3), torch.randn(2, 5, 4)

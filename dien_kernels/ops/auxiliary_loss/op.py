@@ -88,14 +88,20 @@ def _forward(backend: str, counts: tuple[int, int, int], options: Options, tenso
 def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[Any, ...]:
     """The derivative of a scalar is known but for a factor: the forward has computed it with the loss, and here it is
     scaled. So nothing is computed twice and no logits are kept; what is kept has the inputs' size. The inputs are saved
-    for their dtypes, and so that a second derivative can be refused by each of them."""
+    for their dtypes, and for derivatives of higher order."""
     (states, positive, negative, _, _, *layers), kept = saved[: ctx.count], saved[ctx.count :]
     inputs = (states, positive, negative, *layers)
     dstates, dpositive, dnegative, *dlayers = ((d * arriving[0]).to(t.dtype) for d, t in zip(kept, inputs, strict=True))
     return dstates, dpositive, dnegative, None, None, *dlayers
 
 
-AUXILIARY_LOSS.derivative(_forward, lambda results: results[1:], _backward, outputs=1)
+def _evaluate(counts: tuple[int, int, int], options: Options, tensors: Sequence[Any]) -> Sequence[Tensor]:
+    states, positive, negative, lengths, offsets, *layers = tensors
+    split = split_layers(counts, layers)
+    return reference_backend.evaluate(*_grouped(states, positive, negative, *split, lengths, offsets, *options))
+
+
+AUXILIARY_LOSS.derivative(_forward, lambda results: results[1:], _backward, _evaluate, outputs=1)
 
 
 def auxiliary_loss(
@@ -176,11 +182,11 @@ def auxiliary_loss(
     Past a row's length nothing is read: NaN there changes no loss and no gradient, and gradients there are
     0. NaN in a pair reaches the loss and the gradient of every weight.
 
-    Differentiable once in ``states``, ``positive``, ``negative``, ``weights``, ``biases``, ``slopes`` and
+    Differentiable in ``states``, ``positive``, ``negative``, ``weights``, ``biases``, ``slopes`` and
     ``affine``; under autocast the first four are cast, the rest and the sums stay float32.
 
     Raises ``TypeError`` or ``ValueError`` naming the argument for a wrong type, dtype, rank, size, device,
-    value or option; ``RuntimeError`` for a backend that refuses and for a second derivative.
+    value or option; ``RuntimeError`` for a backend that refuses.
 
     >>> h, e, n = torch.zeros(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     >>> auxiliary_loss(h, e, n, lengths=torch.tensor([5, 1]))

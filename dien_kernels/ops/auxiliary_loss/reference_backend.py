@@ -7,7 +7,7 @@ from torch import Tensor
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
 from dien_kernels.ops._mlp import split_layers
-from dien_kernels.ops._reference import outputs_and_gradients_of, outputs_of
+from dien_kernels.ops._reference import evaluated, outputs_and_gradients_of, outputs_of
 from dien_kernels.ops.auxiliary_loss.contract import Inputs, LossAndGradients, Options, check_index_values
 from dien_kernels.ops.auxiliary_loss.reference import auxiliary_loss
 
@@ -16,7 +16,7 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _call(inputs: Inputs, histories: Histories, options: Options):  # type: ignore[no-untyped-def]
+def call_of(inputs: Inputs, histories: Histories, options: Options):  # type: ignore[no-untyped-def]
     """The definition and its inputs."""
     check_index_values(inputs.states, histories)
     counts = inputs.layers.counts()
@@ -27,11 +27,16 @@ def _call(inputs: Inputs, histories: Histories, options: Options):  # type: igno
     return definition, inputs.tensors()
 
 
+def evaluate(inputs: Inputs, histories: Histories, options: Options) -> tuple[Tensor, ...]:
+    """The loss, as autograd differentiates it."""
+    return evaluated(*call_of(inputs, histories, options))
+
+
 def fwd(inputs: Inputs, histories: Histories, options: Options) -> Tensor:
-    (loss,) = outputs_of(*_call(inputs, histories, options))
+    (loss,) = outputs_of(*call_of(inputs, histories, options))
     return loss
 
 
 def fwd_bwd(inputs: Inputs, histories: Histories, options: Options) -> LossAndGradients:
-    (loss,), gradients = outputs_and_gradients_of(*_call(inputs, histories, options))
+    (loss,), gradients = outputs_and_gradients_of(*call_of(inputs, histories, options))
     return LossAndGradients.of(inputs, loss, gradients)

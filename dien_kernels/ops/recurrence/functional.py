@@ -73,7 +73,7 @@ def gru(
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
         another), and h_n, the last state of each row, [B, H] (h0 for rows of length 0); both in the storage
-        dtype. x, weights, biases and h0 have gradients, once: there is no double backward.
+        dtype. x, weights, biases and h0 have gradients, of every order.
 
     Raises:
         ValueError: a wrong shape, device or option, more than one of lengths, offsets and mask; on the CPU also
@@ -165,7 +165,7 @@ def augru(
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
         another), and h_n, the last state of each row, [B, H] (h0 for rows of length 0); both in the storage
-        dtype. x, attention, weights, biases and h0 have gradients, once: there is no double backward.
+        dtype. x, attention, weights, biases and h0 have gradients, of every order.
 
     Raises:
         ValueError: a wrong shape, device or option, more than one of lengths, offsets and mask; on the CPU also
@@ -253,7 +253,7 @@ def agru(
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
         another), and h_n, the last state of each row, [B, H] (h0 for rows of length 0); both in the storage
-        dtype. x, attention, weights, biases and h0 have gradients, once: there is no double backward.
+        dtype. x, attention, weights, biases and h0 have gradients, of every order.
 
     Raises:
         ValueError: a wrong shape, device or option, more than one of lengths, offsets and mask; on the CPU also
@@ -338,7 +338,7 @@ def aigru(
     Returns:
         y, the state after each step, [B, T, H] or in jagged form [steps of all rows, H] (rows one after
         another), and h_n, the last state of each row, [B, H] (h0 for rows of length 0); both in the storage
-        dtype. x, attention, weights, biases and h0 have gradients, once: there is no double backward.
+        dtype. x, attention, weights, biases and h0 have gradients, of every order.
 
     Raises:
         ValueError: a wrong shape, device or option, more than one of lengths, offsets and mask; on the CPU also

@@ -133,7 +133,11 @@ def _backward(ctx: Any, arriving: Sequence[Any], saved: Sequence[Any]) -> tuple[
     )
 
 
-RECURRENCE.derivative(_forward, lambda results: (results[0], results[2]), _backward, outputs=2)
+def _evaluate(_: None, options: Options, tensors: Sequence[Any]) -> Sequence[Tensor]:
+    return reference_backend.evaluate(*_grouped_fwd(*tensors, *options))
+
+
+RECURRENCE.derivative(_forward, lambda results: (results[0], results[2]), _backward, _evaluate, outputs=2)
 
 
 def recurrence(

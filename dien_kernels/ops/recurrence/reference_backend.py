@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import Tensor
+
 from dien_kernels.checks import compute_dtype
 from dien_kernels.histories import Histories
 from dien_kernels.ops._dispatch import Call
-from dien_kernels.ops._reference import outputs_and_gradients_of, outputs_of
+from dien_kernels.ops._reference import evaluated, outputs_and_gradients_of, outputs_of
 from dien_kernels.ops.recurrence.contract import Forward, Gradients, Inputs
 from dien_kernels.ops.recurrence.forms import Options, check_index_values
 from dien_kernels.ops.recurrence.reference import recurrence
@@ -17,7 +19,7 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _call(inputs: Inputs, histories: Histories, options: Options):  # type: ignore[no-untyped-def]
+def call_of(inputs: Inputs, histories: Histories, options: Options):  # type: ignore[no-untyped-def]
     """The definition and its inputs, with zeros in place of tensors that are absent."""
     x, attention, w_ih, w_hh, b_ih, b_hh, h0 = inputs
     check_index_values(x, attention, histories, time_major=options.time_major)
@@ -32,14 +34,19 @@ def _call(inputs: Inputs, histories: Histories, options: Options):  # type: igno
     return definition, [x, attention, w_ih, w_hh, b_ih, b_hh, h0]
 
 
+def evaluate(inputs: Inputs, histories: Histories, options: Options) -> tuple[Tensor, ...]:
+    """y and h_n, as autograd differentiates them."""
+    return tuple(result.to(inputs.x.dtype) for result in evaluated(*call_of(inputs, histories, options)))
+
+
 def fwd(inputs: Inputs, histories: Histories, options: Options) -> Forward:
-    y, h_n = outputs_of(*_call(inputs, histories, options))
+    y, h_n = outputs_of(*call_of(inputs, histories, options))
     dtype = inputs.x.dtype
     return Forward(y.to(dtype), h_n.to(dtype), y.new_empty(0))
 
 
 def bwd(dy, dh_n, inputs, histories, y, kept, need_dx, options):  # type: ignore[no-untyped-def]
-    definition, tensors = _call(inputs, histories, options)
+    definition, tensors = call_of(inputs, histories, options)
     _, gradients = outputs_and_gradients_of(definition, tensors, (dy, dh_n))
     found, x = Gradients(*gradients), inputs.x
     return found._replace(
