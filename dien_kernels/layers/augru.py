@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from dien_kernels.checks import check_compute_like, check_dtype, check_features, check_like, check_option, check_size
+from dien_kernels.checks import (
+    check_compute_like,
+    check_dtype,
+    check_features,
+    check_like,
+    check_option,
+    check_size,
+    check_tensor,
+)
 from dien_kernels.histories import Histories
 from dien_kernels.layers._checks import check_backend
+from dien_kernels.layers._packed import check_packed, packed_index
 from dien_kernels.layers.convert import Weights, check_source
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName
@@ -145,6 +155,12 @@ class _AttentionGRU(nn.Module):
                 words.append(f"{name}={value}")
         return ", ".join(words)
 
+    @overload
+    def forward(
+        self, x: PackedSequence, attention: PackedSequence, *, h0: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    @overload
     def forward(
         self,
         x: Tensor,
@@ -156,18 +172,52 @@ class _AttentionGRU(nn.Module):
         history: Tensor | None = None,
         h0: Tensor | None = None,
         histories: Histories | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self,
+        x: Tensor | PackedSequence,
+        attention: Tensor | PackedSequence,
+        *,
+        lengths: Tensor | None = None,
+        offsets: Tensor | None = None,
+        mask: Tensor | None = None,
+        history: Tensor | None = None,
+        h0: Tensor | None = None,
+        histories: Histories | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``(y, h_n)`` of a batch; the class says what the arguments are."""
-        return self._run(
-            x,
-            attention,
-            lengths=lengths,
-            offsets=offsets,
-            mask=mask,
-            history=history,
-            h0=h0,
-            histories=histories,
+        layout = {"lengths": lengths, "offsets": offsets, "mask": mask, "history": history, "histories": histories}
+        if isinstance(x, PackedSequence):
+            for name, value in layout.items():
+                if value is not None:
+                    raise ValueError(f"{name} must be None for a PackedSequence, got a {type(value).__name__}")
+            return self._packed(x, attention, h0)
+        return self._run(x, cast(Tensor, attention), h0=h0, **layout)  # the op refuses what is no tensor
+
+    def _packed(self, x: PackedSequence, attention: Any, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        if not isinstance(attention, PackedSequence):
+            raise TypeError(f"attention must be a PackedSequence, as x is, got {type(attention).__name__}")
+        data, batch_sizes, sorted_indices, unsorted_indices = x
+        batch = check_packed("x", x)
+        check_tensor("attention.data", attention.data)
+        if not torch.equal(attention.batch_sizes, batch_sizes):
+            raise ValueError(
+                f"attention must be packed as x is, with batch_sizes {batch_sizes.tolist()}, got "
+                f"{attention.batch_sizes.tolist()}"
+            )
+        scores = attention.data.reshape(-1) if attention.data.dim() == 2 else attention.data  # [N] or [N, 1]
+        if h0 is not None and sorted_indices is not None:
+            check_compute_like("h0", h0, (batch, self.hidden_size), "[B, H]", data, "x.data")
+            h0 = h0.index_select(0, sorted_indices)
+        index = packed_index(batch_sizes, batch, data)
+        y, h_n = self._run(
+            data.index_select(0, index.gather), scores.index_select(0, index.gather), offsets=index.offsets, h0=h0
         )
+        y = y.index_select(0, index.scatter)
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(0, unsorted_indices)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), h_n
 
     def _run(self, x: Tensor, attention: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         w_ih, w_hh, b_ih = self.weight_ih, self.weight_hh, self.bias_ih
@@ -252,6 +302,9 @@ class AUGRU(_AttentionGRU):
         h0: the state before the first step, [B, H], zeros if None; dtypes as ``attention``.
         histories: a ``dien_kernels.Histories``, which says what lengths, offsets, mask and history say and is checked
             once for all ops and layers that read a batch; the four must then be None.
+
+    Or x [N, I] and attention, [N] or [N, 1], are two ``PackedSequence``s that are packed alike: then y is one, too, and
+    h0 and h_n have the rows in the order before packing.
 
     Returns ``(y, h_n)``: y [B, T, H], or [N, H] ([steps of all rows, H] with ``history``) for a jagged batch,
     with zeros (or the state: ``padded``) past a row's length and at masked steps; h_n [B, H], the state after

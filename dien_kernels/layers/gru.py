@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dien_kernels.checks import (
 )
 from dien_kernels.histories import Histories, MaskIndex
 from dien_kernels.layers._checks import check_backend
+from dien_kernels.layers._packed import check_packed, packed_index
 from dien_kernels.layers.convert import Weights, check_source
 from dien_kernels.layers.starts import WEIGHT_INITS, WeightInit, check_gate_bias, reset_recurrence
 from dien_kernels.ops._dispatch import BackendName
@@ -29,42 +30,6 @@ from dien_kernels.ops._layout import compact, spread
 from dien_kernels.ops.recurrence.contract import Inputs
 from dien_kernels.ops.recurrence.forms import Padded, Reset, Update, form_of
 from dien_kernels.ops.recurrence.op import check_weights, recurrence
-
-
-class _Packed(NamedTuple):
-    """How the rows of a packed sequence lie when they are laid out one history after another."""
-
-    offsets: Tensor  # [B + 1] of the jagged batch, longest history first
-    gather: Tensor  # [N] packed row of each jagged row
-    scatter: Tensor  # [N] jagged row of each packed row
-
-
-def _check_packed(packed: PackedSequence) -> int:
-    """Check a packed sequence's own sizes; they live on the host, so nothing waits. Returns B."""
-    check_tensor("input.data", packed.data)
-    check_tensor("input.batch_sizes", packed.batch_sizes)
-    sizes, rows = packed.batch_sizes, packed.data.shape[0]
-    if sizes.dtype != torch.int64 or sizes.dim() != 1:
-        raise TypeError(f"input.batch_sizes must be int64 of shape [T], got {sizes.dtype} {tuple(sizes.shape)}")
-    if sizes.numel() == 0 or int(sizes[-1]) < 1 or bool((sizes.diff() > 0).any()) or int(sizes.sum()) != rows:
-        raise ValueError(
-            "input.batch_sizes must hold at least one size, descending, each at least 1, that sum to the "
-            f"{rows} rows of input.data, got {sizes.tolist()}"
-        )
-    return int(sizes[0])
-
-
-def _packed_index(batch_sizes: Tensor, batch: int, data: Tensor) -> _Packed:
-    """Packed row ``start[t] + b`` holds step t of history b; no loop over steps, no synchronisation."""
-    rows, device = data.shape[0], data.device
-    sizes = batch_sizes.to(device, non_blocking=True)
-    history = torch.arange(batch, device=device)
-    lengths = sizes.shape[0] - torch.searchsorted(sizes.flip(0), history, right=True)
-    offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
-    row = torch.arange(rows, device=device)
-    of_row = torch.repeat_interleave(history, lengths, output_size=rows)
-    gather = (sizes.cumsum(0) - sizes)[row - offsets[of_row]] + of_row
-    return _Packed(offsets, gather, torch.empty_like(gather).scatter_(0, gather, row))
 
 
 class GRU(nn.Module):
@@ -357,7 +322,7 @@ class GRU(nn.Module):
         self._check_input("input.data", data)
         if data.dim() != 2:
             raise ValueError(f"input.data must be [N, I], got shape {tuple(data.shape)}")
-        batch, data = _check_packed(packed), _cast(data)
+        batch, data = check_packed("input", packed), _cast(data)
         if hx is not None and sorted_indices is not None:
             self._check_hx(hx, batch, data)
             hx = hx.index_select(1, sorted_indices)
@@ -365,7 +330,7 @@ class GRU(nn.Module):
             y, h_n = self._stack(data.view(-1, batch, self.input_size), hx, Histories(), True)
             y = y.flatten(0, 1)
         else:
-            index = _packed_index(batch_sizes, batch, data)
+            index = packed_index(batch_sizes, batch, data)
             y, h_n = self._stack(data.index_select(0, index.gather), hx, Histories(offsets=index.offsets), False)
             y = y.index_select(0, index.scatter)
         if unsorted_indices is not None:
