@@ -38,6 +38,8 @@ def user_path(path: str | Path, name: str = "path") -> Path:
     """
     if not isinstance(path, (str, Path)):
         raise TypeError(f"{name} must be a path, text or a pathlib.Path, got {type(path).__name__}")
+    if "\0" in str(path):
+        raise ValueError(f"{name} must be a path without the character NUL, got {str(path)!r}")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -93,7 +93,8 @@ def _show_warning(message: Warning | str, *location: Any, **more: Any) -> None:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Puts the names of the log formats in place of ``FORMATS``, only when help is shown: that needs an import."""
+    """Puts the names of the formats in place of ``FORMATS`` and ``SAMPLES``, only when help is shown: that needs an
+    import."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
@@ -103,8 +104,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             from dien_kernels.data.readers import FORMATS
             from dien_kernels.data.samples import SAMPLE_FORMATS
         except ModuleNotFoundError:
-            return text.replace("FORMATS", "the formats that the extra [train] brings")
-        return text.replace("FORMATS", ", ".join(FORMATS) + "; of samples: " + ", ".join(SAMPLE_FORMATS))
+            return text.replace("; of samples: SAMPLES", "").replace("FORMATS", "those that the extra [train] brings")
+        return text.replace("SAMPLES", ", ".join(SAMPLE_FORMATS)).replace("FORMATS", ", ".join(FORMATS))
 
 
 def _path(word: str) -> str:
@@ -226,7 +227,8 @@ def _log_options(parser: argparse.ArgumentParser, *, prepares: bool = True) -> N
     """Options for raw logs; what is not given keeps the default of ``prepare``. With ``prepares`` False only those that
     say how they are read."""
     group = parser.add_argument_group("raw logs")
-    group.add_argument("--format", help="one of FORMATS (default: as a file's name tells, else parquet)")
+    formats = "FORMATS; of samples: SAMPLES" if prepares else "FORMATS"
+    group.add_argument("--format", help=f"one of {formats} (default: as a file's name tells, else parquet)")
     for role in ("user", "item", "timestamp", "label"):
         group.add_argument(f"--{role}", metavar="COLUMN", help=f"the {role} column (default: the usual names)")
     for kind, text in (

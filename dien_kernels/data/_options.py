@@ -7,6 +7,7 @@ done with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from dien_kernels.data._write import DUPLICATES
 from dien_kernels.data.negatives import SAMPLING
@@ -49,8 +50,10 @@ class Options:
             raise ValueError(f"fractions must be three shares (train > 0) with the sum 1, got {list(shares)}")
 
 
-def check_integer(name: str, number: object, least: int, most: int | None = None) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+def check_integer(name: str, number: object, least: int, most: int | None = None) -> int:
+    """The number as an ``int``; NumPy's integers are welcome."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
-    if most is not None and number > most:
+    if most is not None and int(number) > most:
         raise ValueError(f"{name} must be at most {most}, got {number}")
+    return int(number)

@@ -67,7 +67,8 @@ def thresholds_of(drawn: Array, fractions: tuple[float, float, float]) -> tuple[
     ascending = np.sort(drawn)
     ends = (sizes[0], sum(sizes))
     first, second = (int(ascending[end]) if end < drawn.size else 2**64 - 1 for end in ends)
-    return first, second
+    first = first if fractions[1] else 0  # a split without a share gets no later user, either
+    return first, second if fractions[2] else first
 
 
 def cut_times(times: Array, fractions: tuple[float, float, float]) -> tuple[float, float]:

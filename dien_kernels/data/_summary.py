@@ -23,9 +23,11 @@ _USERS = {
 def summary_of(meta: Mapping[str, Any]) -> str:
     """The counts of the prepared data, and of what was irregular in the log. ``meta`` is what ``meta.json`` holds;
     what another program left out of it has no line."""
-    lines = [*_contents(meta), *_rows(meta), *_fields(meta), *_history(meta), *_users(meta), *_appended(meta)]
-    lines += [f"warning: {warning}" for warning in meta["warnings"]]
-    bad = meta["first_bad_lines"]
+    lines = [*_contents(meta), *_rows(meta), *_fields(meta), *_history(meta["report"], _when(meta)), *_users(meta)]
+    lines += _appended(meta)
+    last = meta.get("appended", [{}])[-1]
+    lines += [f"warning: {warning}" for warning in dict.fromkeys([*meta["warnings"], *last.get("warnings", [])])]
+    bad = last.get("first_bad_lines", []) if meta.get("appended") else meta["first_bad_lines"]
     lines += [f"bad line: {line}" for line in bad[:_BAD_LINES]]
     if len(bad) > _BAD_LINES:
         lines.append("more of them: first_bad_lines in meta.json")
@@ -34,25 +36,32 @@ def summary_of(meta: Mapping[str, Any]) -> str:
 
 def _contents(meta: Mapping[str, Any]) -> Iterator[str]:
     counts, schema, options = meta["counts"], meta["schema"], meta["options"]
-    yield f"{counts['users']:,} users, {counts['behaviours']:,} behaviours{_times(meta)}"
+    of_samples = "grouped_by" in meta
+    users = "histories" if of_samples else "users"
+    yield f"{counts['users']:,} {users}, {counts['behaviours']:,} behaviours{'' if of_samples else _times(meta)}"
     sizes = {**schema["items"], **schema.get("users", {}), **schema.get("behaviours", {})}
     yield "ids: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()) + ' (id 0, "unknown", included)'
     words = [f"{name} {options[name]}" for name in ("labels", "targets") if name in options]
     words = words[:1] if options["labels"] == "given" else words
-    words += [f"split by {options['split']}"] if "split" in options else []
+    words += ["split by file"] if of_samples else [f"split by {options['split']}"] if "split" in options else []
     samples = ", ".join(f"{name} {size:,}" for name, size in counts["samples"].items())
     yield f"samples: {samples} ({', '.join(words)})"
 
 
 def _times(meta: Mapping[str, Any]) -> str:
     """From when to when, and what the log had as times."""
-    seen = [meta.get("seen"), *(entry.get("seen") for entry in meta.get("appended", []))]
+    seen = [meta.get("seen"), *(entry.get("seen") for entry in meta.get("appended", []) if entry["users"])]
     times = [(kind, entry) for found in seen if found for kind, entry in found["times"].items()]
     if not times:
         return ""
     low, high = min(entry["low"] for _, entry in times), max(entry["high"] for _, entry in times)
     zone = " UTC" if meta["time_unit"] == "us" else ""
     return f", from {low} to {high}{zone} (times are {' and '.join(dict.fromkeys(kind for kind, _ in times))})"
+
+
+def _when(meta: Mapping[str, Any]) -> str:
+    """What follows a count of the first log, where there are later ones."""
+    return " by the first prepare" if meta.get("appended") else ""
 
 
 def _rows(meta: Mapping[str, Any]) -> Iterator[str]:
@@ -64,7 +73,7 @@ def _rows(meta: Mapping[str, Any]) -> Iterator[str]:
     of_no_sequence = meta.get("seen", {}).get("left_out", 0)
     out += [f"{of_no_sequence:,} of no sequence"] if of_no_sequence else []
     every = rows + report.get("bad_lines", 0) + of_no_sequence
-    when = " by the first prepare" if meta.get("appended") else ""
+    when = _when(meta)
     yield f"rows: {every:,} read{when}" + ("; left out: " + ", ".join(out) if out else ", none left out")
     copies = report.get("duplicate_rows", 0)
     if copies:
@@ -102,17 +111,16 @@ def _fields(meta: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {cut:,} values were left out, of items that have too many"
 
 
-def _history(meta: Mapping[str, Any]) -> Iterator[str]:
-    report = meta["report"]
+def _history(report: Mapping[str, int], when: str) -> Iterator[str]:
     shares = [
-        f"{report.get(f'{name}_in_history', 0) / report[name]:.1%} of the {word}"
+        f"{report[f'{name}_in_history'] / report[name]:.1%} of the {word}"
         for name, word in (("positives", "positive targets"), ("negatives", "negative ones"))
-        if report.get(name)
+        if report.get(name) and f"{name}_in_history" in report
     ]
     if shares:
-        yield "in the user's own history already: " + " and ".join(shares)
+        yield "in the user's own history already: " + " and ".join(shares) + when
     if report.get("empty_histories"):
-        yield f"histories: {report['empty_histories']:,} samples have an empty one"
+        yield f"histories: {report['empty_histories']:,} samples have an empty one{when}"
 
 
 def _users(meta: Mapping[str, Any]) -> Iterator[str]:
@@ -138,3 +146,11 @@ def _appended(meta: Mapping[str, Any]) -> Iterator[str]:
         f"behaviours), at last {last['rows']:,} rows of {last['users']:,} users, {last['new_items']:,} new items"
         + ("; left out: " + ", ".join(out) if out else "")
     )
+    copies, dropped = last.get("duplicate_rows", 0), meta["options"].get("duplicates") == "drop"
+    if copies:
+        share = copies / last["rows"]
+        yield (
+            f"duplicates: {copies:,} of {last['rows']:,} rows of the last day ({share:.1%}) say the same as one that "
+            f"is known, and were {'left out' if dropped else 'kept'}"
+        )
+    yield from _history(last, " of the last day")

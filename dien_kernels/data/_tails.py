@@ -26,16 +26,30 @@ class Tails:
     Attributes:
         users: raw values.
         lists: for each column of the shards that holds lists of behaviours: int64 offsets [users + 1] and a flat array.
+        latest: for further columns the same, with only the rows of the last time in their list: all of these, however
+            many there are.
     """
 
-    def __init__(self, users: pa.Array, lists: dict[str, tuple[Array, Array]]) -> None:
-        self.users, self.lists = users, lists
+    def __init__(
+        self,
+        users: pa.Array,
+        lists: dict[str, tuple[Array, Array]],
+        latest: dict[str, tuple[Array, Array]] | None = None,
+    ) -> None:
+        self.users, self.lists, self.latest = users, lists, latest or {}
 
     @classmethod
     def read(
-        cls, folder: Path, meta: Mapping[str, Any], users: pa.Array, columns: Sequence[str], longest: int
+        cls,
+        folder: Path,
+        meta: Mapping[str, Any],
+        users: pa.Array,
+        columns: Sequence[str],
+        longest: int,
+        latest: Mapping[str, Sequence[str]],
     ) -> Tails:
-        """The last ``longest`` values of ``columns`` of every one of ``users`` that the folder has.
+        """The last ``longest`` values of ``columns`` of every one of ``users`` that the folder has, and what lists of
+        times have at their last time: ``latest`` maps such a list to the columns of ``Tails.latest``.
 
         A user has a row in each generation with events of theirs; the newest one counts, as it has the others' tail.
         ``users`` are distinct.
@@ -57,18 +71,21 @@ class Tails:
         chosen = np.sort(newest[:-1][newest[:-1] >= 0])
         ends = np.cumsum([len(part) for part in rows[1:]])
         flat_rows = np.concatenate(rows)
-        lists: dict[str, tuple[list[Array], list[Array]]] = {}
+        wanted = list(dict.fromkeys([*columns, *latest, *(name for names in latest.values() for name in names)]))
+        lists, last_rows = _Pieces(), _Pieces()
         for number, first, last in _runs(np.searchsorted(chosen, ends)):
             name, group = groups[number]
             with reading(folder, name):
-                table = read_group(folder / name, group, [*columns])
+                table = read_group(folder / name, group, wanted)
+            picked = flat_rows[chosen[first:last]]
             for column in columns:
-                lengths, values = lists.setdefault(column, ([], []))
-                length, part = _last(table[column], flat_rows[chosen[first:last]], longest)
-                lengths.append(length)
-                values.append(part)
-        merged = {name: (_offsets(lengths), np.concatenate(values)) for name, (lengths, values) in lists.items()}
-        return cls(every.take(pa.array(chosen)), merged)
+                offsets, _ = flat = _flat(table[column])
+                lists.add(column, flat, picked, np.minimum(offsets[picked + 1] - offsets[picked], longest))
+            for times, names in latest.items():
+                ties = _ties(*_flat(table[times]), picked)
+                for column in names:
+                    last_rows.add(column, _flat(table[column]), picked, ties)
+        return cls(every.take(pa.array(chosen)), lists.joined(), last_rows.joined())
 
     def places(self, users: pa.Array) -> Array:
         """int64: where each of ``users`` stands here; -1 for one who does not."""
@@ -86,34 +103,30 @@ class Tails:
         length = np.where(places >= 0, offsets[known + 1] - offsets[known], 0)
         return length, flat[spread(offsets[known], length)]
 
-    def has(self, users: pa.Array, items: Array, times: Array, sequence: str | None) -> Array:
-        """bool [n]: whether each of ``users`` has a behaviour with the item and the time in a sequence, None: the main
-        one."""
-        before = "" if sequence is None else f"{sequence}."
+    def has(self, users: pa.Array, values: Mapping[str, Array]) -> Array:
+        """bool [n]: whether each of ``users`` has a row of these values, by column of ``latest``, at its last time."""
         found = np.zeros(len(users), bool)
-        if not len(self.users) or f"{before}item" not in self.lists:
+        if not len(self.users) or not values.keys() <= self.latest.keys():
             return found
         places = self.places(users)
         known = np.unique(places[places >= 0])
-        owner = np.repeat(known, np.diff(self.lists[f"{before}item"][0])[known])
-        item, time = (self.of(f"{before}{name}", known, like)[1] for name, like in (("item", items), ("time", times)))
-        had = pl.DataFrame({"user": owner, "item": item.astype(np.int64), "time": time})
-        asked = pl.DataFrame({"user": places, "item": items, "time": times}).with_row_index()
-        found[asked.join(had, on=["user", "item", "time"], how="semi")["index"].to_numpy()] = True
+        offsets = self.latest[next(iter(values))][0]
+        length = offsets[known + 1] - offsets[known]
+        steps = spread(offsets[known], length)
+        had = {"user": np.repeat(known, length)} | {name: self.latest[name][1][steps] for name in values}
+        asked = {"user": places} | {name: array.astype(had[name].dtype) for name, array in values.items()}
+        joined = pl.DataFrame(asked).with_row_index().join(pl.DataFrame(had), on=list(had), how="semi")
+        found[joined["index"].to_numpy()] = True
         return found
 
-    def last_times(self, users: pa.Array, sequences: Sequence[str]) -> Array | None:
-        """The time of the last behaviour of each of ``users`` in any sequence, the lowest there is for others.
-
-        ``sequences`` are the names of the further ones.
-        """
+    def last_times(self, users: pa.Array) -> Array | None:
+        """The time of the last row of each of ``users`` that ``latest`` knows, the lowest there is for others."""
         if not len(self.users):
             return None
         places, last = self.places(users), None
-        for column in ("time", *(f"{sequence}.time" for sequence in sequences)):
-            if column not in self.lists:
+        for column, (offsets, flat) in self.latest.items():
+            if column.rpartition(".")[2] not in ("time", "target_time"):
                 continue
-            offsets, flat = self.lists[column]
             if last is None:
                 lowest = -np.inf if flat.dtype == np.float64 else np.iinfo(np.int64).min
                 last = np.full(places.size, lowest, flat.dtype)
@@ -137,18 +150,39 @@ def _runs(ends: Array) -> Iterator[tuple[int, int, int]]:
         first = end
 
 
-def _offsets(lengths: list[Array]) -> Array:
-    return np.asarray(np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
+class _Pieces:
+    """Lists of several columns that are put together from pieces."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, tuple[list[Array], list[Array]]] = {}
+
+    def add(self, column: str, flat: tuple[Array, Array], rows: Array, length: Array) -> None:
+        """The last ``length`` values of the lists ``rows`` of a column."""
+        lengths, values = self._parts.setdefault(column, ([], []))
+        lengths.append(length)
+        values.append(flat[1][spread(flat[0][rows + 1] - length, length)])
+
+    def joined(self) -> dict[str, tuple[Array, Array]]:
+        return {
+            name: (np.concatenate([[0], np.cumsum(np.concatenate(lengths))]), np.concatenate(values))
+            for name, (lengths, values) in self._parts.items()
+        }
 
 
-def _last(column: pa.ChunkedArray, rows: Array, longest: int) -> tuple[Array, Array]:
-    """The last ``longest`` values of the lists ``rows``: their number in each, and all of them in a flat array."""
+def _flat(column: pa.ChunkedArray) -> tuple[Array, Array]:
+    """int64 offsets and the flat values of a column of lists."""
     lists = column.combine_chunks()
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    flat = lists.values.to_numpy(zero_copy_only=False)
-    ends = offsets[rows + 1]
-    length = np.minimum(ends - offsets[rows], longest)
-    return length, flat[spread(ends - length, length)]
+    return lists.offsets.to_numpy().astype(np.int64), lists.values.to_numpy(zero_copy_only=False)
+
+
+def _ties(offsets: Array, times: Array, rows: Array) -> Array:
+    """int64: how many values of each of the lists ``rows``, which ascend, are as late as its last one."""
+    length = offsets[rows + 1] - offsets[rows]
+    last = times[np.maximum(offsets[rows + 1] - 1, 0)] if times.size else np.zeros(rows.size, times.dtype)
+    same = times[spread(offsets[rows], length)] == np.repeat(last, length)
+    ends = np.concatenate([[0], np.cumsum(same)])
+    places = np.concatenate([[0], np.cumsum(length)])
+    return np.asarray(ends[places[1:]] - ends[places[:-1]])
 
 
 def spread(first: Array, length: Array) -> Array:

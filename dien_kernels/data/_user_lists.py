@@ -1,7 +1,7 @@
 """The rows of a shard in order, and the users that they become: flat arrays, offsets, and row groups of a file.
 
-Room card. Lives here: ``SortedRows``, ``UserLists``. May import: numpy, pyarrow, ``folder``, ``_tails``. Must not be
-here: which rows are samples.
+Room card. Lives here: ``SortedRows``, ``UserLists``, ``in_history``. May import: numpy, pyarrow, ``folder``,
+``_tails``. Must not be here: which rows are samples.
 """
 
 from __future__ import annotations
@@ -115,3 +115,18 @@ class UserLists:
             part = pa.array(flat[offsets[0] : offsets[-1]])
             columns[name] = pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), part)
         return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def in_history(owned: Array, offsets: Array, user: Array, item: Array, end: Array, size: int) -> Array:
+    """bool [n]: whether ``item`` [n] is one of the first ``end`` behaviours of its ``user``; "unknown" is none.
+
+    ``owned`` are the behaviours of all users, ``offsets`` where each one's lie, ``size`` is the number of item ids.
+    """
+    owner = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
+    keys, first = np.unique(owner * size + owned, return_index=True)
+    if not keys.size:
+        return np.zeros(user.size, bool)
+    wanted = user.astype(np.int64) * size + item
+    place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+    inside: Array = (keys[place] == wanted) & (first[place] - offsets[user] < end) & (item > 0)
+    return inside

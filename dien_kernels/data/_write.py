@@ -21,7 +21,7 @@ from dien_kernels.data._ids import Ids
 from dien_kernels.data._numbers import Numbers
 from dien_kernels.data._samples import Rule, Users, last_times
 from dien_kernels.data._tails import Tails, spread
-from dien_kernels.data._user_lists import SortedRows, UserLists
+from dien_kernels.data._user_lists import SortedRows, UserLists, in_history
 from dien_kernels.data.folder import (
     SHARDS,
     SPLITS,
@@ -111,21 +111,23 @@ class ShardWriter:
         self.written.shards.append({"file": name, "groups": groups})
 
     def _without_known(self, table: pa.Table) -> pa.Table:
-        """The rows but for those before the last behaviour that the folder knows of their user, and with
+        """The rows but for those before the last one that the folder knows of their user, and with
         ``duplicates="drop"`` those that say what it says."""
         if self.tails is None:
             return table
         users, time = Users.of(table["user"]), table["timestamp"].to_numpy()
-        last = self.tails.last_times(users.values, self.log.sequences[1:])
+        last = self.tails.last_times(users.values)
         if last is None:
             return table
         late = time < last[users.codes]
-        copies = self._known_already(table, np.flatnonzero(time == last[users.codes]))
+        known = self._known_already(table, np.flatnonzero(time == last[users.codes]))
         self.written.report["late_rows"] += int(late.sum())
-        self.written.report["duplicate_rows"] += copies.size
         left_out = late.copy()
         if self.duplicates == "drop":
-            left_out[copies] = True
+            left_out[known] = True
+            self.written.report["duplicate_rows"] += known.size
+        else:  # the second of two equal rows is counted with those of the new rows
+            self.written.report["duplicate_rows"] += self._distinct(table, known)
         if not left_out.any():
             return table
         item = self.ids.vocabularies["item"].encode_values(table["item"])
@@ -135,10 +137,17 @@ class ShardWriter:
         self._take_out(item[behaves])
         return table.filter(pa.array(~left_out))
 
+    def _same(self) -> list[str]:
+        """The columns of rows that say the same."""
+        return ["user", "item", "timestamp", *["label"] * self.given, *["sequence"] * bool(self.log.sequences)]
+
+    def _distinct(self, table: pa.Table, rows: Array) -> int:
+        """How many of ``rows`` say something else than the ones before."""
+        return int(pl.DataFrame(table.select(self._same()).take(pa.array(rows))).n_unique()) if rows.size else 0
+
     def _known_already(self, table: pa.Table, rows: Array) -> Array:
-        """Those of ``rows`` that are a behaviour which the folder has: of the same user, item, time and sequence."""
-        if self.given:
-            rows = rows[table["label"].to_numpy()[rows] == 1]
+        """Those of ``rows``, which are of the last time of their user, that the folder has: the same user, item, time,
+        label and sequence. Items that are too rare for an id cannot be told apart."""
         if not rows.size or self.ids.vocabularies["item"].buckets:
             return rows[:0]
         taken = table.take(pa.array(rows))
@@ -146,9 +155,13 @@ class ShardWriter:
         known = np.zeros(rows.size, bool)
         sequence = taken["sequence"].to_numpy() if self.log.sequences else np.zeros(rows.size, np.int8)
         for number, name in enumerate((None, *self.log.sequences[1:])):
-            own = np.flatnonzero((sequence == number) & (item > 0))  # rare items share id 0
-            user, time = taken["user"].take(pa.array(own)), taken["timestamp"].to_numpy()[own]
-            known[own] = cast(Tails, self.tails).has(user.combine_chunks(), item[own], time, name)
+            own = np.flatnonzero((sequence == number) & (item > 0))
+            time, before = taken["timestamp"].to_numpy()[own], "" if name is None else f"{name}."
+            values = {f"{before}item": item[own], f"{before}time": time}
+            if self.given and name is None:
+                values = {"target": item[own], "target_time": time, "label": taken["label"].to_numpy()[own]}
+            user = taken["user"].take(pa.array(own)).combine_chunks()
+            known[own] = cast(Tails, self.tails).has(user, values)
         return rows[known]
 
     def _sort(self, table: pa.Table) -> SortedRows:
@@ -354,7 +367,8 @@ class ShardWriter:
         count = users.offsets["item"].size - 1
         users.samples = {name: np.bincount(user[split == n], minlength=count) for n, name in enumerate(SPLITS)}
         report["empty_histories"] += int((end == 0).sum())
-        inside = self._in_history(user, item, end, users)
+        size = self.ids.vocabularies["item"].size
+        inside = in_history(users.lists["item"], offsets, user, item, end, size)
         for name, rows_of in (("positives", label == 1), ("negatives", label == 0)):
             report[name] += int(rows_of.sum())
             report[f"{name}_in_history"] += int((inside & rows_of).sum())
@@ -362,18 +376,6 @@ class ShardWriter:
         upto = np.zeros(count, np.int64)
         np.maximum.at(upto, user[split == 0], end[split == 0])
         return upto
-
-    def _in_history(self, user: Array, item: Array, end: Array, users: UserLists) -> Array:
-        """Whether the item of an impression is one of the first ``end`` behaviours of its user."""
-        size, owned, offsets = self.ids.vocabularies["item"].size, users.lists["item"], users.offsets["item"]
-        owner = np.repeat(np.arange(users.count), np.diff(offsets))
-        keys, first = np.unique(owner * size + owned, return_index=True)
-        if not keys.size:
-            return np.zeros(user.size, bool)
-        wanted = user.astype(np.int64) * size + item
-        place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-        inside: Array = (keys[place] == wanted) & (first[place] - offsets[user] < end) & (item > 0)
-        return inside
 
     def _count_dense(self, users: UserLists, rows: Array) -> None:
         for name in self.log.dense:

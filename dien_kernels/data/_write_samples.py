@@ -20,7 +20,7 @@ from dien_kernels.data._deal import BUCKET_BITS, Buckets, Dealt, Tally
 from dien_kernels.data._hash import hash64
 from dien_kernels.data._ids import Ids
 from dien_kernels.data._numbers import Numbers
-from dien_kernels.data._user_lists import UserLists
+from dien_kernels.data._user_lists import UserLists, in_history
 from dien_kernels.data._write import Written
 from dien_kernels.data.folder import SHARDS, SPLITS, group_digests, shard_file
 from dien_kernels.data.log import Log
@@ -196,5 +196,8 @@ class SampleWriter:
         users.samples = {name: np.bincount(user[split == n], minlength=len(found)) for n, name in enumerate(SPLITS)}
         report = self.written.report
         report["empty_histories"] += int((ends == 0).sum())
-        report["positives"] += int((label == 1).sum())
-        report["negatives"] += int((label == 0).sum())
+        item, offsets = users.lists["item"], users.offsets["item"]
+        inside = in_history(item, offsets, user, users.lists["target"], ends, self.count.size)
+        for name, rows_of in (("positives", label == 1), ("negatives", label == 0)):
+            report[name] += int(rows_of.sum())
+            report[f"{name}_in_history"] += int((inside & rows_of).sum())

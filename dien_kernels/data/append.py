@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
+from dien_kernels.checks import check_flag
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._ids import Ids, give_ids
-from dien_kernels.data._options import check_integer
+from dien_kernels.data._options import Options, check_integer
 from dien_kernels.data._place import added, locked
+from dien_kernels.data._report import warnings_of
 from dien_kernels.data._samples import Rule
 from dien_kernels.data._tails import Tails
 from dien_kernels.data._write import ShardWriter, Written
@@ -29,7 +32,7 @@ from dien_kernels.data.folder import (
     vocabulary_file,
 )
 from dien_kernels.data.log import Columns, Log
-from dien_kernels.data.prepare import file_entries, refuse_finished, schema_of, shards_for, write_meta
+from dien_kernels.data.prepare import file_entries, refuse_finished, schema_of, shards_for, tell, write_meta
 from dien_kernels.data.prepared import Prepared
 from dien_kernels.data.readers import Sources, open_log
 
@@ -77,6 +80,7 @@ def append(
     check_integer("tail", tail, 1)
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
+    check_flag("progress", progress)
     out = user_path(out, "out")
     if not out.is_dir():
         raise FileNotFoundError(f"there is no prepared folder {out}")
@@ -108,6 +112,7 @@ def append(
             _write(log, folder, prepared, tail, chunk_rows, shard_rows, progress)
     grown = Prepared._open(out, digests=False)  # they were compared before, and the rest was written just now
     report = grown.meta["appended"][-1]
+    tell(log, report["warnings"])
     if report["late_rows"]:
         _log.warning(
             "%d rows are from before the last behaviour that is known of their user, and were left out",
@@ -177,7 +182,14 @@ def _write(
     ids = give_ids(dealt, log, options["min_count"], old, buckets)
     ids.write(folder)
     columns = columns_like(prepared, dealt)
-    tails = Tails.read(prepared.path, meta, _users(dealt), _tail_columns(schema, prepared.labels), tail)
+    tails = Tails.read(
+        prepared.path,
+        meta,
+        _users(dealt),
+        _tail_columns(schema, prepared.labels),
+        tail,
+        latest=_latest_columns(schema, prepared.labels),
+    )
     if meta["split"]["thresholds"] is None:
         rule = Rule(options["targets"] == "every", None, (float("inf"), float("inf")), options["seed"])
     else:
@@ -196,9 +208,17 @@ def _write(
     write_meta(folder, _grown(prepared, schema_of(log, ids), log, dealt, ids, writer.written, folder))
 
 
+def _shard_columns(prepared: Prepared) -> pa.Schema:
+    return pq.read_schema(prepared.path / prepared.meta["shards"][0]["file"])
+
+
 def _check_kinds(log: Log, prepared: Prepared) -> None:
     """Ids of the new log are of the kinds of the folder: integers become their digits where that has text."""
     schema = prepared.schema
+    users = not pa.types.is_integer(_shard_columns(prepared).field("user").type)
+    if log.as_text.get("user") and not users:
+        raise ValueError(f"'user' must hold integers, as in {prepared.path}, got text")
+    log.as_text["user"] = users
     for name in (*schema.items, *schema.users, *schema.behaviours):
         vocabulary = prepared.vocabulary(name)
         text = vocabulary.text if vocabulary.buckets else not pa.types.is_integer(vocabulary.values.type)
@@ -210,14 +230,14 @@ def _check_kinds(log: Log, prepared: Prepared) -> None:
 
 def columns_like(prepared: Prepared, dealt: Dealt) -> pa.Schema:
     """The columns of a shard; users and times have the types of the folder."""
-    import pyarrow.parquet as pq
-
-    first = pq.read_schema(prepared.path / prepared.meta["shards"][0]["file"])
+    first = _shard_columns(prepared)
     user, time = first.field("user").type, first.field("time").type.value_type
     dealt_as = cast(pa.Schema, dealt.schema)  # there are rows
-    got = dealt_as.field("user").type, dealt_as.field("timestamp").type
-    if got != (user, time):
-        raise ValueError(f"user and time must be {user} and {time}, as in {prepared.path}, got {got[0]} and {got[1]}")
+    for name, wanted in (("user", user), ("timestamp", time)):
+        got = dealt_as.field(name).type
+        if got != wanted:
+            remedy = "store the column so, or prepare all logs anew"
+            raise ValueError(f"{name} must be {wanted}, as in {prepared.path}, got {got}: {remedy}")
     return shard_schema(prepared.schema, prepared.labels, user, time)
 
 
@@ -239,6 +259,12 @@ def _tail_columns(schema: Schema, labels: str) -> list[str]:
     return names
 
 
+def _latest_columns(schema: Schema, labels: str) -> dict[str, list[str]]:
+    """Of each list of times, the columns that say whether a row of the last one is known already."""
+    found = {"time": ["item", "time"]} if labels == "next" else {"target_time": ["target", "target_time", "label"]}
+    return found | {f"{name}.time": [f"{name}.item", f"{name}.time"] for name in schema.sequences}
+
+
 def _grown(
     prepared: Prepared, schema: Schema, log: Log, dealt: Dealt, ids: Ids, written: Written, folder: Path
 ) -> dict[str, Any]:
@@ -246,12 +272,15 @@ def _grown(
     meta, counts = prepared.meta, prepared.meta["counts"]
     generation = 1 + max(shard.get("generation", 0) for shard in meta["shards"])
     shards = [shard | {"generation": generation} for shard in written.shards]
-    report = {"late_rows": 0, **written.report, **ids.report}
+    report = {"late_rows": 0, "longest_user": written.longest, "rows": dealt.rows, **written.report, **ids.report}
+    of_day = {"users": written.users, "behaviours": written.behaviours}
+    options = Options(**(meta["options"] | {"fractions": tuple(meta["options"]["fractions"])}))
     appended = {
-        "rows": dealt.rows,
         "seen": log.seen,
         "users": written.users,
         "bad_lines": log.bad.count,
+        "first_bad_lines": log.bad.first,
+        "warnings": warnings_of(report, of_day, schema, options, log),
         "new_items": ids.vocabularies["item"].size - prepared.schema.items["item"],
         **{name: int(number) for name, number in sorted(report.items())},
     }

@@ -61,6 +61,8 @@ class Columns:
         """Columns from a mapping, such as a part of a configuration file."""
         if given is None or isinstance(given, Columns):
             return given or cls()
+        if not isinstance(given, Mapping):
+            raise TypeError(f"columns must be Columns or a mapping of roles to columns, got {type(given).__name__}")
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,8 @@ class Loader:
         if not isinstance(prepared, Prepared):
             raise TypeError(f"prepared must be a Prepared, as Prepared.open(folder) is, got {type(prepared).__name__}")
         last = max((unit.generation for unit in prepared.units), default=0)
-        since = last if since == "latest" else since
+        since = last if isinstance(since, str) and since == "latest" else since
+        numbers = {}
         for name, number, least in (
             ("batch_size", batch_size, 1),
             ("max_length", 1 if max_length is None else max_length, 1),
@@ -125,7 +127,14 @@ class Loader:
             ("rank", rank, 0),
             ("world", world, 1),
         ):
-            check_integer(name, number, least, 2**64 - 1 if name == "seed" else 2**31 - 1)
+            numbers[name] = check_integer(name, number, least, 2**64 - 1 if name == "seed" else 2**31 - 1)
+        batch_size, negatives, auxiliary_negatives = (
+            numbers[name] for name in ("batch_size", "negatives", "auxiliary_negatives")
+        )
+        seed, since, workers, block, rank, world = (
+            numbers[name] for name in ("seed", "since", "workers", "block", "rank", "world")
+        )
+        max_length = None if max_length is None else numbers["max_length"]
         for name, flag in (
             ("time_gap", time_gap),
             ("shuffle", split == "train" if shuffle is None else shuffle),
@@ -210,9 +219,10 @@ class Loader:
 
         Raises ``ValueError`` naming a file that is lost or damaged, when its turn comes.
         """
-        check_integer("epoch", epoch, 0, 2**63 - 1)
-        if not isinstance(start, int) or not 0 <= start <= len(self):
+        epoch = check_integer("epoch", epoch, 0, 2**63 - 1)
+        if isinstance(start, bool) or not isinstance(start, Integral) or not 0 <= start <= len(self):
             raise ValueError(f"start must lie between 0 and {len(self)}, got {start!r}")
+        start = int(start)
         return self._epoch(epoch, start)
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -253,17 +263,19 @@ class Loader:
         Raises ``ValueError`` naming an option that was another one.
         """
         options = self.options
-        if not isinstance(state, Mapping) or not {"epoch", "index", "options"} <= state.keys():
+        given = state.get("options") if isinstance(state, Mapping) else None
+        if not isinstance(given, Mapping) or not {"epoch", "index"} <= state.keys():
             raise ValueError(f"state must be what Loader.state gives, with epoch, index and options, got {state!r}")
-        for name, value in state["options"].items():
-            if name not in options or options[name] != value:
-                raise ValueError(f"{name} must be {value!r}, as it was in the state, got {options.get(name)!r}")
+        for name in dict.fromkeys([*given, *options]):
+            if name not in options or name not in given or options[name] != given[name]:
+                was = repr(given[name]) if name in given else "in the state"
+                raise ValueError(f"{name} must be {was}, as it was in the state, got {options.get(name)!r}")
         return self.epoch(state["epoch"], start=state["index"])
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of an epoch: a function of the folder, the options and these two numbers."""
-        check_integer("epoch", epoch, 0, 2**63 - 1)
-        check_integer("index", index, 0)
+        epoch = check_integer("epoch", epoch, 0, 2**63 - 1)
+        index = check_integer("index", index, 0)
         if index >= len(self):
             raise ValueError(f"index must lie between 0 and {len(self) - 1}, got {index}")
         number, place = self._plan_of(epoch).find(index)

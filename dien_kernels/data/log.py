@@ -39,12 +39,21 @@ class BadLines:
         """Count a line (from 1). Raises ``ValueError`` with the first ones when they exceed the limit."""
         self.count += 1
         if len(self.first) < 10:
-            self.first.append(f"{Path(path).name}:{line}: {reason}")
+            self.first.append(f"{_short_path(path)}:{line}: {reason}")
         if self.count > self.limit:
             raise ValueError(
                 f"more than max_bad_lines={self.limit} lines cannot be read; the first ones:\n  "
                 + "\n  ".join(self.first)
             )
+
+
+def _short_path(path: Path | str) -> str:
+    """The name of a file, with the partitions of Hive that it lies in: all of their files may have the same name."""
+    *folders, name = Path(path).parts
+    kept = len(folders)
+    while kept and "=" in folders[kept - 1]:
+        kept -= 1
+    return "/".join([*folders[kept:], name])
 
 
 class Words:

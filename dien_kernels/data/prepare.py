@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dien_kernels._options import user_path
 from dien_kernels.batch import Schema
+from dien_kernels.checks import check_flag
 from dien_kernels.data._arrow import digest
 from dien_kernels.data._deal import BUCKETS, Dealt, deal, read_shards
 from dien_kernels.data._files import named, places_of
@@ -107,6 +108,8 @@ def prepare(
     """
     check_integer("chunk_rows", chunk_rows, 1)
     check_integer("shard_rows", shard_rows, 1)
+    check_flag("progress", progress)
+    check_flag("overwrite", overwrite)
     if format in SAMPLE_FORMATS:
         given = (columns, delimiter, behaviours, time_format, time_unit, missing, buckets)
         chosen = (split, tuple(fractions), targets, duplicates)
@@ -174,11 +177,16 @@ def _run(
             where = ", ".join(map(str, named(sources))) or "the table"
             write(log, folder, options, where, chunk_rows, shard_rows, progress)
     prepared = Prepared.open(out)
+    tell(log, prepared.meta["warnings"])
+    return prepared
+
+
+def tell(log: Log, warnings: Sequence[str]) -> None:
+    """Log the rows that were skipped, and the warnings of a report."""
     if log.bad.count:
         _log.warning("%d lines were skipped, the first: %s", log.bad.count, "; ".join(log.bad.first[:3]))
-    for warning in prepared.meta["warnings"]:
+    for warning in warnings:
         _log.warning("%s", warning)
-    return prepared
 
 
 def refuse_finished(out: Path) -> None:

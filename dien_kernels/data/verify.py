@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from dien_kernels.data._arrow import Array
 from dien_kernels.data._hash import hash64
+from dien_kernels.data._options import check_integer
 from dien_kernels.data._parquet import Damaged, read_group
 from dien_kernels.data.folder import ITEMS, vocabulary_file
 from dien_kernels.data.prepared import Prepared
@@ -20,8 +21,12 @@ def verify(prepared: Prepared, limit: int = 100) -> list[str]:
     """Read the whole folder and compare everything that its format promises, for folders that other programs wrote.
 
     Returns a line for each thing that is wrong, naming file, row group, column and what was expected; at most
-    ``limit``. It takes 8 bytes of memory a user.
+    ``limit``. It takes 8 bytes of memory a user. Raises ``TypeError`` for what is no ``Prepared``, ``ValueError`` for a
+    ``limit`` below 1.
     """
+    if not isinstance(prepared, Prepared):
+        raise TypeError(f"prepared must be a Prepared, as Prepared.open(folder) is, got {type(prepared).__name__}")
+    limit = check_integer("limit", limit, 1)
     return list(islice(_faults_of(prepared), limit))
 
 

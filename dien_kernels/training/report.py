@@ -47,7 +47,7 @@ def write_report(folder: str | Path, *, prepared: Prepared | None = None, steps:
     times = time_parts(config, prepared, steps=steps)
     sections = [
         f"<h1>{html.escape(config.model.name)}, seed {config.training.seed}</h1>",
-        _metrics(result),
+        _metrics(result, on_test=config.data.validate_on == "test"),
         "<h2>Loss and AUC</h2>",
         _image(_curves(logs.read(folder / logs.FILE)), "loss and AUC over the training steps"),
         "<h2>Time of a training step by part</h2>",
@@ -77,7 +77,8 @@ def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.4f}"
 
 
-def _metrics(result: dict[str, Any]) -> str:
+def _metrics(result: dict[str, Any], on_test: bool) -> str:
+    looked = "so its metrics are optimistic" if on_test else "the test split was looked at once, with it"
     rows = [
         [
             split,
@@ -87,7 +88,10 @@ def _metrics(result: dict[str, Any]) -> str:
             f"{m['rows']:,}",
             f"{m['users']:,}",
         ]
-        for split, m in (("validation", result["valid"]), ("test", result["test"]))
+        for split, m in (
+            ("test, as validation" if on_test else "validation", result["valid"]),
+            ("test", result["test"]),
+        )
     ]
     reasons = "".join(
         f"<p>{split}: {name} is not defined, {html.escape(why)}.</p>"
@@ -95,8 +99,8 @@ def _metrics(result: dict[str, Any]) -> str:
         for name, why in result[split]["reasons"].items()
     )
     text = (
-        f"<p>The best of {result['steps']:,} steps on the validation split is step {result['best_step']:,}; "
-        f"the test split was looked at once, with it. {result['samples_per_second']:,.0f} samples/s in "
+        f"<p>The best of {result['steps']:,} steps on the {'test' if on_test else 'validation'} split is step "
+        f"{result['best_step']:,}; {looked}. {result['samples_per_second']:,.0f} samples/s in "
         f"{result['training_seconds']:.0f} s of training steps; {result['parameters']:,} parameters.</p>"
     )
     header = ["split", "AUC", "per-user AUC", "log loss", "rows", "users with both classes"]

@@ -41,7 +41,7 @@ def open_data(config: Config, *, reuse: bool = False) -> Prepared:
     source = Path(config.data.path)
     if (source / "meta.json").exists():
         if config.data.prepare:
-            raise ValueError(f"data.prepare is for raw logs, but {source} is prepared already")
+            raise ValueError(f"data.prepare is for raw logs, but {source} is prepared already: set data.prepare={{}}")
         return Prepared.open(source)
     folder = Path(config.output.folder) / PREPARED
     made_of = folder.with_suffix(".json")

@@ -93,6 +93,80 @@ def test_only_new_events_are_targets_of_the_new_generation(tmp_path: Path) -> No
     assert meta["counts"]["samples"]["train"] == len(training(tmp_path / "p"))
 
 
+@pytest.mark.parametrize("tail", [1, 200])
+def test_a_known_row_is_found_however_short_the_tail_is(tmp_path: Path, tail: int) -> None:
+    """Dates as times: many behaviours of a user have the last time."""
+    columns: dict[str, Any] = {"item_fields": [], "sequence": "kind", "sequences": {"views": ["v"], "buys": ["b"]}}
+    first = {"user": [1] * 4, "item": [1, 2, 3, 9], "timestamp": [1, 5, 5, 5], "kind": ["v", "v", "v", "b"]}
+    for labels in ("next", "given"):
+        table = {**first, "label": [1, 1, 0, 0]} if labels == "given" else first
+        folder = tmp_path / labels
+        options: dict[str, Any] = {"labels": labels, "duplicates": "drop", "columns": columns}
+        made(pa.table(table), folder, fractions=(1.0, 0.0, 0.0), **options)
+        again = pa.table({name: values[1:] for name, values in table.items()})
+        append(again, folder, columns=columns, progress=False, tail=tail)
+        entry = meta_of(folder)["appended"][0]
+        assert (entry["duplicate_rows"], entry["late_rows"], entry["users"]) == (3, 0, 0)
+        other = {**{name: values[2:3] for name, values in table.items()}, "item": [4]}
+        append(pa.table(other), folder, columns=columns, progress=False, tail=tail)
+        assert meta_of(folder)["appended"][1]["duplicate_rows"] == 0
+
+
+def test_a_duplicate_is_counted_once(tmp_path: Path) -> None:
+    first = pa.table({"user": [1, 1, 2], "item": [1, 2, 9], "timestamp": [1, 5, 1]})
+    again = pa.table({"user": [1, 1, 1], "item": [2, 2, 3], "timestamp": [5, 5, 5]})
+    for duplicates in ("keep", "drop"):
+        made(first, tmp_path / duplicates, duplicates=duplicates)
+        append(again, tmp_path / duplicates, progress=False)
+        assert meta_of(tmp_path / duplicates)["appended"][0]["duplicate_rows"] == 2
+
+
+def test_impressions_of_a_known_day_are_left_out(tmp_path: Path) -> None:
+    """Those without a click, too: of a user who never clicked no behaviour is known."""
+    first = {"user": [1, 1, 2], "item": [1, 2, 9], "timestamp": [1, 2, 1], "label": [1, 1, 1]}
+    day = {"user": [1, 1, 3, 3], "item": [3, 4, 5, 6], "timestamp": [5, 6, 5, 6], "label": [1, 0, 0, 0]}
+    made(pa.table(first), tmp_path / "p", labels="given", duplicates="drop", fractions=(1.0, 0.0, 0.0))
+    once = append(pa.table(day), tmp_path / "p", progress=False).meta["counts"]
+    twice = append(pa.table(day), tmp_path / "p", progress=False).meta["counts"]
+    entry = meta_of(tmp_path / "p")["appended"][1]
+    assert (entry["late_rows"], entry["duplicate_rows"]) == (2, 2)
+    assert twice == once
+
+
+def test_users_of_later_days_are_in_no_split_without_a_share(tmp_path: Path) -> None:
+    for number, fractions in enumerate([(1.0, 0.0, 0.0), (0.7, 0.0, 0.3), (0.7, 0.3, 0.0)]):
+        users = range(5)
+        first = pa.table({"user": [u for u in users for _ in "ab"], "item": [*range(10)], "timestamp": [1, 2] * 5})
+        more = range(100, 300)
+        day = {"user": [u for u in more for _ in "ab"], "item": [*range(10)] * 40, "timestamp": [5, 6] * 200}
+        made(first, tmp_path / str(number), fractions=fractions)
+        grown = append(pa.table(day), tmp_path / str(number), progress=False)
+        for split, share in zip(("train", "valid", "test"), fractions, strict=True):
+            assert (grown.split_size(split) > 0) == (share > 0)
+
+
+def test_what_an_append_left_out_or_repeats_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    users, steps = 60, 4
+    user = np.repeat(np.arange(users), steps)
+    first = {"user": user, "item": np.arange(users * steps) % 97, "timestamp": np.tile(np.arange(steps), users)}
+    made(pa.table(first), tmp_path / "p", targets="every")
+    (tmp_path / "day=2").mkdir()
+    lines = ["user,item,timestamp", "1,2,x"] + [f"{u},{300 + u},{9 + k}" for u in range(users) for k in (0, 1)]
+    (tmp_path / "day=2" / "part-0.csv").write_text("\n".join(lines))
+    caplog.clear()
+    said = append(tmp_path / "day=2" / "part-0.csv", tmp_path / "p", progress=False).summary()
+    line = "day=2/part-0.csv:2: timestamp 'x' is no time"
+    assert f"1 lines were skipped, the first: {line}" in caplog.text
+    assert f"bad line: {line}" in said
+    assert meta_of(tmp_path / "p")["appended"][0]["first_bad_lines"][0].startswith(line)
+    assert "in the user's own history already: 50.0% of the positive targets of the last day" in said
+    caplog.clear()
+    again = append(tmp_path / "day=2" / "part-0.csv", tmp_path / "p", progress=False).summary()
+    assert "60 of 120 rows of the last day (50.0%) say the same as one that is known, and were kept" in again
+    assert "are duplicates" in caplog.text
+    assert "warning: 60 of 120 rows (50.0%) are duplicates" in again
+
+
 def test_a_folder_that_grows_while_it_is_open(tmp_path: Path) -> None:
     """What was opened before the append is told to open the folder again, and not to prepare it again."""
     first, second = days()
@@ -222,9 +296,9 @@ def test_wrong_logs_and_folders_are_refused_and_change_nothing(tmp_path: Path) -
     before = bytes_of(tmp_path / "p")
     with pytest.raises(ValueError, match=r"item_fields must be \['item', 'category'\], as in .*, got \['item'\]"):
         append(TINY, tmp_path / "p", columns={"item_fields": []}, progress=False)
-    numbers = pa.table({"user": [1, 2], "item": ["x", "y"], "category": ["A", "B"], "timestamp": [10, 11]})
-    with pytest.raises(ValueError, match="user and time must be string and int64.*got int64"):
-        append(numbers, tmp_path / "p", progress=False)
+    real = TINY.set_column(TINY.column_names.index("timestamp"), "timestamp", pa.array(np.arange(TINY.num_rows) + 9.5))
+    with pytest.raises(ValueError, match="timestamp must be int64, as in .*, got double: store the column so"):
+        append(real, tmp_path / "p", progress=False)
     with pytest.raises(ValueError, match="no usable row"):
         append(TINY.slice(0, 0), tmp_path / "p", progress=False)
     with pytest.raises(ValueError, match="tail must be an integer of at least 1, got 0"):

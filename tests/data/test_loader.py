@@ -537,7 +537,14 @@ def test_arguments_of_another_type_are_named(prepared: Prepared) -> None:
                 call()
         with pytest.raises(ValueError, match=f"^index must be an integer of at least 0, got {wrong!r}$"):
             loader.batch(0, wrong)  # type: ignore[arg-type]
-    for state in (None, {}, {"epoch": 0, "index": 0}):
+    assert same(loader.batch(np.int64(1), np.int32(0)), loader.batch(1, 0))  # type: ignore[arg-type]
+    assert same(next(loader.epoch(np.int64(1), np.int64(1))), loader.batch(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="start must lie between 0 and .*, got True"):
+        loader.epoch(0, True)
+    other = {**loader.state, "options": {}}
+    with pytest.raises(ValueError, match="fingerprint must be in the state, as it was in the state, got "):
+        loader.resume(other)
+    for state in (None, {}, {"epoch": 0, "index": 0}, {"epoch": 0, "index": 0, "options": None}):
         with pytest.raises(ValueError, match=r"^state must be what Loader.state gives, with epoch, index and options"):
             loader.resume(state)  # type: ignore[arg-type]
     for raw in (5, None, "u1", b"u1"):

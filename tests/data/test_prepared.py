@@ -330,6 +330,11 @@ def test_check_compares_digests_counts_columns_and_groups(folder: Path, capsys: 
     lines = verify(Prepared.open(folder))
     assert "shards/part-00000.parquet must have 2 row groups, got 3" in lines
     write_shards(folder, [[good[0][1], good[0][0]], [good[1][0][1:]]])
+    for limit in (0, -1, None, 1.5):
+        with pytest.raises(ValueError, match="^limit must be an integer of at least 1"):
+            verify(Prepared.open(folder), limit=limit)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^prepared must be a Prepared"):
+        verify(folder)  # type: ignore[arg-type]
     lines = verify(Prepared.open(folder), limit=1)
     assert len(lines) == 1
     assert lines[0].startswith("shards/part-00000.parquet, row group 0: column 'item' must have ")

@@ -9,7 +9,7 @@ import torch
 
 from dien_kernels.data import Loader, Prepared, prepare, verify
 from dien_kernels.models import build
-from dien_kernels.training import calibrate, load, train
+from dien_kernels.training import calibrate, load, train, write_report
 from tests.data.folders import samples_of, users_of
 
 AMAZON = "label,user_id,item_id,cate_id,item_history,cate_history\n"
@@ -81,6 +81,23 @@ def test_folders_are_as_the_format_says(tmp_path: Path, form: str) -> None:
     assert verify(made(tmp_path, form)) == []
 
 
+def test_targets_in_their_own_history_are_counted(tmp_path: Path) -> None:
+    raw = folder_of(tmp_path / "raw", "amazon_x1")
+    with (raw / "train.csv").open("a") as file:
+        file.write("1,9,5,5,5^6,5^5\n0,9,6,5,5^6,5^5\n1,9,7,5,5^6,5^5\n")
+    prepared = prepare(raw, tmp_path / "p", format="amazon_x1", progress=False)
+    found = {"positives": 0, "negatives": 0}
+    for split in ("train", "test"):
+        for user, end, target, label in samples_of(tmp_path / "p", split):
+            past = users_of(tmp_path / "p")[user]["item"][:end]
+            found["positives" if label else "negatives"] += target in past
+    assert {name: prepared.meta["report"][f"{name}_in_history"] for name in found} == found
+    assert min(found.values()) > 0
+    said = prepared.summary()
+    assert said.startswith("4 histories, 6 behaviours\n")
+    assert "split by file" in said
+
+
 def test_bad_lines_are_told(tmp_path: Path) -> None:
     raw = folder_of(tmp_path / "raw", "amazon_x1")
     with (raw / "train.csv").open("a") as file:
@@ -126,6 +143,10 @@ def test_the_configs_train_to_the_end(tmp_path: Path, form: str) -> None:
     assert config.data.prepare["format"] == form
     result = train(config)
     assert result["test"] == result["valid"]
+    written = write_report(tmp_path / "run", steps=1).read_text()
+    assert "on the test split is step" in written
+    assert "so its metrics are optimistic" in written
+    assert "test, as validation" in written
     assert result["test"]["rows"] == len(samples_of(tmp_path / "run" / "prepared", "test"))
     with pytest.raises(ValueError, match="method must be 'sampling': .* has no valid split, got 'validation'"):
         calibrate(tmp_path / "run", "validation")

@@ -197,6 +197,13 @@ def test_sources_of_another_type(tmp_path: Path, wrong: Any) -> None:
     for out in (None, 5, b"p", ["p"]):
         with pytest.raises(TypeError, match=f"^out must be a path, text or a pathlib.Path, got {type(out).__name__}$"):
             prepare(synthetic(users=5, items=9, categories=2, events=50), out)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^out must be a path without the character NUL, got 'a.x00b'$"):
+        prepare(synthetic(users=5, items=9, categories=2, events=50), "a\0b")
+    with pytest.raises(TypeError, match="^columns must be Columns or a mapping of roles to columns, got int$"):
+        open_log(synthetic(users=5, items=9, categories=2, events=50), columns=3)  # type: ignore[arg-type]
+    for name in ("overwrite", "progress"):
+        with pytest.raises(TypeError, match=f"^{name} must be a bool, got str$"):
+            prepare(synthetic(users=5, items=9, categories=2, events=50), tmp_path / "p", **{name: "no"})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
