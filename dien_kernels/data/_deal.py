@@ -26,7 +26,7 @@ from dien_kernels.data.vocabulary import bucket_of
 BUCKET_BITS = 6
 BUCKETS = 1 << BUCKET_BITS
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
-_MERGE = 1 << 21  # so many partial counts are added up at a time
+_MERGE = 1 << 20  # so many partial counts are held in memory
 
 
 class Buckets:
@@ -74,32 +74,62 @@ class Buckets:
 class Tally:
     """Counts of distinct keys, added up from the counts of one chunk after another.
 
+    Many counts go to temporary files by the hash of the first key, so that they can be added up file by file.
+
     Args:
         keys: the columns that together are the key.
         sums: columns that are added up.
         least: columns of which the least value is kept.
+        folder: where the files are; it is made when it is needed, and removed with them by ``total``.
     """
 
-    def __init__(self, keys: Sequence[str], sums: Sequence[str], least: Sequence[str] = ()) -> None:
-        self.keys, self.sums, self.least = list(keys), list(sums), list(least)
+    def __init__(self, keys: Sequence[str], sums: Sequence[str], least: Sequence[str], folder: Path) -> None:
+        self.keys, self.sums, self.least, self.folder = list(keys), list(sums), list(least), folder
         self._parts: list[pl.DataFrame] = []
-        self._fresh = 0
+        self._files: Buckets | None = None
 
     def add(self, part: pl.DataFrame) -> None:
-        """``part`` has the columns of keys, sums and least."""
+        """``part`` has the columns of keys, sums and least; the first key has no nulls."""
+        if self._files is not None:
+            self._store(self._files, part)
+            return
         self._parts.append(part)
-        self._fresh += part.height
-        if self._fresh >= max(_MERGE, self._parts[0].height):
-            self.total()
+        if sum(part.height for part in self._parts) >= _MERGE:
+            self.folder.mkdir()
+            self._files = Buckets(self.folder)
+            for stored in self._parts:
+                self._store(self._files, stored)
+            self._parts = []
+
+    @staticmethod
+    def _store(files: Buckets, part: pl.DataFrame) -> None:
+        for batch in part.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches():
+            files.append(batch, (hash64(batch.column(0)) >> np.uint64(64 - BUCKET_BITS)).astype(np.uint8))
+
+    def close(self) -> None:
+        """Close the files; nothing can be added any more."""
+        if self._files is not None:
+            self._files.close()
 
     def total(self) -> pl.DataFrame | None:
-        """One row for each distinct key so far; None before the first chunk."""
-        if len(self._parts) > 1:
-            sums = [pl.col(name).sum() for name in self.sums]
-            least = [pl.col(name).min() for name in self.least]
-            self._parts = [pl.concat(self._parts).group_by(self.keys).agg(*sums, *least)]
-        self._fresh = 0
+        """One row for each distinct key; None where nothing was added."""
+        if self._files is not None:
+            self.close()
+            for number in range(BUCKETS):
+                table = self._files.read([number])
+                if table is not None:
+                    self._parts.append(self._sum(pl.DataFrame(table)))
+                self._files.remove([number])
+            self.folder.rmdir()
+            self._files, self._parts = None, [pl.concat(self._parts)]
+        elif len(self._parts) > 1:
+            self._parts = [self._sum(pl.concat(self._parts))]
         return self._parts[0] if self._parts else None
+
+    def _sum(self, counts: pl.DataFrame) -> pl.DataFrame:
+        sums = [pl.col(name).sum() for name in self.sums]
+        least = [pl.col(name).min() for name in self.least]
+        return counts.group_by(self.keys).agg(*sums, *least)
 
 
 @dataclass
@@ -128,6 +158,12 @@ class Dealt:
     schema: pa.Schema | None = None
     text: dict[str, bool] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """Close all files that are written to."""
+        self.buckets.close()
+        for tally in (self.items, *self.fields.values()):
+            tally.close()
+
 
 def row_columns(log: Log) -> list[str]:
     """The columns of a log that the rows in the buckets have; item fields are a property of the item."""
@@ -144,9 +180,9 @@ def deal(log: Log, folder: Path, chunk_rows: int, buckets: Mapping[str, int] | N
     scalar = [name for name in log.item_fields if name not in log.several]
     dealt = Dealt(
         Buckets(folder),
-        Tally(["item", *scalar], ["rows", "behaviours"], ["first"]),
+        Tally(["item", *scalar], ["rows", "behaviours"], ["first"], folder / "items"),
         {name: [] for name in log.item_fields if name in log.several},
-        {name: Tally([name], ["rows"]) for name in (*log.user_fields, *log.behaviour_fields)},
+        tallies_of(log, folder),
     )
     try:
         for batch in log.read():
@@ -154,8 +190,14 @@ def deal(log: Log, folder: Path, chunk_rows: int, buckets: Mapping[str, int] | N
                 part = _in_buckets(dealt, batch.slice(start, chunk_rows), buckets or {})
                 _add(dealt, log, part, scalar)
     finally:
-        dealt.buckets.close()
+        dealt.close()
     return dealt
+
+
+def tallies_of(log: Log, folder: Path) -> dict[str, Tally]:
+    """The counts of the user fields and behaviour fields of a log."""
+    names = (*log.user_fields, *log.behaviour_fields)
+    return {name: Tally([name], ["rows"], [], folder / f"field-{number}") for number, name in enumerate(names)}
 
 
 def _add(dealt: Dealt, log: Log, batch: pa.RecordBatch, scalar: list[str]) -> None:

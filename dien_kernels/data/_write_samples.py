@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from dien_kernels.data._arrow import Array
-from dien_kernels.data._deal import BUCKET_BITS, Buckets, Dealt, Tally
+from dien_kernels.data._deal import BUCKET_BITS, Buckets, Dealt, Tally, tallies_of
 from dien_kernels.data._hash import hash64
 from dien_kernels.data._ids import Ids
 from dien_kernels.data._numbers import Numbers
@@ -32,9 +32,9 @@ def deal_samples(log: Log, folder: Path, chunk_rows: int) -> Dealt:
     """Deal the samples to files by the hash of their user, and count every value of targets and histories."""
     dealt = Dealt(
         Buckets(folder),
-        Tally(["item", *log.item_fields], ["rows", "behaviours"], ["first"]),
+        Tally(["item", *log.item_fields], ["rows", "behaviours"], ["first"], folder / "items"),
         {},
-        {name: Tally([name], ["rows"]) for name in (*log.user_fields, *log.behaviour_fields)},
+        tallies_of(log, folder),
     )
     try:
         for batch in log.read():
@@ -45,7 +45,7 @@ def deal_samples(log: Log, folder: Path, chunk_rows: int) -> Dealt:
                 dealt.buckets.append(part, (hash64(part.column("user")) >> bits).astype(np.uint8))
                 _count(dealt, log, pl.DataFrame(part))
     finally:
-        dealt.buckets.close()
+        dealt.close()
     return dealt
 
 

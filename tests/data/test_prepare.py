@@ -13,7 +13,8 @@ import pytest
 from folders import bytes_of, meta_of, names_of, samples_of, users_of
 from small_logs import TINY, made, slow_samples
 
-from dien_kernels.data import prepare, synthetic
+from dien_kernels.data import _deal, append, prepare, synthetic
+from dien_kernels.data._deal import Tally
 
 
 def test_vocabularies_and_histories_by_hand(tmp_path: Path) -> None:
@@ -300,3 +301,31 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     bytes_of = pa.array([b"caf\xe9"] * 7).view(pa.string())
     with pytest.raises(ValueError, match=r"item b'caf\\xe9' is no id; an id is .* text in UTF-8"):
         made(TINY.set_column(1, "item", bytes_of), tmp_path / "p")
+
+
+def test_counts_in_files_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of many distinct values go to temporary files, which are gone afterwards."""
+    log = synthetic(users=60, items=200, categories=9, events=1500)
+    log = log.append_column("page", pa.array([f"p{n % 300}" for n in range(log.num_rows)]))
+    options: dict[str, Any] = {"columns": {"behaviour_fields": ["page"]}, "chunk_rows": 100, "min_count": 2}
+    plain = made(log, tmp_path / "memory", **options)
+    before, stored = Tally._store, []
+
+    def counted(files: Any, part: Any) -> None:
+        stored.append(part.columns)
+        before(files, part)
+
+    monkeypatch.setattr(_deal, "_MERGE", 150)
+    monkeypatch.setattr(Tally, "_store", staticmethod(counted))
+    again = made(log, tmp_path / "files", **options)
+    assert {tuple(columns) for columns in stored} == {
+        ("item", "category", "rows", "behaviours", "first"),
+        ("page", "rows"),
+    }
+    assert again.fingerprint == plain.fingerprint
+    assert sorted(p.name for p in (tmp_path / "files").iterdir()) == sorted(p.name for p in plain.path.iterdir())
+    day = log.set_column(
+        log.column_names.index("timestamp"), "timestamp", pa.array(np.arange(log.num_rows) + 1_900_000_000)
+    )
+    grown = append(day, tmp_path / "files", columns=options["columns"], chunk_rows=100, progress=False)
+    assert grown.fingerprint == append(day, plain.path, columns=options["columns"], progress=False).fingerprint
