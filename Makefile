@@ -39,7 +39,7 @@ ASAN_BUILT := $(ASAN_DIR)/dien_kernels/_build.json
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
 .PHONY: demo test test-fast test-triton test-avx512 test-asan test-ptx test-gpu bench bench-check bench-peers bench-gpu
-.PHONY: gpu-report lint cuda build info wheel-test clean
+.PHONY: gpu-report lint cuda build info wheel-test clean test-integrations
 
 # Every test, in two runs: Triton's interpreter must be on before Triton is imported, so its tests take other processes.
 # The second run comes whether or not the first one passes; each ends with its table of combinations.
@@ -143,6 +143,15 @@ test-asan: $(BUILT) $(ASAN_BUILT)
 	preload="$$($$cxx -print-file-name=libasan.so):$$($$cxx -print-file-name=libubsan.so):$$($$cxx -print-file-name=libstdc++.so)"; \
 	$(TEST_ENV) $(ASAN_ENV) DIEN_KERNELS_LIB=$(ASAN_DIR)/dien_kernels/_C.so LD_PRELOAD="$$preload" \
 	    $(PY) -m pytest tests -m native -p no:cacheprovider
+
+# Other libraries' own classes, original and patched. Each library is put into a folder of its own, in the release that
+# docs/integrations.md names, beside the torch of the environment.
+HOSTS := build/hosts
+test-integrations: $(BUILT)
+	test -e $(HOSTS)/deepctr-torch-0.3.0 || { $(PY) -m pip install -q --no-deps --target $(HOSTS)/deepctr_torch \
+	    deepctr-torch==0.3.0 && $(PY) -m pip install -q --target $(HOSTS)/deepctr_torch requests && \
+	    touch $(HOSTS)/deepctr-torch-0.3.0; }
+	$(TEST_ENV) PYTHONPATH=$(HOSTS)/deepctr_torch $(PY) -m pytest tests/integrations/host_deepctr_torch.py $(PARALLEL)
 
 # An sdist, the wheel made from it, and the smoke tests of both in clean environments away from the checkout.
 wheel-test: $(READY)

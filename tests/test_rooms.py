@@ -18,7 +18,7 @@ FLOORS = (
     {"ops"},
     {"layers", "batch"},
     {"models", "data"},
-    {"training", "serving"},
+    {"training", "serving", "integrations"},
     {"cli", "_info", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
