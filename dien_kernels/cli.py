@@ -208,6 +208,17 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--calibrated", action="store_true", help="with what calibrate has stored beside the run")
     score.add_argument("words", nargs="*", metavar="section.key=value", help="e.g. training.device=cpu")
 
+    script = command("run", _run_script, "run a script of yours with classes of other libraries on our kernels")
+    script.add_argument(
+        "--patch",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="torch, deepctr_torch; several times for several",
+    )
+    script.add_argument("script", help="what python would run")
+    script.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+
     command("info", _show_info, "versions, build facts, and which backend can run which op, or why not")
     return parser
 
@@ -366,6 +377,12 @@ def _prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"--tail is for --append, got --tail {options.tail} without it")
     print(prepare(options.sources, options.out, overwrite=options.overwrite, **given).summary())
     return 0
+
+
+def _run_script(options: argparse.Namespace) -> int:
+    from dien_kernels.integrations._run import run_script
+
+    return run_script(options.patch, options.script, options.arguments)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ HOSTS = {"torch": "torch_gru", "deepctr_torch": "deepctr_torch"}
 Unknown = Literal["skip", "verify"]
 _active: list[Report] = []
 _MARK = "__dien_kernels__"
+_comparing = threading.local()
 
 
 class Patch(Report):
@@ -205,6 +206,8 @@ class Guarded:
 
         @functools.wraps(original)
         def method(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(_comparing, "on", False):  # inside an original that is compared, everything is original
+                return original(module, *args, **kwargs)
             if torch.compiler.is_compiling():  # neither counted nor compared: a graph is made of it
                 try:
                     return ours(module, *args, **kwargs)
@@ -234,7 +237,7 @@ class Guarded:
             if not self.unchecked:
                 return None
             try:
-                trouble = difference(self.original, self.target.replacement, module, args, kwargs)
+                trouble = difference(self._alone, self.target.replacement, module, args, kwargs)
             except Exception as error:
                 return f"{type(error).__name__}: {error}".splitlines()[0]  # compared at the next call
             self.unchecked = False
@@ -242,6 +245,14 @@ class Guarded:
                 return None
             self.report.withdrawn[self.name] = f"on the first call {trouble}"
             return "it was withdrawn"
+
+    def _alone(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """The original, with the originals of all other methods inside of it."""
+        _comparing.on = True
+        try:
+            return self.original(module, *args, **kwargs)
+        finally:
+            _comparing.on = False
 
 
 def _elsewhere(args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:

@@ -32,7 +32,7 @@ def _cell(cell: Any) -> tuple[Any, list[Tensor | None]]:
     return op, [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
 
 
-def _on_the_cpu(weight: Tensor) -> None:
+def _on_the_cpu(weight: Any) -> None:
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         raise Fallback(f"parameters of {weight.dtype} on {weight.device.type}")
 
@@ -131,6 +131,7 @@ def _scores(layer: Any, query: Tensor, keys: Tensor, histories: Histories) -> Te
 def evolving(self: Any, query: Tensor, keys: Tensor, keys_length: Tensor, mask: Tensor | None = None) -> Tensor:
     """``InterestEvolving.forward``: the last state of each row, zeros where there is no history."""
     inner = self.interest_evolution
+    op: Any
     op, weights = (gru, _gru(inner)) if isinstance(inner, nn.GRU) else _cell(inner.rnn)
     if self.gru_type == "AIGRU":
         op = aigru
@@ -145,7 +146,7 @@ def evolving(self: Any, query: Tensor, keys: Tensor, keys_length: Tensor, mask: 
     target = query if every else query[there]
     with no_autocast(keys):
         if self.gru_type == "GRU":
-            states, _ = op(keys, *weights, histories=histories)  # type: ignore[arg-type]
+            states, _ = op(keys, *weights, histories=histories)
             found = torch.matmul(_scores(self.attention, target, states, histories).unsqueeze(1), states).squeeze(1)
         else:
             scores = _scores(self.attention, target, keys, histories)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from dien_kernels import cli
 from dien_kernels.integrations import _patch, accelerate, active, patch
 from dien_kernels.integrations._target import Fallback, Target, fingerprint
 
@@ -122,7 +123,7 @@ def test_what_is_not_taken_is_the_originals() -> None:
     torch.manual_seed(1)
     assert torch.equal(half(x)[0], drawn)
     reasons = {why.split(",")[0].split(":")[0] for _, why in report.fallbacks}
-    assert {"input without elements", "dropout between layers", "inside forward-mode differentiation"} <= reasons
+    assert {"input without elements", "dropout between layers", "inside torch.func"} <= reasons
     assert report.calls[NAME] == 2
 
 
@@ -191,7 +192,9 @@ def test_undo_leaves_what_somebody_else_has_put_there(host: str) -> None:
     made = importlib.import_module(host)
     report = patch("made_up", "torch")
     made.Double.forward = lambda self, x: x
-    with pytest.raises(RuntimeError, match="^made_up_host.Double.forward was replaced by somebody else after our patch"):
+    with pytest.raises(
+        RuntimeError, match="^made_up_host.Double.forward was replaced by somebody else after our patch"
+    ):
         report.undo()
     assert made.Double()(3) == 3
     assert nn.GRU.forward is ORIGINAL
@@ -203,7 +206,9 @@ def test_texts_that_are_not_known(host: str) -> None:
     print_of_it = _patch.print_of(Target("made_up", host, "Double", "forward", ours), made.Double.forward)
     targets(ours, {"0" * 16: "1.0"})
     with patch("made_up") as report:
-        assert report.skipped[name].startswith("its text is of no release that is known (1.0); unknown='verify' tries it")
+        assert report.skipped[name].startswith(
+            "its text is of no release that is known (1.0); unknown='verify' tries it"
+        )
         assert print_of_it in report.skipped[name]
     with patch("made_up", unknown="verify", verify=False) as report:
         assert report.patched == [name]
@@ -279,3 +284,27 @@ def test_names_and_options_are_checked() -> None:
         patch("tensorflow")
     with pytest.raises(ValueError, match=r"^unknown must be one of \('skip', 'verify'\), got 'try'$"):
         patch("torch", unknown="try")  # type: ignore[arg-type]
+
+
+def test_a_script_runs_unchanged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "beside.py").write_text("WORD = 'beside'\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch, beside\n"
+        "torch.nn.GRU(3, 4)(torch.randn(5, 2, 3))\n"
+        "print(__name__, beside.WORD, *sys.argv[1:])\n"
+        "if '--fail' in sys.argv: raise ValueError('of the script')\n"
+        "sys.exit(3)\n"
+    )
+    before = list(sys.argv), list(sys.path)
+    assert cli.main(["run", "--patch", "torch", str(script), "--model", "DIEN"]) == 3
+    out, err = capfd.readouterr()
+    assert out == "__main__ beside --model DIEN\n"
+    assert f"patched: {NAME}, 1 calls" in err
+    assert cli.main(["run", "--patch", "torch", str(script), "--fail"]) == 1
+    assert "ValueError: of the script" in capfd.readouterr().err
+    assert (list(sys.argv), list(sys.path)) == before
+    assert cli.main(["run", "--patch", "torch", str(tmp_path / "none.py")]) == 2
+    assert f"there is no script {tmp_path / 'none.py'}" in capfd.readouterr().err
+    assert cli.main(["run", "--patch", "keras", str(script)]) == 2
+    assert "names must be of ['torch', 'deepctr_torch'], got 'keras'" in capfd.readouterr().err
