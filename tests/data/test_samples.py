@@ -153,3 +153,22 @@ def test_the_configs_train_to_the_end(tmp_path: Path, form: str) -> None:
     other = config.with_("data", validate_on="valid").with_("output", folder=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"the valid split is empty: .* \(data.validate_on=test validates on the test"):
         train(other)
+
+
+@pytest.mark.parametrize("form", ["taobao", "movielens"])
+def test_the_configs_of_logs_train_to_the_end(tmp_path: Path, form: str) -> None:
+    raw = tmp_path / ("UserBehavior.csv" if form == "taobao" else "ratings.dat")
+    (tmp_path / "movies.dat").write_text("".join(f"{item}::Film {item}::Genre{item % 5}\n" for item in range(40)))
+    with raw.open("w") as file:
+        for user in range(30):
+            for step in range(12):
+                item, time = (7 * user + 5 * step * (user % 3 + 1)) % 40, 1_511_600_000 + 3600 * (step + 2 * user)
+                rest = f"{item % 5},pv,{time}" if form == "taobao" else f"4::{time}"
+                file.write(f"{user},{item},{rest}\n" if form == "taobao" else f"{user}::{item}::{rest}\n")
+    path = Path(__file__).parents[2] / "examples" / "configs" / f"{form}.yaml"
+    words = {"data.path": raw if form == "taobao" else tmp_path, "output.folder": tmp_path / "run"}
+    words |= {"training.epochs": 1} | dict.fromkeys(("output.progress", "output.report", "output.tensorboard"), "false")
+    config = load(path, [f"{name}={value}" for name, value in words.items()])
+    assert config.data.prepare["format"] == form
+    result = train(config)
+    assert result["test"]["rows"] == 2 * Prepared.open(tmp_path / "run" / "prepared").split_size("test") > 0
