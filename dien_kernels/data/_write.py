@@ -1,7 +1,7 @@
 """The second pass of ``prepare``: sorts the rows of one shard after another and writes its users.
 
 Room card. Lives here: ``ShardWriter`` and what it counts on the way. May import: numpy, pyarrow, polars, ``_deal``,
-``_ids``, ``_samples``, ``_numbers``, ``folder``. Must not be here: the reading of logs, the meta file.
+``_ids``, ``_samples``, ``_numbers``, ``negatives``, ``folder``. Must not be here: the reading of logs, the meta file.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dien_kernels.data.folder import (
     user_column,
 )
 from dien_kernels.data.log import Log
+from dien_kernels.data.negatives import high_bits
 
 DUPLICATES = ("keep", "drop")
 
@@ -342,7 +343,7 @@ class ShardWriter:
             return ~pl.Series(key).is_first_distinct().to_numpy() & (item > 0)
         # Few of the behaviours are asked for: a table of bits leaves out nearly all keys that none of them has.
         shift = np.uint64(64 - max(int(16 * step.size).bit_length(), 6))
-        hashes = (key.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> shift
+        hashes = high_bits(key, shift)
         asked = np.zeros(1 << int(64 - shift), bool)
         asked[hashes[step]] = True
         maybe = np.flatnonzero(asked[hashes])

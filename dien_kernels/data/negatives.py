@@ -130,10 +130,10 @@ class Owned:
         keys = self._keys.take(np.arange(total) + np.repeat(low - (np.cumsum(length) - length), length))
         shift = np.uint64(64 - max((16 * total).bit_length(), 6))
         marks = np.zeros(1 << int(64 - shift), bool)
-        marks[_hash(keys, shift)] = True
+        marks[high_bits(keys, shift)] = True
 
         def has(users: Array, items: Array, until: Array | None = None) -> Array:
-            answer: Array = marks.take(_hash(users * self.size + items, shift))
+            answer: Array = marks.take(high_bits(users * self.size + items, shift))
             maybe = np.flatnonzero(answer)
             answer[maybe] = self.has(users[maybe], items[maybe], None if until is None else until[maybe])
             return answer
@@ -228,7 +228,7 @@ class Negatives:
         return np.searchsorted(self._sums, place, side="right")
 
 
-def _hash(keys: Array, shift: np.uint64) -> Array:
+def high_bits(keys: Array, shift: np.uint64) -> Array:
     """The highest bits of the keys times 2^64 / golden ratio, as int64."""
     mixed: Array = keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return np.asarray((mixed >> shift).view(np.int64))

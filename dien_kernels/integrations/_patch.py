@@ -100,8 +100,7 @@ def patch(*names: str, unknown: Unknown = "skip", verify: bool = True) -> Patch:
                 foreign.append(target.name)
         if report in _active:
             _active.remove(report)
-        if foreign:
-            raise RuntimeError(f"{', '.join(foreign)} was replaced by somebody else after our patch, and left as it is")
+        _refuse(foreign)
 
     report._undo = undo
     _active.append(report)
@@ -152,11 +151,16 @@ def accelerate(model: nn.Module, *names: str, unknown: Unknown = "skip", verify:
                 del vars(module)[method]
             else:
                 foreign.append(f"{type(module).__qualname__}.{method}")
-        if foreign:
-            raise RuntimeError(f"{', '.join(foreign)} was replaced by somebody else after our patch, and left as it is")
+        _refuse(foreign)
 
     report._undo = undo
     return report
+
+
+def _refuse(foreign: Sequence[str]) -> None:
+    """Raise ``RuntimeError`` naming the methods that an undo found replaced by somebody else."""
+    if foreign:
+        raise RuntimeError(f"{', '.join(foreign)} was replaced by somebody else after our patch, and left as it is")
 
 
 def active() -> list[Report]:
